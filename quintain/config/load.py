@@ -1,0 +1,157 @@
+"""Reading an experiment: YAML, overrides, and one clear line for every mistake.
+
+Each problem names the field's path, what was expected, what came, and the nearest right name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from quintain.config.schema import ExperimentConfig
+from quintain.failure import QuintainError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads 1e-6 as a number."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise QuintainError(f"line {key_node.start_mark.line + 1}: '{key}' is given twice, first in line {seen[key]}")
+        seen[key] = key_node.start_mark.line + 1
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The experiment in the YAML file `path`, with `a.b=value` overrides; QuintainError on any mistake."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise QuintainError(f"cannot read the experiment {path}: {error.strerror or error}") from None
+    return parse_config(text, overrides, origin=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), *, origin: str = "experiment") -> ExperimentConfig:
+    """The experiment that the YAML `text` describes; `origin` names it in messages."""
+    data = _read(text, origin)
+    for override in overrides:
+        _override(data, override)
+    try:
+        return ExperimentConfig.model_validate(data)
+    except ValidationError as error:
+        lines = list(problems(error, ExperimentConfig, data))
+        raise QuintainError("\n".join(f"{origin}: {line}" for line in lines)) from None
+
+
+def dump_config(config: ExperimentConfig) -> str:
+    """The resolved experiment as YAML, every default written out; the environment's token is left out."""
+    data = config.model_dump(mode="json")
+    data["environment"].pop("token", None)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _read(text: str, origin: str) -> dict[str, Any]:
+    try:
+        data = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise QuintainError(f"{origin}: {line}this is not YAML: {error.problem}") from None
+    except QuintainError as error:
+        raise QuintainError(f"{origin}: {error}") from None
+    if not isinstance(data, dict):
+        raise QuintainError(f"{origin}: expected sections such as 'model:' and 'trainer:', got {data!r}")
+    return data
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise QuintainError(f"--set {override}: expected path=value, such as trainer.learning_rate=1e-6")
+    *parents, leaf = path.split(".")
+    at = data
+    for part in parents:
+        inner = at.setdefault(part, {})
+        if inner is None:
+            inner = at[part] = {}
+        if not isinstance(inner, dict):
+            raise QuintainError(f"--set {override}: '{part}' is a value ({inner!r}), not a section")
+        at = inner
+    try:
+        at[leaf] = yaml.load(text, _Loader)  # noqa: S506
+    except yaml.YAMLError:
+        raise QuintainError(f"--set {override}: '{text}' is not a YAML value") from None
+
+
+def problems(error: ValidationError, model: type[BaseModel], data: Any) -> Iterator[str]:
+    """One line per mistake in `error`, with the field's path and the fix."""
+    seen: set[str] = set()
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"])
+        line = _problem(item, path, model)
+        if line not in seen:
+            seen.add(line)
+            yield line
+
+
+def _problem(item: ErrorDetails, path: str, model: type[BaseModel]) -> str:
+    kind, got, context = item["type"], item.get("input"), item.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = fields_at(model, item["loc"][:-1])
+        return f"{path}: no such field{nearest(str(item['loc'][-1]), known)}"
+    if kind == "missing":
+        return f"{path}: required, and not given"
+    if kind == "literal_error":
+        return f"{path}: expected {context.get('expected')}, got {got!r}{nearest(str(got), _choices(context))}"
+    if kind == "value_error":
+        message = str(item["msg"]).removeprefix("Value error, ")
+        return f"{path}: {message}" if path else message
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{path}: expected a section with fields, got {got!r}"
+    message = str(item["msg"]).replace("Input should be", "expected")
+    return f"{path}: {message}, got {got!r}"
+
+
+def _choices(context: Mapping[str, Any]) -> list[str]:
+    return [part.strip(" '") for part in str(context.get("expected", "")).replace(" or ", ",").split(",")]
+
+
+def fields_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    """The field names of the section at `loc` below `model`."""
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        inner = next(_models(field.annotation), None) if field is not None else None
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is not Literal:
+        for part in get_args(annotation) if get_origin(annotation) else ():
+            yield from _models(part)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest of `known` to `name`, or all of them where none is near."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; expected one of {', '.join(names)}" if names else ""

@@ -1,0 +1,266 @@
+"""One experiment, as data: what a YAML file may say, and the same classes as the Python API.
+
+An option is defined here once, with its default, its range and what it means; field names follow TRL where the
+meaning is the same. Nothing heavy is imported: a file can be checked on a laptop.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
+
+
+class Section(BaseModel):
+    """A section of the file: unknown keys are errors, values are frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class LoraConfig(Section):
+    """Train a low-rank adapter (PEFT) in place of the whole model; the adapter-off model is the reference."""
+
+    r: Positive = 16
+    """Rank of the adapter."""
+    alpha: Positive = 32
+    """Scale: the adapter's update is multiplied by alpha / r."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input. Above 0 the sampler and the trainer no longer compute the same function."""
+    target_modules: str | list[str] = "all-linear"
+    """Which layers get an adapter, as PEFT names them."""
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    path: str
+    """A folder with a transformers model and its tokenizer, or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the trained weights and of the optimiser's state."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """The type matrix products run in; bfloat16 with float32 weights is mixed precision."""
+    lora: LoraConfig | None = None
+    """A low-rank adapter; null trains every weight."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class EnvironmentConfig(Section):
+    """Where tasks and rewards come from."""
+
+    name: str | None = None
+    """A built-in environment, `module:Class`, or `file.py:Class`: served by the run as its own process."""
+    url: str | None = None
+    """An environment server that is already running. Give this or `name`."""
+    token: str | None = Field(default=None, repr=False)
+    """The bearer token of the server at `url`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Options of the environment's class."""
+    split: str = "train"
+    """The split that training draws from."""
+    shuffle: bool = True
+    """Visit a finite split in a seeded order, a new one each epoch; an endless split is always taken in order."""
+    workers: Positive = 1
+    """Worker processes of the environment server."""
+    step_timeout_s: Seconds = 60.0
+    """A reset or step that takes longer is killed and is a failure."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EnvironmentConfig:
+        if (self.name is None) == (self.url is None):
+            raise ValueError("give exactly one of 'name' (serve this environment) and 'url' (one already running)")
+        return self
+
+
+class RolloutConfig(Section):
+    """How episodes are sampled."""
+
+    engine: Literal["transformers", "fake"] = "transformers"
+    """What samples: the embedded transformers engine, or a seeded stand-in for tests."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """The type the engine samples in."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Sampling temperature of training episodes."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling. Below 1 it biases the importance ratio."""
+    top_k: Count = 0
+    """Keep only the k likeliest tokens; 0 is off. Above 0 it biases the importance ratio."""
+    max_completion_length: Positive = 256
+    """Most tokens of one turn."""
+    max_length: Positive | None = None
+    """Most tokens of a whole episode; null is what the model allows."""
+    max_turns: Positive = 16
+    """An episode with more turns is truncated."""
+    max_batch: Positive = 64
+    """Most sequences the embedded engine decodes at once."""
+    max_concurrency: Positive = 256
+    """Most episodes in flight."""
+    max_staleness: Count = 0
+    """How many versions old a trajectory may be when it is consumed; 0 is exactly on-policy."""
+    attempts: Positive = 3
+    """How often a trajectory is tried while its failure is retryable."""
+    threads: Positive | None = None
+    """CPU threads of the engine; null is one per core."""
+    canary_tolerance: Rate | None = None
+    """Largest mean |log-probability difference| a publish may show; null: 0.1 in bfloat16, 0.001 in float32."""
+    restarts: Count = 3
+    """How often a server of the run that dies is started again."""
+
+
+class TrainerConfig(Section):
+    """How the policy learns. Names as in TRL's GRPOConfig where the meaning is the same."""
+
+    algorithm: Literal["grpo"] = "grpo"
+    """Which algorithm turns groups into advantages and a loss."""
+    max_steps: Positive = 100
+    """Optimiser steps, each on one batch of fresh groups."""
+    prompts_per_step: Positive = 8
+    """Groups of a batch."""
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Trajectories of a group (G)."""
+    num_iterations: Positive = 1
+    """Optimiser updates on each batch (mu of the GRPO paper)."""
+
+    learning_rate: Rate = 1e-6
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls after the warm-up: not, to zero in a line, to zero in half a cosine."""
+    warmup_steps: Count = 0
+    """Steps in which the rate rises from zero."""
+    weight_decay: Rate = 0.0
+    """Decoupled weight decay."""
+    adam_beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Fraction = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide centred rewards by the standard deviation of their group, of the batch, or not at all."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Several rewards: add, then normalise (GRPO); or normalise each, then add (GDPO)."""
+    reward_weights: dict[str, float] | None = None
+    """Weights of the environment's named rewards; null takes the episode's reward as it is."""
+
+    loss_type: LossType = "dapo"
+    """The loss and its reduction."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Ratios per token, or one per sequence (GSPO)."""
+    epsilon: Annotated[float, Field(ge=0)] = 0.2
+    """Clip range of the ratio, below 1 (and above it, unless `epsilon_high` is given)."""
+    epsilon_high: Annotated[float, Field(ge=0)] | None = None
+    """Clip range above 1; for cispo the absolute bound of the ratio."""
+    delta: Annotated[float, Field(gt=0)] | None = None
+    """Upper bound of the ratio on the unclipped side (INTELLECT-2's two-sided clip)."""
+    beta: Rate = 0.0
+    """Weight of the KL to the reference model; 0 loads no reference."""
+    use_bias_correction_kl: bool = False
+    """Multiply the KL by the importance ratio (DeepSeek-V3.2)."""
+    top_entropy_quantile: Fraction = 1.0
+    """Train only on this share of tokens, those of highest entropy."""
+    mask_truncated_completions: bool = False
+    """Leave trajectories that a limit cut short out of the loss."""
+    off_policy_mask_threshold: Annotated[float, Field(gt=0)] | None = None
+    """Drop a sequence of negative advantage whose mean log-ratio to the sampler exceeds this (DeepSeek-V3.2)."""
+    off_policy_correction: Literal["none", "tis", "icepop", "seq_mask", "decoupled"] = "none"
+    """How the difference between sampler and trainer is corrected."""
+    off_policy_cap: Annotated[float, Field(gt=0)] = 2.0
+    """Upper bound C of the correction's weight."""
+    off_policy_floor: Annotated[float, Field(ge=0)] = 0.5
+    """Lower bound of the weight for icepop and seq_mask."""
+    sapo_temperature_pos: Annotated[float, Field(gt=0)] = 1.0
+    """SAPO's temperature where the advantage is positive."""
+    sapo_temperature_neg: Annotated[float, Field(gt=0)] = 1.05
+    """SAPO's temperature elsewhere."""
+    vespo_k_pos: Rate = 2.0
+    """VESPO's power k where the advantage is not negative."""
+    vespo_lambda_pos: Rate = 3.0
+    """VESPO's decay lambda where the advantage is not negative."""
+    vespo_k_neg: Rate = 3.0
+    """VESPO's power k elsewhere."""
+    vespo_lambda_neg: Rate = 2.0
+    """VESPO's decay lambda elsewhere."""
+
+    layout: Literal["auto", "tree", "packed", "padded"] = "auto"
+    """How rows share a forward pass; auto is tree wherever the model allows it."""
+    max_tokens_per_microbatch: Positive = 8192
+    """Token budget of one forward and backward pass; more tokens are accumulated over several."""
+    threads: Positive | None = None
+    """CPU threads of the trainer; null is one per core."""
+
+    save_steps: Positive | None = None
+    """Write a checkpoint every so many steps; one is always written at the end and when stopped."""
+    save_total_limit: Positive = 2
+    """Checkpoints to keep."""
+    report_to: list[str] = Field(default_factory=list)
+    """Trackers of Accelerate that get the metrics as well (tensorboard, wandb, ...)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainerConfig:
+        if self.off_policy_correction in ("icepop", "seq_mask") and self.off_policy_floor >= self.off_policy_cap:
+            raise ValueError(f"off_policy_floor ({self.off_policy_floor}) must be below off_policy_cap")
+        if self.loss_type == "vespo" and self.importance_sampling_level == "sequence":
+            raise ValueError("loss_type vespo weighs whole sequences itself: set importance_sampling_level: token")
+        if self.reward_weights is not None and not self.reward_weights:
+            raise ValueError("reward_weights is empty: name at least one reward, or leave it out")
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.reward_weights is None:
+            raise ValueError("normalize_then_sum needs reward_weights, which name the rewards to normalise")
+        if self.warmup_steps > self.max_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
+        return self
+
+
+class EvaluationConfig(Section):
+    """Evaluation on tasks that training never shows."""
+
+    split: str = "heldout"
+    """The split to evaluate on."""
+    num_tasks: Positive | None = None
+    """How many of its tasks; null is all of a finite split."""
+    eval_steps: Positive | None = None
+    """Evaluate every so many steps; before and after training it always is."""
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """0 is greedy."""
+    samples_shown: Count = 5
+    """Sample answers shown at the end, before and after."""
+
+
+class ExperimentConfig(Section):
+    """One experiment: what `quintain train FILE.yaml` runs."""
+
+    name: str = "run"
+    """Names the run directory."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Everything random follows from it."""
+    model: ModelConfig
+    environment: EnvironmentConfig
+    rollout: RolloutConfig = RolloutConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig | None = None
+    output_dir: str = "runs"
+    """Where run directories are made."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentConfig:
+        longest = self.rollout.max_length
+        if longest is not None and self.rollout.max_completion_length >= longest:
+            raise ValueError(
+                f"rollout.max_completion_length ({self.rollout.max_completion_length}) leaves no room for a prompt"
+                f" within rollout.max_length ({longest}): make it smaller"
+            )
+        if self.trainer.beta > 0 and self.model.lora is not None and self.model.lora.dropout > 0:
+            raise ValueError("trainer.beta > 0 with model.lora.dropout > 0 makes a noisy KL: set dropout to 0")
+        if self.model.dtype == "bfloat16" and self.model.compute_dtype == "float32":
+            raise ValueError("model.compute_dtype: float32 with model.dtype: bfloat16 gains nothing: use bfloat16 in both")
+        return self

@@ -1,0 +1,204 @@
+"""Trajectories of exact tokens, and the training rows they become.
+
+Invariants, checked where the objects are made:
+- a turn's `output_ids`, `logprobs` and version spans cover the same tokens, in order and without gaps;
+- arrays are one-dimensional, of the declared type, and read-only;
+- a trajectory has a finite reward or a failure, never both and never neither.
+
+Shapes: P prompt tokens of a turn, T sampled tokens of a turn, L tokens of a segment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from quintain.codec import Floats, Ints, as_floats, as_ints
+from quintain.failure import Failure
+from quintain.messages import Message
+
+
+class Finish(StrEnum):
+    """Why the engine stopped sampling."""
+
+    STOP = "stop"  # an end-of-turn token was sampled; it is the last of the output
+    LENGTH = "length"  # the token limit came first
+    ABORT = "abort"  # the engine was told to stop
+
+
+class Ending(StrEnum):
+    """How an episode ended."""
+
+    TERMINATED = "terminated"  # the environment said so
+    TRUNCATED = "truncated"  # a limit of turns or tokens came first
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens `start` to `end` (exclusive) of a turn's output were sampled by policy `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One policy sample and what the environment answered.
+
+    prompt_ids [P] int32 and output_ids [T] int32 are exactly what the engine was given and gave; logprobs [T]
+    float32 are of the distribution sampled from (temperature included). `message` is the sample as the environment
+    saw it; `observation` is what it answered.
+    """
+
+    prompt_ids: Ints
+    output_ids: Ints
+    logprobs: Floats
+    finish: Finish
+    versions: tuple[VersionSpan, ...]
+    message: Message
+    observation: tuple[Message, ...] = ()
+    reward: float = 0.0
+    fork: str | None = None  # why this turn's prompt does not extend the tokens before it
+    generate_s: float = 0.0
+    env_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_ids", as_ints(self.prompt_ids))
+        object.__setattr__(self, "output_ids", as_ints(self.output_ids))
+        object.__setattr__(self, "logprobs", as_floats(self.logprobs))
+        n = len(self.output_ids)
+        if len(self.logprobs) != n:
+            raise ValueError(f"a turn needs one log-probability per sampled token: {n} tokens, {len(self.logprobs)}")
+        check_spans(self.versions, n)
+        if not math.isfinite(self.reward):
+            raise ValueError(f"a turn's reward must be finite, not {self.reward!r}")
+
+    @property
+    def ids(self) -> Ints:
+        """All tokens so far [P + T]."""
+        return as_ints(np.concatenate([self.prompt_ids, self.output_ids]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """The record of one episode.
+
+    `reward` is the sum over turns, None where the episode failed; `rewards` names its parts where the environment
+    does (an episode's `info["rewards"]`). `index` is the task's place in its source, `member` the place in the group.
+    """
+
+    id: str
+    group: str
+    task: str
+    index: int
+    member: int
+    seed: int
+    turns: tuple[Turn, ...]
+    ending: Ending
+    reward: float | None
+    failure: Failure | None = None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    prompt: tuple[Message, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+    attempts: int = 1
+    elapsed_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.reward is None) == (self.failure is None):
+            raise ValueError("a trajectory has a reward or a failure: give exactly one of them")
+        if (self.failure is not None) != (self.ending is Ending.FAILED):
+            raise ValueError(f"a trajectory that failed ends in 'failed' and no other does, not {self.ending!r}")
+        if self.reward is not None and not math.isfinite(self.reward):
+            raise ValueError(f"a trajectory's reward must be finite, not {self.reward!r}")
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens the policy sampled in all turns."""
+        return sum(len(turn.output_ids) for turn in self.turns)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a limit cut the last turn or the episode short."""
+        cut = bool(self.turns) and self.turns[-1].finish is Finish.LENGTH
+        return cut or self.ending is Ending.TRUNCATED
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """The G trajectories of one task, failures included."""
+
+    id: str
+    index: int
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """A training row: a maximal chain of turns in which each prompt extends the tokens before it.
+
+    ids [L] int32; mask [L] bool, true where the policy sampled the token; logprobs [L] float32, zero where it did
+    not; versions [L] int32, -1 where it did not. The first token is never sampled.
+    """
+
+    ids: Ints
+    mask: np.ndarray[Any, np.dtype[np.bool_]]
+    logprobs: Floats
+    versions: Ints
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first sampled one."""
+        return int(np.argmax(self.mask)) if self.mask.any() else len(self.ids)
+
+
+def check_spans(spans: Sequence[VersionSpan], tokens: int) -> None:
+    """Raise ValueError unless `spans` tile 0..tokens in order without gaps or empty spans."""
+    at = 0
+    for span in spans:
+        if span.start != at or span.end <= span.start:
+            raise ValueError(f"version spans must tile the {tokens} sampled tokens in order: got {list(spans)}")
+        at = span.end
+    if at != tokens:
+        raise ValueError(f"version spans must tile the {tokens} sampled tokens in order: got {list(spans)}")
+
+
+def extends(prompt: Ints, before: Ints) -> bool:
+    """Whether `prompt` starts, exactly, with the tokens `before`."""
+    return len(prompt) >= len(before) and bool(np.array_equal(prompt[: len(before)], before))
+
+
+def to_segments(trajectory: Trajectory) -> list[Segment]:
+    """The training rows of `trajectory`, in order. Every sampled token is in exactly one of them.
+
+    A turn without sampled tokens adds nothing to train on; it still carries the chain forward.
+    """
+    chains: list[list[Turn]] = []
+    for turn in trajectory.turns:
+        if chains and extends(turn.prompt_ids, chains[-1][-1].ids):
+            chains[-1].append(turn)
+        else:
+            chains.append([turn])
+    return [_join(chain) for chain in chains if any(len(turn.output_ids) for turn in chain)]
+
+
+def _join(chain: Sequence[Turn]) -> Segment:
+    last = max(i for i, turn in enumerate(chain) if len(turn.output_ids))
+    ids = chain[last].ids
+    mask = np.zeros(len(ids), dtype=np.bool_)
+    logprobs = np.zeros(len(ids), dtype=np.float32)
+    versions = np.full(len(ids), -1, dtype=np.int32)
+    for turn in chain[: last + 1]:
+        start = len(turn.prompt_ids)
+        mask[start : start + len(turn.output_ids)] = True
+        logprobs[start : start + len(turn.output_ids)] = turn.logprobs
+        for span in turn.versions:
+            versions[start + span.start : start + span.end] = span.version
+    mask.setflags(write=False)
+    return Segment(ids, mask, as_floats(logprobs), as_ints(versions))
