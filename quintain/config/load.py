@@ -27,7 +27,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
-            raise QuintainError(f"line {key_node.start_mark.line + 1}: '{key}' is given twice, first in line {seen[key]}")
+            raise QuintainError(
+                f"line {key_node.start_mark.line + 1}: '{key}' is given twice, first in line {seen[key]}"
+            )
         seen[key] = key_node.start_mark.line + 1
     return dict(loader.construct_mapping(node, deep=True))
 
@@ -66,7 +68,7 @@ def dump_config(config: ExperimentConfig) -> str:
 
 def _read(text: str, origin: str) -> dict[str, Any]:
     try:
-        data = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+        data = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise QuintainError(f"{origin}: {line}this is not YAML: {error.problem}") from None
@@ -91,7 +93,7 @@ def _override(data: dict[str, Any], override: str) -> None:
             raise QuintainError(f"--set {override}: '{part}' is a value ({inner!r}), not a section")
         at = inner
     try:
-        at[leaf] = yaml.load(text, _Loader)  # noqa: S506
+        at[leaf] = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise QuintainError(f"--set {override}: '{text}' is not a YAML value") from None
 

@@ -8,21 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
-
-
-class Section(BaseModel):
-    """A section of the file: unknown keys are errors, values are frozen once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+from quintain.config.loss import LossOptions
+from quintain.config.section import Count, Fraction, Positive, Rate, Seconds, Section
 
 
 class LoraConfig(Section):
@@ -115,7 +104,7 @@ class RolloutConfig(Section):
     """How often a server of the run that dies is started again."""
 
 
-class TrainerConfig(Section):
+class TrainerConfig(LossOptions):
     """How the policy learns. Names as in TRL's GRPOConfig where the meaning is the same."""
 
     algorithm: Literal["grpo"] = "grpo"
@@ -153,45 +142,6 @@ class TrainerConfig(Section):
     reward_weights: dict[str, float] | None = None
     """Weights of the environment's named rewards; null takes the episode's reward as it is."""
 
-    loss_type: LossType = "dapo"
-    """The loss and its reduction."""
-    importance_sampling_level: Literal["token", "sequence"] = "token"
-    """Ratios per token, or one per sequence (GSPO)."""
-    epsilon: Annotated[float, Field(ge=0)] = 0.2
-    """Clip range of the ratio, below 1 (and above it, unless `epsilon_high` is given)."""
-    epsilon_high: Annotated[float, Field(ge=0)] | None = None
-    """Clip range above 1; for cispo the absolute bound of the ratio."""
-    delta: Annotated[float, Field(gt=0)] | None = None
-    """Upper bound of the ratio on the unclipped side (INTELLECT-2's two-sided clip)."""
-    beta: Rate = 0.0
-    """Weight of the KL to the reference model; 0 loads no reference."""
-    use_bias_correction_kl: bool = False
-    """Multiply the KL by the importance ratio (DeepSeek-V3.2)."""
-    top_entropy_quantile: Fraction = 1.0
-    """Train only on this share of tokens, those of highest entropy."""
-    mask_truncated_completions: bool = False
-    """Leave trajectories that a limit cut short out of the loss."""
-    off_policy_mask_threshold: Annotated[float, Field(gt=0)] | None = None
-    """Drop a sequence of negative advantage whose mean log-ratio to the sampler exceeds this (DeepSeek-V3.2)."""
-    off_policy_correction: Literal["none", "tis", "icepop", "seq_mask", "decoupled"] = "none"
-    """How the difference between sampler and trainer is corrected."""
-    off_policy_cap: Annotated[float, Field(gt=0)] = 2.0
-    """Upper bound C of the correction's weight."""
-    off_policy_floor: Annotated[float, Field(ge=0)] = 0.5
-    """Lower bound of the weight for icepop and seq_mask."""
-    sapo_temperature_pos: Annotated[float, Field(gt=0)] = 1.0
-    """SAPO's temperature where the advantage is positive."""
-    sapo_temperature_neg: Annotated[float, Field(gt=0)] = 1.05
-    """SAPO's temperature elsewhere."""
-    vespo_k_pos: Rate = 2.0
-    """VESPO's power k where the advantage is not negative."""
-    vespo_lambda_pos: Rate = 3.0
-    """VESPO's decay lambda where the advantage is not negative."""
-    vespo_k_neg: Rate = 3.0
-    """VESPO's power k elsewhere."""
-    vespo_lambda_neg: Rate = 2.0
-    """VESPO's decay lambda elsewhere."""
-
     layout: Literal["auto", "tree", "packed", "padded"] = "auto"
     """How rows share a forward pass; auto is tree wherever the model allows it."""
     max_tokens_per_microbatch: Positive = 8192
@@ -208,10 +158,6 @@ class TrainerConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainerConfig:
-        if self.off_policy_correction in ("icepop", "seq_mask") and self.off_policy_floor >= self.off_policy_cap:
-            raise ValueError(f"off_policy_floor ({self.off_policy_floor}) must be below off_policy_cap")
-        if self.loss_type == "vespo" and self.importance_sampling_level == "sequence":
-            raise ValueError("loss_type vespo weighs whole sequences itself: set importance_sampling_level: token")
         if self.reward_weights is not None and not self.reward_weights:
             raise ValueError("reward_weights is empty: name at least one reward, or leave it out")
         if self.multi_objective_aggregation == "normalize_then_sum" and self.reward_weights is None:
@@ -262,5 +208,7 @@ class ExperimentConfig(Section):
         if self.trainer.beta > 0 and self.model.lora is not None and self.model.lora.dropout > 0:
             raise ValueError("trainer.beta > 0 with model.lora.dropout > 0 makes a noisy KL: set dropout to 0")
         if self.model.dtype == "bfloat16" and self.model.compute_dtype == "float32":
-            raise ValueError("model.compute_dtype: float32 with model.dtype: bfloat16 gains nothing: use bfloat16 in both")
+            raise ValueError(
+                "model.compute_dtype: float32 with model.dtype: bfloat16 gains nothing: use bfloat16 in both"
+            )
         return self

@@ -1,0 +1,263 @@
+"""Policy losses against TRL 1.16's own code: value, gradient and metrics, for every loss type and option."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quintain.config.loss import LOSS_TYPES, LossOptions
+from quintain.trainers.losses.metrics import metric_values
+
+from . import trl_oracle
+from .loss_batches import (
+    LONGEST,
+    ROWS,
+    Batch,
+    flat,
+    make_batch,
+    random_advantages,
+    rows_of,
+    run,
+    trl_options,
+    whole_run,
+)
+
+torch.set_num_threads(1)
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "asymmetric clip": {"epsilon": 0.1, "epsilon_high": 0.4},
+    "two-sided clip": {"delta": 1.5},
+    "kl": {"beta": 0.2},
+    "kl without bias correction": {"beta": 0.2, "use_bias_correction_kl": False},
+    "sequence level": {"importance_sampling_level": "sequence", "epsilon": 0.05},
+    "sequence level with kl": {"importance_sampling_level": "sequence", "epsilon": 0.05, "beta": 0.2},
+    "top entropies": {"top_entropy_quantile": 0.3},
+    "the one highest entropy": {"top_entropy_quantile": 0.0},
+    "truncated rows masked": {"mask_truncated_completions": True},
+    "truncated rows masked, top entropies": {"mask_truncated_completions": True, "top_entropy_quantile": 0.4},
+    "off-policy mask": {"off_policy_mask_threshold": 0.05},
+    "tis": {"off_policy_correction": "tis", "importance_sampling_clip_max": 1.2},
+    "tis, both bounds": {
+        "off_policy_correction": "tis",
+        "importance_sampling_clip_min": 0.8,
+        "importance_sampling_clip_max": 1.2,
+    },
+    "icepop": {
+        "off_policy_correction": "icepop",
+        "importance_sampling_clip_min": 0.8,
+        "importance_sampling_clip_max": 1.2,
+    },
+    "icepop, lower bound only": {
+        "off_policy_correction": "icepop",
+        "importance_sampling_clip_min": 0.9,
+        "importance_sampling_clip_max": None,
+    },
+    "off-policy mask by the sampler, tis": {
+        "off_policy_mask_threshold": 0.05,
+        "off_policy_correction": "tis",
+    },
+    "other temperatures and weights": {
+        "sapo_temperature_pos": 0.7,
+        "sapo_temperature_neg": 1.4,
+        "vespo_k_pos": 1.0,
+        "vespo_lambda_pos": 0.5,
+        "vespo_k_neg": 2.0,
+        "vespo_lambda_neg": 1.0,
+    },
+    "everything": {
+        "epsilon_high": 0.3,
+        "delta": 1.4,
+        "beta": 0.1,
+        "top_entropy_quantile": 0.7,
+        "mask_truncated_completions": True,
+        "off_policy_mask_threshold": 0.1,
+        "off_policy_correction": "tis",
+    },
+}
+
+
+def trl(batch: Batch, advantages: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """TRL's loss, gradient [B · L] and metrics for the same batch."""
+    names = trl_options(options)
+    inputs, scored = trl_oracle.score(batch, **names)
+    inputs["advantages"] = advantages
+    if options.off_policy_correction in ("none", "seq_mask", "decoupled"):
+        inputs.pop("importance_sampling_ratio", None)
+    if options.off_policy_correction in ("seq_mask", "decoupled"):
+        inputs["importance_sampling_ratio"] = closed_form_factor(batch, options)
+    loss, gradient, metrics = trl_oracle.loss(batch, inputs, **names)
+    return loss, gradient.flatten(), scored | metrics
+
+
+def closed_form_factor(batch: Batch, options: LossOptions) -> Tensor:
+    """[B, L], token by token in Python: the two corrections that TRL does not have."""
+    assert batch.old_logp is not None
+    assert batch.sampler_logp is not None
+    factor = torch.ones_like(batch.logp)
+    low = options.importance_sampling_clip_min or 0.0
+    high = options.importance_sampling_clip_max or math.inf
+    for b in range(ROWS):
+        used = [t for t in range(batch.lengths[b]) if batch.tool_mask[b, t]]
+        if options.mask_truncated_completions and batch.truncated[b]:
+            used = []
+        weights = [math.exp(batch.old_logp[b, t].item() - batch.sampler_logp[b, t].item()) for t in used]
+        if options.off_policy_correction == "seq_mask":
+            mean = math.prod(weights) ** (1 / max(len(weights), 1))
+            factor[b] = 1.0 if low <= mean <= high else 0.0
+        else:
+            for t, weight in zip(used, weights, strict=True):
+                factor[b, t] = weight
+    return factor
+
+
+def assert_equals_trl(batch: Batch, advantages: Tensor, options: LossOptions) -> None:
+    value, gradient, _ = whole_run(flat(batch, advantages, options), options)
+    expected, expected_gradient, _ = trl(batch, advantages, options)
+    # TRL rounds SAPO's temperatures to float32, whatever the dtype of the rest.
+    rtol = 1e-6 if options.loss_type == "sapo" else 1e-9
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=1e-12, check_dtype=False)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_value_and_gradient_are_those_of_trl(loss_type: Any, name: str) -> None:
+    options = LossOptions(loss_type=loss_type, **OPTIONS[name])
+    for seed in range(2):
+        batch = make_batch(seed, sampler=options.off_policy_correction != "none", truncated=True)
+        assert_equals_trl(batch, random_advantages(seed), options)
+
+
+@st.composite
+def any_options(draw: st.DrawFn) -> LossOptions:
+    loss_type = draw(st.sampled_from(LOSS_TYPES))
+    corrections = ["none", "tis", "icepop", "decoupled"] + ["seq_mask"] * (loss_type != "vespo")
+    return LossOptions(
+        loss_type=loss_type,
+        epsilon=draw(st.sampled_from([0.0, 0.1, 0.2])),
+        epsilon_high=draw(st.sampled_from([None, 0.28, 5.0])),
+        delta=draw(st.sampled_from([None, 1.1, 2.0])),
+        beta=draw(st.sampled_from([0.0, 0.05])),
+        use_bias_correction_kl=draw(st.booleans()),
+        importance_sampling_level=draw(st.sampled_from(["token", "sequence"])),
+        top_entropy_quantile=draw(st.sampled_from([1.0, 0.5, 0.2])),
+        mask_truncated_completions=draw(st.booleans()),
+        off_policy_mask_threshold=draw(st.sampled_from([None, 0.02, 0.2])),
+        off_policy_correction=draw(st.sampled_from(corrections)),  # type: ignore[arg-type]
+        importance_sampling_clip_max=draw(st.sampled_from([1.1, 3.0])),
+        importance_sampling_clip_min=draw(st.sampled_from([None, 0.9])),
+    )
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(options=any_options(), seed=st.integers(0, 10**6), drift=st.sampled_from([0.05, 0.5, 2.0]))
+def test_any_combination_of_options_is_that_of_trl(options: LossOptions, seed: int, drift: float) -> None:
+    sampler = options.off_policy_correction != "none"
+    batch = make_batch(seed, drift=drift, sampler=sampler, truncated=True)
+    assert_equals_trl(batch, random_advantages(seed), options)
+
+
+@pytest.mark.parametrize("correction", ["seq_mask", "decoupled"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_the_corrections_that_trl_lacks_have_their_closed_form(loss_type: Any, correction: Any) -> None:
+    if (loss_type, correction) == ("vespo", "seq_mask"):
+        with pytest.raises(ValueError, match="seq_mask"):
+            LossOptions(loss_type=loss_type, off_policy_correction=correction)
+        return
+    bounds = {"importance_sampling_clip_min": 0.95, "importance_sampling_clip_max": 1.1}
+    options = LossOptions(loss_type=loss_type, off_policy_correction=correction, **bounds)
+    batch = make_batch(3, sampler=True)
+    if correction == "seq_mask":
+        kept = closed_form_factor(batch, options)[:, 0]
+        assert 0 < kept.sum() < ROWS
+    assert_equals_trl(batch, random_advantages(3), options)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_without_old_log_probabilities_the_policy_itself_is_the_proximal_one(loss_type: Any) -> None:
+    options = LossOptions(loss_type=loss_type, beta=0.1)
+    assert_equals_trl(make_batch(4, on_policy=True), random_advantages(4), options)
+
+
+@pytest.mark.parametrize("correction", ["tis", "icepop", "none"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_tokens_the_sampler_could_not_score_are_neither_corrected_nor_evidence(loss_type: Any, correction: Any) -> None:
+    options = LossOptions(loss_type=loss_type, off_policy_correction=correction, off_policy_mask_threshold=0.05)
+    batch = make_batch(5, sampler=True)
+    assert batch.sampler_logp is not None
+    sampler = batch.sampler_logp.clone()
+    sampler[:, ::2] = float("nan")
+    assert_equals_trl(replace(batch, sampler_logp=sampler), random_advantages(5), options)
+
+
+@pytest.mark.parametrize("distance", [-30.0, -6.0, 6.0])
+def test_vespo_weights_at_their_bounds_are_those_of_trl(distance: float) -> None:
+    """These weights are so small that only the relative error says anything."""
+    options = LossOptions(loss_type="vespo", vespo_lambda_pos=0.01, vespo_lambda_neg=0.01, vespo_k_neg=1.0)
+    batch = make_batch(9)
+    batch, advantages = replace(batch, old_logp=batch.logp - distance), random_advantages(9)
+    _, gradient, _ = whole_run(flat(batch, advantages, options), options)
+    _, expected, _ = trl(batch, advantages, options)
+    assert expected.norm() > 0
+    assert (gradient - expected).norm() <= 1e-6 * expected.norm()  # TRL rounds the decay to float32
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_float32_agrees_with_trl_in_float64_to_rounding(loss_type: Any) -> None:
+    options = LossOptions(loss_type=loss_type, beta=0.1)
+    batch, advantages = make_batch(6), random_advantages(6)
+    _, gradient, _ = whole_run(flat(batch, advantages, options, torch.float32), options)
+    _, expected, _ = trl(batch, advantages, options)
+    assert gradient.dtype == torch.float32
+    assert (gradient - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_micro_batches_of_equal_row_counts_add_up_to_trls_accumulated_loss(loss_type: Any) -> None:
+    """bnpo included: its dependence on the cut is TRL's."""
+    options = LossOptions(loss_type=loss_type)
+    batch, advantages = make_batch(7), random_advantages(7)
+    inputs = flat(batch, advantages, options)
+    halves = [[0, 1, 2], [3, 4, 5]]
+    _, gradient, _ = run(inputs, options, [rows_of(inputs, half) for half in halves])
+
+    scored, _ = trl_oracle.score(batch)
+    expected = torch.zeros(ROWS, LONGEST, dtype=torch.float64)
+    for half in halves:
+        piece = replace(batch, logp=batch.logp[half], entropy=None if batch.entropy is None else batch.entropy[half])
+        given_inputs = {
+            name: value[half] if isinstance(value, Tensor) and value.dim() else value for name, value in scored.items()
+        } | {"advantages": advantages[half]}
+        names = trl_options(options) | {"gradient_accumulation_steps": 2, "steps_per_generation": 2}
+        _, part, _ = trl_oracle.loss(piece, given_inputs, **names)
+        expected[half] = part
+    torch.testing.assert_close(gradient, expected.flatten(), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_metrics_are_those_of_trl(loss_type: Any, level: Any) -> None:
+    options = LossOptions(
+        loss_type=loss_type,
+        importance_sampling_level=level,
+        beta=0.1,
+        off_policy_correction="tis",
+        epsilon=0.1,
+    )
+    batch, advantages = make_batch(8, sampler=True, drift=1.0), random_advantages(8)
+    ours = metric_values(whole_run(flat(batch, advantages, options), options)[2])
+    theirs = trl(batch, advantages, options)[2]
+    shared = set(ours) & set(theirs)
+    assert {"kl", "entropy", "sampling/sampling_logp_difference/mean"} <= shared
+    assert {name for name in theirs if "reward" not in name} == shared
+    assert set(ours) - shared == {"sampling/effective_sample_size"}
+    for name in shared:
+        assert ours[name] == pytest.approx(theirs[name], rel=2e-6, abs=1e-9), name

@@ -1,0 +1,1 @@
+"""Trainers: the training loop, batches, losses and one small file per algorithm."""

@@ -1,0 +1,182 @@
+"""From rewards to advantages: who did better than the others of the group, and by how much.
+
+Invariants: a failed trajectory enters no mean, no standard deviation and no metric, its advantage is 0 and it
+is reported as excluded; no advantage is ever NaN; where all of a group's rewards are equal, and where a group
+has one member left, its advantages are exactly 0 (so that the trainer may skip those rows); computed in
+float64, given as float32. "Batch" is whatever is passed: pass all trajectories of an optimiser step, from all
+ranks, at once.
+
+Names as in TRL 1.16. Standard deviations are Bessel-corrected. N trajectories, K reward components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+ScaleRewards = Literal["group", "batch", "none"]
+MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+
+STD_EPSILON = 1e-4
+"""Added to every standard deviation before dividing by it."""
+ROUNDING = 1e-12
+"""Rewards that differ by less than this share of the largest are equal: the rest is float64 rounding, which
+dividing by `STD_EPSILON` would blow up."""
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """`advantage` [N] float32; `excluded` [N] bool: failed, so 0 by definition; `metrics`: to log."""
+
+    advantage: NDArray[np.float32]
+    excluded: Bools
+    metrics: dict[str, float]
+
+
+def group_advantages(
+    rewards: ArrayLike,
+    group: ArrayLike,
+    *,
+    failed: ArrayLike | None = None,
+    weights: Sequence[float] | None = None,
+    scale_rewards: ScaleRewards = "group",
+    multi_objective_aggregation: MultiObjectiveAggregation = "sum_then_normalize",
+    names: Sequence[str] | None = None,
+) -> Advantages:
+    """Group-relative advantages (GRPO, arXiv 2402.03300; Dr. GRPO, 2503.20783; GDPO, 2601.05242).
+
+    rewards: [N] or [N, K]. group: [N], any labels. failed: [N] bool; the rewards of a failed trajectory are
+    not looked at. weights: [K], default 1 each. names: [K], for the metrics `rewards/{name}/mean` and `/std`.
+
+    `sum_then_normalize`: R is the weighted sum; A = (R − mean of the group) / (std + 1e-4), the std being the
+    group's or the batch's; no division at scale_rewards none. `normalize_then_sum`: each component is
+    z-scored within the group, the weighted sum of those over the batch; `scale_rewards` plays no part (as in
+    TRL).
+
+    Metrics: `reward`, `reward_std` (of the weighted sum, over the batch), `frac_reward_zero_std` (the share
+    of trajectories whose std, of group or batch as used above, is 0; the group's at none),
+    `frac_reward_excluded`. A batch with nothing but failures has the last one only.
+
+    Raises ValueError, one line, on wrong shapes, unknown options and rewards that are not finite.
+    """
+    table, labels, valid = _checked(rewards, group, failed)
+    if scale_rewards not in get_args(ScaleRewards):
+        raise ValueError(f"scale_rewards: expected group, batch or none; got {scale_rewards!r}")
+    if multi_objective_aggregation not in get_args(MultiObjectiveAggregation):
+        raise ValueError(
+            "multi_objective_aggregation: expected sum_then_normalize or normalize_then_sum; "
+            f"got {multi_objective_aggregation!r}"
+        )
+    scale = _checked_weights(weights, table.shape[1])
+    if names is not None and len(names) != table.shape[1]:
+        raise ValueError(f"names: expected one per reward component ({table.shape[1]}); got {len(names)}")
+
+    total = table @ scale
+    whole = np.zeros_like(labels)
+    if multi_objective_aggregation == "sum_then_normalize":
+        mean, group_std = _moments(total, labels, valid)
+        std = group_std if scale_rewards != "batch" else _moments(total, whole, valid)[1]
+        advantage = total - mean
+        if scale_rewards != "none":
+            advantage = advantage / (std + STD_EPSILON)
+        no_spread = group_std == 0
+    else:
+        scores = np.stack([_z_scores(component, labels, valid) for component in table.T], axis=1)
+        summed = scores @ scale
+        advantage, std = _z_scores(summed, whole, valid), _moments(summed, whole, valid)[1]
+        no_spread = (scores == 0).all(axis=1)
+    return _result(np.where(no_spread, 0.0, advantage), std, total, table, valid, names)
+
+
+def leave_one_out(rewards: ArrayLike, group: ArrayLike, *, failed: ArrayLike | None = None) -> Advantages:
+    """RLOO: R minus the mean of the group's *other* members (arXiv 2402.14740). rewards: [N].
+
+    A KL penalty, where there is one, is subtracted from the rewards before. Otherwise as `group_advantages`.
+    """
+    table, labels, valid = _checked(rewards, group, failed)
+    if table.shape[1] != 1:
+        raise ValueError(f"rewards: expected one per trajectory, [N]; got {table.shape[1]} components")
+    total = table[:, 0]
+    mean, std = _moments(total, labels, valid)
+    members = np.bincount(labels, weights=valid)[labels]
+    others_below = (total - mean) * members / np.maximum(members - 1, 1)  # = R − mean of the others
+    return _result(np.where(std > 0, others_below, 0.0), std, total, table, valid, None)
+
+
+def _checked(rewards: ArrayLike, group: ArrayLike, failed: ArrayLike | None) -> tuple[Floats, NDArray[np.intp], Bools]:
+    """Rewards [N, K] with zeros where failed, groups numbered from 0 [N], and who did not fail [N]."""
+    table = np.array(rewards, dtype=np.float64)
+    if table.ndim == 1:
+        table = table[:, None]
+    if table.ndim != 2 or table.shape[1] == 0:
+        raise ValueError(f"rewards: expected shape [N] or [N, K]; got {np.shape(rewards)}")
+    count = len(table)
+    names: NDArray[Any] = np.asarray(group)
+    if names.shape != (count,):
+        raise ValueError(f"group: expected one label per trajectory ({count}); got shape {names.shape}")
+    valid = np.ones(count, dtype=bool) if failed is None else ~np.asarray(failed, dtype=bool)
+    if valid.shape != (count,):
+        raise ValueError(f"failed: expected one flag per trajectory ({count}); got shape {valid.shape}")
+    table[~valid] = 0.0
+    if not np.isfinite(table).all():
+        row, component = np.argwhere(~np.isfinite(table))[0]
+        raise ValueError(
+            f"rewards: expected finite numbers; got {table[row, component]} for trajectory {row}, component "
+            f"{component}; mark the trajectory as failed"
+        )
+    return table, np.unique(names, return_inverse=True)[1].reshape(count), valid
+
+
+def _checked_weights(weights: Sequence[float] | None, components: int) -> Floats:
+    scale = np.ones(components) if weights is None else np.asarray(weights, dtype=np.float64)
+    if scale.shape != (components,) or not np.isfinite(scale).all():
+        raise ValueError(f"weights: expected one finite number per reward component ({components}); got {weights}")
+    return scale
+
+
+def _moments(values: Floats, labels: NDArray[np.intp], valid: Bools) -> tuple[Floats, Floats]:
+    """Each member's group mean and Bessel-corrected std, [N] both, over the valid members of the group.
+
+    The std is exactly 0 for fewer than two valid members and for values that are equal but for rounding.
+    """
+    groups = int(labels.max(initial=-1)) + 1
+    count = np.bincount(labels, weights=valid, minlength=groups)
+    mean = np.bincount(labels, weights=np.where(valid, values, 0.0), minlength=groups) / np.maximum(count, 1)
+    deviation = np.where(valid, values - mean[labels], 0.0)
+    variance = np.bincount(labels, weights=deviation**2, minlength=groups) / np.maximum(count - 1, 1)
+    largest, spread = np.zeros(groups), np.zeros(groups)
+    np.maximum.at(largest, labels, np.where(valid, np.abs(values), 0.0))
+    np.maximum.at(spread, labels, np.abs(deviation))
+    std = np.where(spread <= ROUNDING * largest, 0.0, np.sqrt(variance))
+    return mean[labels], std[labels]
+
+
+def _z_scores(values: Floats, labels: NDArray[np.intp], valid: Bools) -> Floats:
+    """(value − mean) / (std + 1e-4) within each group; exactly 0 where the std is 0."""
+    mean, std = _moments(values, labels, valid)
+    return np.where(std > 0, (values - mean) / (std + STD_EPSILON), 0.0)
+
+
+def _result(
+    advantage: Floats, std: Floats, total: Floats, table: Floats, valid: Bools, names: Sequence[str] | None
+) -> Advantages:
+    """Zero the failed, and describe the rewards of the others: `total` [N] weighted, `table` [N, K] raw."""
+    metrics = {"frac_reward_excluded": float(np.mean(~valid)) if len(valid) else 0.0}
+    if valid.any():
+        described = {"reward": total} | {
+            f"rewards/{name}": component for name, component in zip(names or (), table.T, strict=False)
+        }
+        whole = np.zeros(len(total), dtype=np.intp)
+        for name, values in described.items():
+            mean, spread = _moments(values, whole, valid)
+            metrics[name if name == "reward" else f"{name}/mean"] = float(mean[0])
+            metrics["reward_std" if name == "reward" else f"{name}/std"] = float(spread[0])
+        metrics["frac_reward_zero_std"] = float(np.mean(std[valid] == 0))
+    return Advantages(np.where(valid, advantage, 0.0).astype(np.float32), ~valid, metrics)
