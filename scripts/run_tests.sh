@@ -1,0 +1,27 @@
+#!/bin/sh
+# The whole test suite on two workers. Tests whose system package is missing are left out, and said so at the end.
+# Arguments are passed on to pytest; WORKERS=4 changes the number of processes.
+set -eu
+cd "$(dirname "$0")/.."
+
+# Two workers of one thread each: more only fight over the cores.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export OMP_NUM_THREADS
+
+missing=$(scripts/system_packages.sh)
+left_out=$(printf '%s\n' "$missing" | cut -f 1 | sed '/^$/d; s/^/not /' | paste -s -d '&' | sed 's/&/ and /g')
+
+status=0
+# Tests of one file share fixtures that are dear (servers, models), so a file stays on one worker.
+.venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile ${left_out:+-m "$left_out"} "$@" || status=$?
+
+if [ -n "$missing" ]; then
+    printf '%s\n' "$missing" | cut -f 2- | while read -r line; do
+        if [ -n "${NO_COLOR:-}" ]; then
+            printf 'LEFT OUT: %s\n' "$line"
+        else
+            printf '\033[1;33mLEFT OUT: %s\033[0m\n' "$line"
+        fi
+    done
+fi
+exit "$status"
