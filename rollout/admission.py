@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The rule's state. Counts are of trajectories; `issued` is accepted + running; `version` -1 is 'no weights yet'."""
+    """The rule's state, in trajectories: `issued` is accepted + running; `version` -1 is 'no weights yet'."""
 
     batch: int
     max_staleness: int

@@ -98,7 +98,8 @@ class Journal:
         """Keep a finished trajectory. False if this member was recorded before: the first record stands."""
         with self._transaction():
             cursor = self._db.execute(
-                "INSERT OR IGNORE INTO trajectories VALUES (?, ?, ?)", (place, trajectory.member, pack(trajectory))
+                "INSERT OR IGNORE INTO trajectories VALUES (?, ?, ?)",
+                (place, trajectory.member, pack(trajectory)),
             )
             return cursor.rowcount == 1
 
@@ -140,7 +141,9 @@ class Journal:
         """Counts that must reconcile: consumed <= completed <= issued."""
         complete = "SELECT count(*) FROM (SELECT place FROM trajectories GROUP BY place HAVING count(*) = ?)"
         (completed,) = self._db.execute(complete, (self.members,)).fetchone()
-        (consumed, steps) = self._db.execute("SELECT count(consumed_at), count(DISTINCT consumed_at) FROM groups").fetchone()
+        (consumed, steps) = self._db.execute(
+            "SELECT count(consumed_at), count(DISTINCT consumed_at) FROM groups"
+        ).fetchone()
         return Balance(self._count("groups"), completed, consumed, self._count("trajectories"), steps)
 
     def used(self) -> list[tuple[int, int, int | None]]:
@@ -152,11 +155,11 @@ class Journal:
         self._db.close()
 
     def _count(self, table: str) -> int:
-        (n,) = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - our own table names
+        (n,) = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()
         return int(n)
 
     def _places(self, where: str, value: int) -> list[int]:
-        query = f"SELECT place FROM groups WHERE {where}"  # noqa: S608
+        query = f"SELECT place FROM groups WHERE {where}"
         return sorted(place for (place,) in self._db.execute(query, (value,)))
 
     def _recorded(self, place: int) -> int:

@@ -76,14 +76,22 @@ class Renderer:
 
     def _text(self, messages: Sequence[Message], tools: Sequence[ToolSpec], *, generate: bool) -> str:
         specs = [
-            {"type": "function", "function": {"name": t.function.name, "description": t.function.description,
-                                              "parameters": dict(t.function.parameters)}}
+            {
+                "type": "function",
+                "function": {
+                    "name": t.function.name,
+                    "description": t.function.description,
+                    "parameters": dict(t.function.parameters),
+                },
+            }
             for t in tools
         ]
         try:
             text: str = self._tokenizer.apply_chat_template(
                 [message.to_openai() for message in messages],
-                tools=specs or None, tokenize=False, add_generation_prompt=generate,
+                tools=specs or None,
+                tokenize=False,
+                add_generation_prompt=generate,
             )
         except Exception as error:  # a template is a program: whatever it raises is a failure of this episode
             message = f"the chat template refused these messages: {type(error).__name__}: {error}"

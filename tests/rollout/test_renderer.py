@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quintain.codec import as_ints
 from quintain.failure import FailureError, QuintainError, Stage
 from quintain.messages import Message, assistant, system, user
@@ -58,9 +59,7 @@ def test_the_first_prompt_is_the_template_s_own(renderer: Renderer, tokenizer: A
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    said=st.text(PRINTABLE, max_size=40), closed=st.booleans(), told=st.text(PRINTABLE, max_size=40)
-)
+@given(said=st.text(PRINTABLE, max_size=40), closed=st.booleans(), told=st.text(PRINTABLE, max_size=40))
 def test_the_next_prompt_starts_with_every_token_so_far(
     renderer: Renderer, tokenizer: Any, said: str, closed: bool, told: str
 ) -> None:

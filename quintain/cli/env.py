@@ -1,0 +1,67 @@
+"""`quintain env`: serve and list environments."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.group("env")
+def command() -> None:
+    """Serve and list environments."""
+
+
+@command.command("serve")
+@click.argument("name")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Anything but loopback needs a token.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that run episodes.")
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="An option of the environment (YAML value).")
+@click.option("--step-timeout-s", type=float, default=60.0, show_default=True, help="Deadline of a reset or step.")
+@click.option("--max-episodes", type=click.IntRange(1), default=1024, show_default=True, help="Episodes at once.")
+@click.option("--token", envvar="QUINTAIN_ENV_TOKEN", help="Bearer token clients must send [env: QUINTAIN_ENV_TOKEN].")
+@click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
+def serve(
+    name: str,
+    port: int,
+    host: str,
+    workers: int,
+    args: tuple[str, ...],
+    step_timeout_s: float,
+    max_episodes: int,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Serve the environment NAME over HTTP.
+
+    NAME is a built-in (see `quintain env list`), module:Class, or file.py:Class.
+    """
+    from quintain.cli.options import parse_options
+    from quintain.envs.limits import Limits
+    from quintain.envs.serve import serve_env
+
+    serve_env(
+        name,
+        parse_options(args, "--arg"),
+        host=host,
+        port=port,
+        token=token,
+        workers=workers,
+        limits=Limits(max_episodes=max_episodes, reset_s=step_timeout_s, step_s=step_timeout_s),
+        json_ready=as_json,
+    )
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(as_json: bool) -> None:
+    """List the environments that can be served by name."""
+    from quintain.envs.registry import list_envs
+
+    known = list_envs()
+    if as_json:
+        click.echo(json.dumps([{"name": env.name, "description": env.description} for env in known], indent=2))
+        return
+    for env in known:
+        click.echo(f"{env.name:12} {env.description}")

@@ -1,0 +1,101 @@
+"""The folder of a run: where it is, what is in it, and how `--resume` finds it.
+
+config.yaml  metrics.jsonl  summary.json  curve.png  trajectories/  journal.db  checkpoints/  logs/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from quintain.config import ExperimentConfig, dump_config, load_config
+from quintain.failure import QuintainError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Names of what is in a run's folder `path`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+
+def new_run(config: ExperimentConfig, at: Path | None) -> RunFolder:
+    """Make the folder of a new run and write its resolved config. QuintainError where it exists or cannot be made."""
+    path = at or _dated(Path(config.output_dir), config.name)
+    try:
+        path.mkdir(parents=True, exist_ok=False)
+        run = RunFolder(path)
+        run.config.write_text(dump_config(config), encoding="utf-8")
+    except FileExistsError:
+        raise QuintainError(
+            f"{path} exists: give another --run-dir, or go on with it: --resume --run-dir {path}"
+        ) from None
+    except OSError as error:
+        raise QuintainError(f"cannot make the run directory {path}: {error.strerror}") from None
+    return run
+
+
+def resumed_run(config: ExperimentConfig, at: Path | None) -> RunFolder:
+    """The folder to go on with: `at`, or the newest of this name. QuintainError where the config is another one."""
+    if at is None:
+        found = sorted(Path(config.output_dir).glob(f"{config.name}-[0-9]*"))
+        if not found:
+            raise QuintainError(
+                f"nothing to resume: no run '{config.name}-*' in {config.output_dir}; leave out --resume"
+            )
+        at = found[-1]
+    run = RunFolder(at)
+    if not run.config.is_file():
+        raise QuintainError(f"nothing to resume in {at}: it has no config.yaml")
+    before, now = _identity(load_config(run.config)), _identity(config)
+    changed = [name for name in now if before[name] != now[name]]
+    if changed:
+        raise QuintainError(
+            f"{at} was run with another {' and '.join(changed)}: resume with what {run.config} says, or start a new run"
+        )
+    run.config.write_text(dump_config(config), encoding="utf-8")
+    return run
+
+
+def _identity(config: ExperimentConfig) -> dict[str, Any]:
+    """What must not change in the middle of a run: all but how long it is, what it keeps and how it is watched."""
+    data = config.model_dump(exclude={"output_dir": True, "evaluation": True, "name": True, "environment": {"token"}})
+    for free in ("max_steps", "save_steps", "save_total_limit", "report_to"):
+        del data["trainer"][free]
+    return data
+
+
+def _dated(root: Path, name: str) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = root / f"{name}-{stamp}"
+    for n in range(2, 1000):
+        if not path.exists():
+            break
+        path = root / f"{name}-{stamp}-{n}"
+    return path

@@ -1,0 +1,175 @@
+"""Launching the servers of a run, and keeping them alive exactly as long as the run.
+
+Invariants:
+- every child holds this process's lifeline: when this process ends, by `kill -9` too, so do they;
+- a child that dies is started again at the same address, at most `restarts` times, and then the run is told why;
+- what a child prints is kept in the run's `logs/`; its last line is quoted when it does not come up.
+
+Children live in sessions of their own, so Ctrl-C reaches only the trainer, which stops them in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from quintain.failure import QuintainError, one_line
+from quintain.lifeline import Lifeline
+
+STOP_GRACE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """A server to run: `command(port)` is its argv; it prints {"event": "ready", "url": ...} when it answers."""
+
+    name: str
+    command: Callable[[int], Sequence[str]]
+    log: Path
+    environ: Mapping[str, str] = field(default_factory=dict)
+    ready_s: float = 180.0
+
+
+class Server:
+    """One supervised server process."""
+
+    def __init__(self, spec: ServerSpec, lifeline: Lifeline) -> None:
+        self.spec, self.url = spec, ""
+        self.restarted = 0
+        self._lifeline = lifeline
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server now running."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, and return when it is ready. QuintainError with its last words where it does not come up."""
+        port = urlsplit(self.url).port or 0
+        self.spec.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.spec.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                list(self.spec.command(port)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[self._lifeline.fd],
+                env={**os.environ, **self.spec.environ, **self._lifeline.environ()},
+            )
+        ready = threading.Event()
+        threading.Thread(target=self._read, args=(self._process, ready), daemon=True).start()
+        if not ready.wait(self.spec.ready_s) or not self.url:
+            self.stop()
+            raise QuintainError(f"the {self.spec.name} did not come up: {self.last_words()}")
+
+    def _read(self, process: subprocess.Popen[bytes], ready: threading.Event) -> None:
+        """Keep what the server prints, and note the address in its ready line."""
+        assert process.stdout is not None
+        with self.spec.log.open("ab") as out:
+            for line in process.stdout:
+                out.write(line)
+                out.flush()
+                if not ready.is_set() and line.startswith(b"{"):
+                    event = json.loads(line)
+                    if event.get("event") == "ready":
+                        self.url = event["url"]
+                        ready.set()
+        process.wait()
+        ready.set()
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The exit code, or None if it still runs after `timeout_s`."""
+        assert self._process is not None
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self) -> None:
+        """Ask it to end, then end it and all of its process group."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            if self.wait(STOP_GRACE_S) is None:
+                process.kill()
+                process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def last_words(self) -> str:
+        """The last line it printed."""
+        try:
+            lines = self.spec.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return one_line(lines[-1].removeprefix("Error: ") if lines else "it printed nothing")
+
+
+class Supervisor:
+    """Starts servers in order and keeps them up. `check` raises in the caller's thread when one is beyond help."""
+
+    def __init__(self, *, restarts: int, report: Callable[[str], None]) -> None:
+        self._lifeline = Lifeline()
+        self._restarts, self._report = restarts, report
+        self._servers: list[Server] = []
+        self._broken: QuintainError | None = None
+        self._stopping = threading.Event()
+
+    def start(self, spec: ServerSpec) -> Server:
+        """Start a server and watch over it."""
+        server = Server(spec, self._lifeline)
+        self._servers.append(server)
+        server.start()
+        threading.Thread(target=self._watch, args=(server,), name=f"watch {spec.name}", daemon=True).start()
+        return server
+
+    def check(self) -> None:
+        """Raise QuintainError if a server is gone for good."""
+        if self._broken is not None:
+            raise self._broken
+
+    def stop(self) -> None:
+        """Stop all servers, the last started first."""
+        self._stopping.set()
+        for server in reversed(self._servers):
+            server.stop()
+        self._lifeline.close()
+
+    def _watch(self, server: Server) -> None:
+        while True:
+            code = server.wait()
+            if self._stopping.is_set():
+                return
+            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            if server.restarted >= self._restarts:
+                self._broken = QuintainError(
+                    f"the {server.spec.name} ended ({how}) after {server.restarted} restarts: {server.last_words()};"
+                    f" see {server.spec.log}, then go on with --resume"
+                )
+                return
+            server.restarted += 1
+            self._report(f"the {server.spec.name} ended ({how}): starting it again")
+            try:
+                server.start()
+            except QuintainError as error:
+                self._broken = error
+                return
+
+
+def python_module(module: str, *args: str) -> list[str]:
+    """The argv that runs `module` with this interpreter."""
+    return [sys.executable, "-m", module, *args]

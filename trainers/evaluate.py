@@ -1,0 +1,50 @@
+"""Evaluation on tasks that training never shows: a mean over what was verified, failures counted apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quintain.trajectory import Group, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer, for people to read."""
+
+    task: str
+    prompt: str
+    answer: str
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`heldout` is the mean reward over the `verified` trajectories, None where all failed; `failed` had none."""
+
+    step: int
+    heldout: float | None
+    verified: int
+    failed: int
+    elapsed_s: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def title(self) -> str:
+        """The figure as people read it."""
+        return "no verdicts" if self.heldout is None else f"{self.heldout:.1%}"
+
+
+def evaluation_of(groups: Sequence[Group], *, step: int, elapsed_s: float) -> Evaluation:
+    """What `groups`, all of one evaluation, say."""
+    rows = [trajectory for group in groups for trajectory in group.trajectories]
+    rewards = [row.reward for row in rows if row.reward is not None]
+    mean = sum(rewards) / len(rewards) if rewards else None
+    samples = tuple(_sample(row) for row in rows if row.reward is not None)
+    return Evaluation(step, mean, len(rewards), len(rows) - len(rewards), elapsed_s, samples)
+
+
+def _sample(row: Trajectory) -> Sample:
+    asked = row.prompt[-1].content if row.prompt else ""
+    said = row.turns[-1].message.content if row.turns else ""
+    return Sample(row.task, asked or "", said or "", row.reward or 0.0)

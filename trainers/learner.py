@@ -1,0 +1,205 @@
+"""The learning side of a run: the model, its optimiser, and what is done to them between two batches.
+
+Invariants:
+- weights change in one place, once per pass over a batch, after all gradients are in; a stop between micro-batches
+  drops the gradient and leaves the weights of the last whole step;
+- what is published is proven: the canary's log-probabilities come from the very model that was trained.
+
+With several processes (accelerate launch), rank 0 talks to the rollout server and the others follow: every public
+method is announced to them, and they run it too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quintain.codec import as_floats
+from quintain.config import ExperimentConfig
+from quintain.config.loss import LossOptions
+from quintain.quiet import quiet_transformers
+from quintain.rollout.canary import TOLERANCE, Canary, canary_rows
+from quintain.rollout.client import RolloutClient
+from quintain.rollout.wire import PublishAnswer
+from quintain.trainers.batch import MicroBatch, micro_batches
+from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
+from quintain.trainers.forward import PolicyForward, TokenLogprobs, supports_tree
+from quintain.trainers.grpo import Credited, Row, credit
+from quintain.trainers.losses.metrics import metric_values
+from quintain.trainers.losses.offpolicy import entropy_threshold
+from quintain.trainers.policy import DTYPES, Reference, load_policy, published
+from quintain.trainers.schedule import learning_rate
+from quintain.trainers.update import Share, Work, accumulate, parameters_of, score
+from quintain.trainers.weights import WeightStore
+from quintain.trajectory import Group, Segment
+
+
+class Learner:
+    """Trains the policy of `config` and publishes it to `rollout`. `check` may raise to give up a step under way."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        rollout: RolloutClient,
+        checkpoints: Path,
+        scratch: Path,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        from accelerate import Accelerator
+        from transformers import AutoTokenizer
+
+        quiet_transformers()
+        trainer = config.trainer
+        torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
+        self.config, self.rollout, self.checkpoints, self._check = config, rollout, checkpoints, check
+        mixed = config.model.dtype == "float32" and config.model.compute_dtype == "bfloat16"
+        self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=not torch.cuda.is_available())
+        self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+        self.model = load_policy(config.model, seed=config.seed)
+        self.reference = Reference(self.model) if trainer.beta > 0 else None
+        self.options: LossOptions = trainer
+        self.notes: list[str] = list(self.options.warnings())
+        self.layout = self._layout()
+        self.forward, self.optimizer = self._prepared()
+        self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
+        self.canary = tuple(canary_rows(self.tokenizer))
+        size = sum(p.numel() for p in self.model.parameters()) * 4
+        self.store = WeightStore(scratch, need_bytes=size) if self.share.rank == 0 else None
+
+    def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
+        """Train on a batch: `num_iterations` optimiser updates. The figures to log, by TRL's names."""
+        config, trainer = self.config, self.config.trainer
+        longest = config.rollout.max_completion_length
+        credited = credit(groups, trainer, version=step, longest=longest)
+        work = self._work(credited)
+        rate = learning_rate(trainer, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        figures: dict[str, float] = {"learning_rate": rate}
+        self.model.train()
+        for _ in range(trainer.num_iterations if work.pieces else 0):
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                loss, metrics = accumulate(
+                    self._scored,
+                    work,
+                    backward=self.accelerator.backward,
+                    unsynced=lambda: self.accelerator.no_sync(self.forward),
+                    check=self._check,
+                )
+            except BaseException:
+                self.optimizer.zero_grad(set_to_none=True)
+                raise
+            norm = self.accelerator.clip_grad_norm_(parameters_of(self.model), trainer.max_grad_norm)
+            self.optimizer.step()
+            figures |= {"loss": loss, "grad_norm": float(norm), **metric_values(metrics)}
+        self.optimizer.zero_grad(set_to_none=True)
+        trained = sum(len(piece.segments) for piece in work.pieces)
+        return {
+            **credited.metrics,
+            **figures,
+            "rows_trained": float(trained),
+            "microbatches": float(len(work.pieces)),
+        }
+
+    def publish(self, version: int, *, admit: bool) -> PublishAnswer:
+        """Write the weights and have the engine load and prove them. FailureError where it does not."""
+        assert self.store is not None
+        weights = self.store.write(published(self.model, DTYPES[self.config.rollout.dtype]), version)
+        tolerance = self.config.rollout.canary_tolerance
+        allowed = TOLERANCE[self.config.rollout.dtype] if tolerance is None else tolerance
+        canary = Canary(self.canary, tuple(self._canary_logprobs()), allowed)
+        return self.rollout.publish(weights, canary, admit=admit)
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint. QuintainError where the disk refuses."""
+        save_checkpoint(
+            self.checkpoints,
+            progress,
+            self.model,
+            self.optimizer,
+            self.tokenizer,
+            keep=self.config.trainer.save_total_limit,
+        )
+
+    def restore(self, checkpoint: Path) -> Progress:
+        """Go back to `checkpoint`."""
+        return restore(checkpoint, self.model, self.optimizer)
+
+    def close(self) -> None:
+        """Remove the published weights."""
+        if self.store is not None:
+            self.store.close()
+
+    def _work(self, credited: Credited) -> Work:
+        """The batch cut into pieces, with what the loss needs besides the policy's own forward pass."""
+        options, trainer = self.options, self.config.trainer
+        skip_zero = options.zero_advantage_is_inert and options.top_entropy_quantile >= 1.0
+        rows = credited.trained(skip_zero=skip_zero)
+        work = Work(self._pieces(rows), rows, credited.denominators, options, self.share)
+        if self.reference is not None and rows:
+            with self.reference.model() as reference:
+                scored = score(PolicyForward(reference, temperature=self.config.rollout.temperature), work)
+            work.ref = {index: tokens.logp for index, tokens in scored.items()}
+        if options.top_entropy_quantile < 1.0:
+            found = score(self._scored, work)
+            every = torch.cat([tokens.entropy for tokens in found.values()])
+            work.entropy_threshold = entropy_threshold(every, options.top_entropy_quantile)
+        return work
+
+    def _pieces(self, rows: tuple[Row, ...]) -> list[MicroBatch]:
+        segments = [row.segment for row in rows]
+        groups = [row.group for row in rows]
+        return micro_batches(
+            segments, groups, layout=self.layout, max_tokens=self.config.trainer.max_tokens_per_microbatch
+        )
+
+    def _scored(self, piece: MicroBatch) -> TokenLogprobs:
+        return self.forward(piece)
+
+    def _canary_logprobs(self) -> list[Any]:
+        segments = []
+        for ids in self.canary:
+            mask = np.ones(len(ids), dtype=np.bool_)
+            mask[0] = False
+            segments.append(Segment(ids, mask, as_floats(np.zeros(len(ids))), ids))
+        pieces = micro_batches(segments, list(range(len(segments))), layout="padded", max_tokens=1 << 20)
+        self.model.eval()
+        with torch.no_grad():
+            out: dict[int, Any] = {}
+            for piece in pieces:
+                logp = self.forward(piece, temperature=1.0).logp.float().cpu().numpy()
+                rows = piece.row.cpu().numpy()
+                for at, index in enumerate(piece.segments):
+                    out[index] = as_floats(logp[rows == at])
+        return [out[index] for index in range(len(segments))]
+
+    def _layout(self) -> str:
+        """The layout that the model allows; says so where it is not the one wanted."""
+        wanted = self.config.trainer.layout
+        reason = supports_tree(self.model)
+        if reason is None or wanted == "padded":
+            return "tree" if wanted == "auto" else wanted
+        self.notes.append(f"layout: padded rows, because {reason}")
+        return "padded"
+
+    def _prepared(self) -> tuple[Any, torch.optim.Optimizer]:
+        """The forward module and the optimiser, as Accelerate wraps them."""
+        trainer = self.config.trainer
+        forward = PolicyForward(self.model, temperature=self.config.rollout.temperature)
+        optimizer = torch.optim.AdamW(
+            parameters_of(self.model),
+            lr=trainer.learning_rate,
+            weight_decay=trainer.weight_decay,
+            betas=(trainer.adam_beta1, trainer.adam_beta2),
+            eps=trainer.adam_epsilon,
+            fused=True,
+        )
+        prepared: tuple[Any, Any] = self.accelerator.prepare(forward, optimizer)
+        return prepared

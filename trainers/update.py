@@ -1,0 +1,117 @@
+"""One optimiser step's gradient: micro-batches forward and backward, whatever the algorithm's credit was.
+
+Invariant: the summed gradient is that of the whole batch, however it is cut into micro-batches and spread over ranks:
+divisors are global counts, every rank makes the same cut and takes every world-th piece, and a rank that has run out
+repeats a piece with weight zero, so that collective calls match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quintain.config.loss import LossOptions
+from quintain.trainers.batch import MicroBatch
+from quintain.trainers.forward import TokenLogprobs
+from quintain.trainers.grpo import Row
+from quintain.trainers.losses.inputs import LossInputs
+from quintain.trainers.losses.metrics import Metrics, combine
+from quintain.trainers.losses.policy import policy_loss, reduce
+from quintain.trainers.losses.reduction import Denominators
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which pieces are this process's: every `world`-th, from `rank` on."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, pieces: Sequence[MicroBatch]) -> list[tuple[int, MicroBatch, bool]]:
+        """(index, piece, counts): as many for every rank; a repeat that fills up a rank's last round counts not."""
+        rounds = -(-len(pieces) // self.world)
+        indices = [turn * self.world + self.rank for turn in range(rounds)]
+        return [(i, pieces[i], True) if i < len(pieces) else (i, pieces[0], False) for i in indices]
+
+
+@dataclass(eq=False)
+class Work:
+    """One batch, cut into pieces. `old` and `ref` hold log-probabilities [T] by the index of the piece.
+
+    old: of the proximal policy, filled at the first pass over the batch. ref: of the reference, empty without a KL.
+    """
+
+    pieces: Sequence[MicroBatch]
+    rows: Sequence[Row]
+    denominators: Denominators
+    options: LossOptions
+    share: Share = Share()
+    old: dict[int, Tensor] = field(default_factory=dict)
+    ref: dict[int, Tensor] = field(default_factory=dict)
+    entropy_threshold: float | None = None
+
+
+def accumulate(
+    model: Callable[[MicroBatch], TokenLogprobs],
+    work: Work,
+    *,
+    backward: Callable[[Tensor], None],
+    unsynced: Callable[[], AbstractContextManager[None]] = nullcontext,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[float, Metrics]:
+    """Add the batch's gradient to the parameters'; this rank's part of the loss and of the metrics.
+
+    `backward(loss)` runs the backward pass; `unsynced()` holds back the exchange of gradients between ranks, for all
+    pieces but the last; `check` is called between pieces and may raise to give the step up.
+    """
+    total, metrics = 0.0, []
+    mine = work.share.of(work.pieces)
+    for turn, (index, piece, counts) in enumerate(mine):
+        check()
+        with nullcontext() if turn == len(mine) - 1 else unsynced():
+            scored = model(piece)
+            work.old.setdefault(index, scored.logp.detach())
+            inputs = loss_inputs(work, index, piece, scored)
+            per_token = policy_loss(inputs, work.options, entropy_threshold=work.entropy_threshold)
+            loss = reduce(per_token, inputs, work.options.loss_type, work.denominators)
+            # DDP averages gradients over ranks; the parts are to be summed.
+            backward(loss * (work.share.world if counts else 0.0))
+        if counts:
+            total += float(loss.detach())
+            metrics.append(per_token.metrics)
+    return total, combine(metrics)
+
+
+def score(model: Callable[[MicroBatch], TokenLogprobs], work: Work) -> dict[int, TokenLogprobs]:
+    """Log-probabilities and entropies of this rank's pieces, by index, without a gradient."""
+    with torch.no_grad():
+        return {index: model(piece) for index, piece, _ in work.share.of(work.pieces)}
+
+
+def loss_inputs(work: Work, index: int, piece: MicroBatch, scored: TokenLogprobs) -> LossInputs:
+    """What the loss of piece `index` is computed from: flat tensors [T]."""
+    rows = [work.rows[i] for i in piece.segments]
+    device = scored.logp.device
+    advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device)
+    sampler = np.concatenate([row.segment.logprobs[row.segment.mask] for row in rows])
+    return LossInputs(
+        logp=scored.logp,
+        row=piece.row,
+        rows=len(rows),
+        advantage=advantages[piece.row],
+        mask=torch.ones_like(piece.row, dtype=torch.bool),
+        old_logp=work.old[index],
+        sampler_logp=torch.from_numpy(sampler).to(device),
+        ref_logp=work.ref.get(index),
+        entropy=scored.entropy,
+    )
+
+
+def parameters_of(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
