@@ -15,10 +15,10 @@ from quintain.config import ExperimentConfig, load_config
 from quintain.envs.serve import TOKEN_ENV
 from quintain.failure import FailureError, QuintainError
 from quintain.lifeline import hold_lifeline
-from quintain.quiet import quiet_transformers
 from quintain.rollout.conductor import Conductor, EpisodeCount, Plan
 from quintain.rollout.engines.base import Engine, Sampling
 from quintain.rollout.journal import Journal
+from quintain.rollout.quiet import quiet_transformers
 from quintain.rollout.renderer import load_renderer
 from quintain.task import size_of
 
@@ -49,11 +49,7 @@ def open_journal(config: ExperimentConfig, path: Path) -> Journal:
 
 
 def make_engine(config: ExperimentConfig, running: EpisodeCount) -> Engine:
-    """The engine that `rollout.engine` names. At staleness 0 it samples in lockstep, so that runs are reproducible."""
-    if config.rollout.engine == "fake":
-        from quintain.rollout.engines.fake import FakeEngine
-
-        return FakeEngine()
+    """The embedded engine. At staleness 0 it samples in lockstep, so that runs are reproducible."""
     from quintain.rollout.engines.embedded import EmbeddedEngine
 
     return EmbeddedEngine(

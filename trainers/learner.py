@@ -4,9 +4,6 @@ Invariants:
 - weights change in one place, once per pass over a batch, after all gradients are in; a stop between micro-batches
   drops the gradient and leaves the weights of the last whole step;
 - what is published is proven: the canary's log-probabilities come from the very model that was trained.
-
-With several processes (accelerate launch), rank 0 talks to the rollout server and the others follow: every public
-method is announced to them, and they run it too.
 """
 
 from __future__ import annotations
@@ -18,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 
 from quintain.codec import as_floats
 from quintain.config import ExperimentConfig
 from quintain.config.loss import LossOptions
-from quintain.quiet import quiet_transformers
+from quintain.failure import QuintainError
 from quintain.rollout.canary import TOLERANCE, Canary, canary_rows
 from quintain.rollout.client import RolloutClient
+from quintain.rollout.quiet import quiet_transformers
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.batch import MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
@@ -49,9 +49,9 @@ class Learner:
         rollout: RolloutClient,
         checkpoints: Path,
         scratch: Path,
+        logs: Path,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        from accelerate import Accelerator
         from transformers import AutoTokenizer
 
         quiet_transformers()
@@ -59,7 +59,13 @@ class Learner:
         torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
         self.config, self.rollout, self.checkpoints, self._check = config, rollout, checkpoints, check
         mixed = config.model.dtype == "float32" and config.model.compute_dtype == "bfloat16"
-        self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if mixed else "no",
+            cpu=not torch.cuda.is_available(),
+            log_with=trainer.report_to or None,
+            project_dir=logs,
+        )
+        self._start_trackers()
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.model = load_policy(config.model, seed=config.seed)
         self.reference = Reference(self.model) if trainer.beta > 0 else None
@@ -132,14 +138,21 @@ class Learner:
         """Go back to `checkpoint`."""
         return restore(checkpoint, self.model, self.optimizer)
 
+    def track(self, step: int, metrics: dict[str, float]) -> None:
+        """Give a step's figures to the trackers that `trainer.report_to` names."""
+        if self.config.trainer.report_to:
+            self.accelerator.log(metrics, step=step)
+
     def close(self) -> None:
-        """Remove the published weights."""
+        """Remove the published weights, end the trackers."""
+        if self.config.trainer.report_to:
+            self.accelerator.end_training()
         if self.store is not None:
             self.store.close()
 
     def _work(self, credited: Credited) -> Work:
         """The batch cut into pieces, with what the loss needs besides the policy's own forward pass."""
-        options, trainer = self.options, self.config.trainer
+        options = self.options
         skip_zero = options.zero_advantage_is_inert and options.top_entropy_quantile >= 1.0
         rows = credited.trained(skip_zero=skip_zero)
         work = Work(self._pieces(rows), rows, credited.denominators, options, self.share)
@@ -179,6 +192,15 @@ class Learner:
                 for at, index in enumerate(piece.segments):
                     out[index] = as_floats(logp[rows == at])
         return [out[index] for index in range(len(segments))]
+
+    def _start_trackers(self) -> None:
+        wanted = self.config.trainer.report_to
+        if not wanted:
+            return
+        missing = set(wanted) - {tracker.value for tracker in get_available_trackers()}
+        if missing:
+            raise QuintainError(f"trainer.report_to: install {', '.join(sorted(missing))}, or leave it out")
+        self.accelerator.init_trackers(self.config.name)
 
     def _layout(self) -> str:
         """The layout that the model allows; says so where it is not the one wanted."""

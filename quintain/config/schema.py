@@ -72,8 +72,8 @@ class EnvironmentConfig(Section):
 class RolloutConfig(Section):
     """How episodes are sampled."""
 
-    engine: Literal["transformers", "fake"] = "transformers"
-    """What samples: the embedded transformers engine, or a seeded stand-in for tests."""
+    engine: Literal["transformers"] = "transformers"
+    """What samples: the embedded transformers engine."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The type the engine samples in."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0

@@ -91,15 +91,17 @@ def _train(
         if stopping:
             raise Stopped
 
+    heldout = heldout_size(config, EnvClient(environment, token=config.environment.token))
     client = RolloutClient(rollout_server.url, poll=lambda progress: check())
-    learner = Learner(config, rollout=client, checkpoints=run.checkpoints, scratch=run.path / "weights")
+    learner = Learner(
+        config, rollout=client, checkpoints=run.checkpoints, scratch=run.path / "weights", logs=run.logs, check=check
+    )
     try:
         checkpoint = latest_checkpoint(run.checkpoints) if resume else None
         progress = learner.restore(checkpoint) if checkpoint is not None else Progress(0, 0, 0, 0.0)
         for line in learner.notes:
             console.print(line, highlight=False)
         log = MetricsLog(run.metrics, from_step=progress.step)
-        heldout = heldout_size(config, EnvClient(environment, token=config.environment.token))
         with Display(console, steps=config.trainer.max_steps, done=progress.step) as display:
 
             def evaluated(result: Evaluation) -> None:
@@ -116,6 +118,7 @@ def _train(
 
             def stepped(step: int, metrics: dict[str, float]) -> None:
                 log.write("train", step, metrics)
+                learner.track(step, metrics)
                 display.step(step, metrics)
 
             hooks = Hooks(display.say, display.phase, stepped, evaluated, check)

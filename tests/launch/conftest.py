@@ -1,0 +1,25 @@
+"""Fixtures of the tests of whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .runs import Run, make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with tied embeddings and SmolLM2's tokenizer, from a seed."""
+    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model: Path) -> Iterator[Run]:
+    made = Run(tmp_path, tiny_model)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.process.kill()
+        made.process.wait()

@@ -1,0 +1,33 @@
+"""Environments for the tests of whole runs: `mode` says what goes wrong."""
+
+from __future__ import annotations
+
+from quintain.envs import EndlessTasks, SingleTurnEnv, Task, TaskSource, user
+
+
+class Letters(SingleTurnEnv):
+    """Reward for the share of lower-case letters, so that a tiny random model has something to learn."""
+
+    splits = ("train", "heldout")
+
+    def __init__(self, mode: str = "ok") -> None:
+        super().__init__()
+        self.mode = mode
+
+    @classmethod
+    def tasks(cls, split: str, words: int = 1) -> TaskSource:
+        def make(index: int) -> Task:
+            return Task(f"{split}-{index}", (user(" ".join([f"Say {index}."] * words)),), reference=index)
+
+        return [make(index) for index in range(6)] if split == "heldout" else EndlessTasks(make)
+
+    def score(self, answer: str, reference: int) -> float:
+        if self.mode == "raises" or (self.mode == "raises_sometimes" and len(answer) % 3 == 0):
+            raise RuntimeError("the environment is broken")
+        if self.mode == "nan":
+            return float("nan")
+        if self.mode == "equal":
+            return 0.5
+        if self.mode == "empty":
+            return 1.0 if answer == "" else 0.0
+        return sum(letter.islower() for letter in answer) / (len(answer) + 1)

@@ -1,0 +1,216 @@
+"""Whole runs: real processes, real sockets, a tiny random model with a real tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 180.0
+
+
+def wait_for(what: str, holds: Callable[[], bool]) -> None:
+    """Return when `holds()`; fail where it does not within a generous deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
+        time.sleep(0.02)
+
+
+def make_model(folder: Path, *, favours: int | None = None) -> Path:
+    """Save the tiny model; with `favours`, it samples that token nearly always."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "SmolLM2-135M-Instruct")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=favours is None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    if favours is not None:
+        with torch.no_grad():
+            model.lm_head.weight.zero_()
+            model.model.norm.weight.fill_(1.0)
+            model.model.embed_tokens.weight.fill_(1.0)
+            model.lm_head.weight[favours] = 1.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Run:
+    """A `quintain train` process in a folder of its own."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.model = folder, model
+        self.path = folder / "run"
+        self.process: subprocess.Popen[str] | None = None
+        self.seen: set[int] = set()
+        self.config: dict[str, Any] = {
+            "name": "t",
+            "seed": 3,
+            "model": {"path": str(model), "compute_dtype": "float32"},
+            "environment": {"name": f"{Path(__file__).with_name('envs_for_tests.py')}:Letters"},
+            "rollout": {"dtype": "float32", "max_completion_length": 8, "threads": 1},
+            "trainer": {
+                "max_steps": 3, "prompts_per_step": 2, "num_generations": 4, "learning_rate": 0.01, "threads": 1,
+                "save_steps": 1,
+            },
+        }  # fmt: skip
+
+    def set(self, path: str, value: Any) -> Run:
+        """Change one field of the experiment."""
+        *parents, leaf = path.split(".")
+        at = self.config
+        for part in parents:
+            at = at.setdefault(part, {})
+        at[leaf] = value
+        return self
+
+    def start(self, *flags: str) -> Run:
+        file = self.folder / "experiment.yaml"
+        file.write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", "quintain", "train", str(file), f"--run-dir={self.path}", *flags]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        return self
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for the end; (exit code, output). Every process of the run must be gone then."""
+        assert self.process is not None
+        self.note_children()
+        output, _ = self.process.communicate(timeout=DEADLINE_S)
+        self.assert_nothing_left()
+        return self.process.returncode, output
+
+    def train(self, *flags: str) -> str:
+        """Run to a good end; the output."""
+        code, output = self.start(*flags).finish()
+        assert code == 0, output
+        return output
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        self.note_children()
+        os.kill(pid, number)
+
+    def note_children(self) -> None:
+        """Remember the processes of the run, to see later that none is left."""
+        assert self.process is not None
+        try:
+            parent = psutil.Process(self.process.pid)
+            self.seen |= {self.process.pid} | {child.pid for child in parent.children(recursive=True)}
+        except psutil.NoSuchProcess:
+            pass
+
+    def assert_nothing_left(self) -> None:
+        def alive() -> list[str]:
+            return [
+                name(p)
+                for p in psutil.process_iter()
+                if str(self.path) in name(p) or (p.pid in self.seen and running(p))
+            ]
+
+        wait_for(f"the end of {alive()}", lambda: not alive())
+        assert not list(Path("/dev/shm").glob(f"quintain-weights-{self.process.pid}-*"))
+
+    def server(self, log: str) -> int:
+        """The process id of the rollout server ("rollout") or of the environment server ("env")."""
+        assert self.process is not None
+        words = {"rollout": "quintain.rollout.serve", "env": "serve"}[log]
+        found: list[int] = []
+
+        def there() -> bool:
+            parent = psutil.Process(self.process.pid)  # type: ignore[union-attr]
+            found[:] = [child.pid for child in parent.children() if words in child.cmdline()]
+            return bool(found)
+
+        wait_for(f"the {log} server", there)
+        return found[0]
+
+    def steps(self) -> int:
+        """Training steps in metrics.jsonl."""
+        return len([row for row in self.metrics() if row["kind"] == "train"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+    def wait_for_step(self, count: int) -> None:
+        """Return when `count` steps are done."""
+        assert self.process is not None
+
+        def done() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None or self.steps() >= count, self.process.communicate()[0]
+            return self.steps() >= count
+
+        wait_for(f"step {count}", done)
+        self.note_children()
+
+    def summary(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        return data
+
+    def weights(self) -> dict[str, Any]:
+        """The newest checkpoint's tensors."""
+        from safetensors.torch import load_file
+
+        folder = sorted((self.path / "checkpoints").glob("step-*"))[-1]
+        tensors: dict[str, Any] = load_file(folder / "model.safetensors")
+        return tensors
+
+    def books(self) -> list[tuple[int, int, int | None]]:
+        """(place, task index, step) of every group in the journal."""
+        with sqlite3.connect(self.path / "journal.db") as db:
+            return db.execute("SELECT place, task_index, consumed_at FROM groups ORDER BY place").fetchall()
+
+    def assert_books_balance(self, steps: int) -> None:
+        """Every place once, each consumed at its step, none skipped."""
+        per_step = self.config["trainer"]["prompts_per_step"]
+        consumed = [(place, index, step) for place, index, step in self.books() if step is not None]
+        assert consumed == [(place, place, place // per_step) for place in range(steps * per_step)]
+
+
+def name(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} " + " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+def running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

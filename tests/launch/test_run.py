@@ -1,0 +1,164 @@
+"""Whole runs, from the command line to the summary."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .runs import ROOT, Run
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_everything_it_promises(run: Run) -> None:
+    output = run.set("evaluation", {"split": "heldout", "eval_steps": 2}).train()
+    summary = run.summary()
+    assert {"heldout_before", "heldout_after", "train_wall_s", "steps", "seed", "versions"} <= summary.keys()
+    assert (summary["steps"], summary["versions"], summary["seed"], summary["heldout_tasks"]) == (3, 3, 3, 6)
+    assert 0 <= summary["heldout_before"] <= 1
+    present = {path.name for path in run.path.iterdir()}
+    expected = {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "curve.png",
+        "trajectories",
+        "journal.db",
+        "checkpoints",
+        "logs",
+    }
+    assert expected <= present
+    run.assert_books_balance(3)
+    rows = run.metrics()
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [0, 1, 2]
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [0, 2, 3]
+    train = next(row for row in rows if row["kind"] == "train")
+    for figure in (
+        "reward",
+        "reward_std",
+        "loss",
+        "grad_norm",
+        "entropy",
+        "completions/mean_length",
+        "step_time",
+    ):
+        assert math.isfinite(train[figure]), figure
+    assert train["sampling/sampling_logp_difference/max"] < 1e-3
+    assert "Held-out tasks" in output
+    assert "Sample answers" in output
+
+
+def test_trajectories_and_checkpoints_are_read_by_the_usual_libraries(run: Run) -> None:
+    run.train()
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    files = sorted(str(path) for path in (run.path / "trajectories").glob("*.jsonl"))
+    rows = load_dataset("json", data_files=files, split="train", cache_dir=str(run.folder / "cache"))
+    assert len(rows) == 3 * 2 * 4
+    assert all(len(turn["output_ids"]) == len(turn["logprobs"]) for row in rows for turn in row["turns"])
+    checkpoint = sorted((run.path / "checkpoints").glob("step-*"))[-1]
+    assert AutoModelForCausalLM.from_pretrained(checkpoint).config.vocab_size == len(
+        AutoTokenizer.from_pretrained(checkpoint)
+    )
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_never_was(run: Run, tmp_path: Path) -> None:
+    run.set("trainer.max_steps", 4).train()
+    (tmp_path / "second").mkdir()
+    stopped = Run(tmp_path / "second", run.model)
+    stopped.config = run.config
+    stopped.start().wait_for_step(2)
+    assert stopped.process is not None
+    stopped.kill(stopped.process.pid, 2)
+    code, output = stopped.finish()
+    assert code == 130, output
+    assert "go on with: quintain train" in output
+    assert stopped.steps() < 4
+    stopped.train("--resume")
+    assert equal(run.weights(), stopped.weights())
+    assert run.books() == stopped.books()
+    figures = [(row["step"], row["reward"], row["loss"], row["grad_norm"]) for row in run.metrics()]
+    assert figures == [(row["step"], row["reward"], row["loss"], row["grad_norm"]) for row in stopped.metrics()]
+
+
+def test_two_runs_of_one_seed_are_the_same_bit_for_bit_and_another_seed_is_not(run: Run, tmp_path: Path) -> None:
+    run.train()
+    for seed, same in ((3, True), (4, False)):
+        (tmp_path / str(seed)).mkdir()
+        other = Run(tmp_path / str(seed), run.model)
+        other.config = run.config
+        other.set("seed", seed).train()
+        assert equal(run.weights(), other.weights()) is same
+
+
+def test_a_policy_learns_what_its_environment_rewards(run: Run) -> None:
+    run.set("trainer.max_steps", 25).set("trainer.prompts_per_step", 4).set("trainer.save_steps", None).train()
+    rewards = [row["reward"] for row in run.metrics() if row["kind"] == "train"]
+    first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
+    assert last > first + 0.2, rewards
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rollout.max_staleness": 1},
+        {"model.lora": {"r": 4, "alpha": 8}, "trainer.beta": 0.05},
+        {"trainer.beta": 0.05, "trainer.num_iterations": 2, "model.gradient_checkpointing": True},
+        {
+            "trainer.loss_type": "grpo",
+            "trainer.top_entropy_quantile": 0.5,
+            "trainer.max_tokens_per_microbatch": 64,
+        },
+        {"model.compute_dtype": "bfloat16", "rollout.dtype": "bfloat16"},
+    ],
+    ids=[
+        "staleness 1",
+        "lora with kl",
+        "frozen reference, two iterations, checkpointing",
+        "entropy mask",
+        "bfloat16",
+    ],
+)
+def test_what_the_file_may_ask_for_trains(run: Run, changes: dict[str, object]) -> None:
+    for path, value in changes.items():
+        run.set(path, value)
+    run.train()
+    rows = [row for row in run.metrics() if row["kind"] == "train"]
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+    assert max(row["staleness/max"] for row in rows) <= run.config["rollout"].get("max_staleness", 0)
+    if run.config["trainer"].get("beta"):
+        assert all(row["kl"] >= 0 for row in rows)
+        assert rows[-1]["kl"] > 0
+    run.assert_books_balance(3)
+
+
+def test_the_checkpoint_of_a_run_can_be_evaluated_from_the_command_line(run: Run) -> None:
+    run.set("evaluation", {"split": "heldout"}).train()
+    checkpoint = sorted((run.path / "checkpoints").glob("step-*"))[-1]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "quintain",
+            "eval",
+            str(run.folder / "experiment.yaml"),
+            f"--model={checkpoint}",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["mean_reward"] == pytest.approx(run.summary()["heldout_after"], abs=1e-6)
+    assert (result["verified"], result["failed"]) == (6, 0)

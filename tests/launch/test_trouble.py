@@ -1,0 +1,174 @@
+"""Bad input and trouble: one clear line, nothing lost, nobody left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .runs import ROOT, Run, make_model
+
+
+def error_line(output: str) -> str:
+    """The one line that says what is wrong; a stack trace anywhere fails the test."""
+    assert "Traceback" not in output, output
+    (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
+    return line
+
+
+@pytest.mark.parametrize("server", ["env", "rollout"])
+def test_a_run_goes_on_when_a_server_is_killed(run: Run, server: str) -> None:
+    run.set("trainer.max_steps", 5).start().wait_for_step(2)
+    run.kill(run.server(server))
+    code, output = run.finish()
+    assert code == 0, output
+    assert "ended (signal 9): starting it again" in output
+    assert run.summary()["steps"] == 5
+    run.assert_books_balance(5)
+    assert all(row["failures"] == 0 for row in run.metrics())
+
+
+def test_when_the_trainer_is_killed_nobody_is_left_and_resume_uses_every_prompt_once(run: Run) -> None:
+    run.set("trainer.max_steps", 5).start().wait_for_step(2)
+    assert run.process is not None
+    run.kill(run.process.pid)
+    code, _ = run.finish()
+    assert code == -signal.SIGKILL
+    run.train("--resume")
+    run.assert_books_balance(5)
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2, 3, 4]
+
+
+def test_a_server_that_cannot_be_kept_up_stops_the_run_with_its_last_words(run: Run) -> None:
+    run.set("trainer.max_steps", 50).set("rollout.restarts", 0).start().wait_for_step(1)
+    run.kill(run.server("rollout"))
+    code, output = run.finish()
+    assert code == 1
+    assert "the rollout server ended (signal 9) after 0 restarts" in error_line(output)
+    assert "go on with: quintain train" in output
+    assert list((run.path / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("raises", "crashed in step: RuntimeError: the environment is broken"),
+        ("nan", "must be a finite number, not nan"),
+    ],
+)
+def test_an_environment_that_always_fails_stops_the_run_with_what_happened(run: Run, mode: str, says: str) -> None:
+    code, output = run.set("environment.args", {"mode": mode}).start().finish()
+    assert code == 1
+    line = error_line(output)
+    assert "all 8 episodes of step 1 failed" in line
+    assert says in line
+
+
+def test_an_environment_that_sometimes_fails_costs_those_trajectories_only(run: Run) -> None:
+    run.set("environment.args", {"mode": "raises_sometimes"}).train()
+    rows = run.metrics()
+    assert sum(row["failures"] for row in rows) > 0
+    assert run.summary()["steps"] == 3
+
+
+def test_equal_rewards_teach_nothing_and_break_nothing(run: Run) -> None:
+    run.set("environment.args", {"mode": "equal"}).train()
+    rows = run.metrics()
+    assert all(row["frac_reward_zero_std"] == 1.0 and row["rows_trained"] == 0 for row in rows)
+    import torch
+    from safetensors.torch import load_file
+
+    before, after = load_file(run.model / "model.safetensors"), run.weights()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_empty_completion_is_an_answer(run: Run, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    end = AutoTokenizer.from_pretrained(run.model).eos_token_id
+    silent = make_model(tmp_path / "silent", favours=end)
+    run.set("model.path", str(silent)).set("environment.args", {"mode": "empty"}).train()
+    assert run.metrics()[0]["completions/min_length"] == 1
+    assert run.metrics()[0]["reward"] > 0.5
+
+
+def test_a_prompt_longer_than_the_context_is_said_in_one_line(run: Run) -> None:
+    code, output = run.set("environment.args", {"words": 200}).start().finish()
+    assert code == 1
+    assert "too_long in render: the prompt has" in error_line(output)
+    assert "an episode at most 256" in error_line(output)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("model.path", "./no/such/model", "model.path: no folder 'no/such/model'"),
+        ("environment.name", "./no_such_file.py:Env", "no_such_file.py"),
+        ("environment.name", "maths", "did you mean 'math'"),
+        ("environment.args", {"mod": "ok"}, "mod"),
+        ("environment", {"url": "http://127.0.0.1:9"}, "nobody answers at http://127.0.0.1:9"),
+        ("trainer.learning_rat", 1, "did you mean 'learning_rate'"),
+        ("model.lora", {"target_modules": ["nothing"]}, "model.lora.target_modules"),
+        ("trainer.reward_weights", {"style": 1.0}, "the environment gives no reward 'style'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_a_non_zero_exit_code(run: Run, path: str, value: object, says: str) -> None:
+    code, output = run.set(path, value).start().finish()
+    assert code in (1, 2), output
+    assert says in error_line(output)
+
+
+def test_resuming_nothing_and_resuming_another_experiment_are_refused(run: Run) -> None:
+    code, output = run.start("--resume").finish()
+    assert (code, "nothing to resume" in error_line(output)) == (2, True)
+    run.train()
+    code, output = run.start().finish()
+    assert (code, "exists: give another --run-dir" in error_line(output)) == (2, True)
+    code, output = run.set("seed", 4).start("--resume").finish()
+    assert (code, "was run with another seed" in error_line(output)) == (2, True)
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "quintain", "env", "serve", "math", f"--port={port}"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert str(port) in error_line(done.stdout + done.stderr)
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_resume_goes_on(run: Run) -> None:
+    """A file system of a few megabytes of its own, in a mount namespace of its own."""
+    script = run.folder / "full.sh"
+    small = run.folder / "small"
+    small.mkdir()
+    quintain = f"{sys.executable} -m quintain train {run.folder}/experiment.yaml --run-dir {small}/run"
+    script.write_text(
+        f"""set -u
+mount -t tmpfs -o size=64m none {small}
+fallocate -l 34m {small}/ballast
+{quintain}; echo "first: $?"
+rm {small}/ballast
+{quintain} --resume; echo "second: $?"
+"""
+    )
+    import yaml
+
+    run.set("trainer.max_steps", 4)
+    (run.folder / "experiment.yaml").write_text(yaml.safe_dump(run.config))
+    wrap = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    done = subprocess.run([*wrap, "bash", str(script)], capture_output=True, text=True, cwd=ROOT, check=False)
+    output = done.stdout + done.stderr
+    assert "first: 1" in output, output
+    assert "second: 0" in output, output
+    assert "No space left on device" in error_line(output) or "disk is full" in error_line(output)

@@ -1,0 +1,203 @@
+"""The math verifier as a whole: outcomes, catastrophes, the base install, concurrency."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quintain.failure import FailureKind, QuintainError, Stage
+from quintain.verdict import Outcome
+from quintain.verifiers import Item, get_verifier, verify_sync
+from quintain.verifiers.math import MathOptions, MathVerifier
+from quintain.verifiers.math.fast import Question, decide
+
+CATASTROPHES = [
+    ("9**9**9**9", "5"),
+    ("9^{9^{9^{9}}}", "5"),
+    (r"\frac{1}{10^{10^{10}}}", "0"),
+    (r"\frac{1}{10^{10^{10}}}", r"\sqrt{2}"),
+    ("9" * 100_000, "5"),
+    ("9" * 100_000, r"\sqrt{2}"),
+    ("(" * 400 + "1" + ")" * 400, "2"),
+    ("{" * 900 + "x" + "}" * 900, r"\sqrt{2}"),
+    (r"\sqrt{" * 200 + "2" + "}" * 200, r"\sqrt{2}"),
+    ("1e999999999", "5"),
+    ("1e999999999", r"\sqrt{2}"),
+    ("99999999!", "5"),
+    (r"\boxed{" * 2_000, "5"),
+    ("x" + "^x" * 300, "x"),
+    ("1/" * 2_000 + "3", r"\sqrt{2}"),
+]
+
+
+@pytest.fixture
+async def verifier() -> AsyncIterator[MathVerifier]:
+    async with MathVerifier(MathOptions(workers=2, deadline_s=60.0)) as verifier:
+        yield verifier
+
+
+async def test_catastrophes_are_never_correct_and_change_no_other_verdict(verifier: MathVerifier) -> None:
+    sound = [Item(rf"\sqrt{{{n}}} + 1", rf"1 + \sqrt{{{n + n % 2}}}") for n in range(2, 42)]
+    for place, (answer, reference) in enumerate(CATASTROPHES):
+        sound.insert(place * 3, Item(answer, reference))
+    verdicts = await verifier.verify(sound, deadline_s=2.0)
+    bad = [verdicts.pop(place * 3) for place in reversed(range(len(CATASTROPHES)))]
+    assert all(verdict.score in (0.0, None) for verdict in bad)
+    assert Outcome.TIMEOUT in {verdict.outcome for verdict in bad}
+    assert [verdict.outcome for verdict in verdicts] == [
+        Outcome.CORRECT if n % 2 == 0 else Outcome.WRONG for n in range(2, 42)
+    ]
+
+
+async def test_a_timeout_is_a_failure_and_no_score(verifier: MathVerifier) -> None:
+    [verdict] = await verifier.verify([Item("9**9**9**9", "5")], deadline_s=0.5)
+    assert verdict.outcome is Outcome.TIMEOUT
+    assert verdict.score is None
+    assert verdict.failure is not None
+    assert (verdict.failure.kind, verdict.failure.stage) == (FailureKind.TIMEOUT, Stage.VERIFY)
+    assert verdict.detail["answer"] == "9**9**9**9"
+
+
+async def test_plain_numbers_start_no_process(verifier: MathVerifier) -> None:
+    before = psutil.Process().children()
+    items = [Item(f"17 + {n} = {17 + n}.", 17 + n) for n in range(1000)]
+    verdicts = await verifier.verify(items)
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
+    assert psutil.Process().children() == before
+
+
+async def test_concurrent_batches_get_their_own_verdicts(verifier: MathVerifier) -> None:
+    async def judge(n: int) -> list[Outcome]:
+        items = [Item(rf"\sqrt{{{n}}}", rf"\sqrt{{{m}}}") for m in range(2, 12)]
+        return [verdict.outcome for verdict in await verifier.verify(items)]
+
+    found = await asyncio.gather(*(judge(n) for n in range(2, 12)))
+    assert found == [[Outcome.CORRECT if n == m else Outcome.WRONG for m in range(2, 12)] for n in range(2, 12)]
+
+
+async def test_closing_twice_and_leaving_nothing(verifier: MathVerifier) -> None:
+    await verifier.verify([Item(r"\sqrt{2}", r"\sqrt{3}")])
+    family = psutil.Process().children(recursive=True)
+    await verifier.close()
+    await verifier.close()
+    assert not [process for process in family if process.is_running()]
+
+
+def test_the_version_names_what_takes_part_in_the_judgement() -> None:
+    assert MathVerifier(MathOptions(full=False)).version == "1"
+    assert MathVerifier(MathOptions(full=True)).version.startswith("1+math-verify-")
+
+
+def test_an_unworked_sum_is_wrong_unless_it_is_allowed() -> None:
+    items = [Item("17 + 8", 25), Item("17 + 8 = 25", 25)]
+    assert [v.outcome for v in verify_sync("math", items)] == [Outcome.WRONG, Outcome.CORRECT]
+    allowed = verify_sync("math", items, {"allow_unevaluated": True})
+    assert [v.outcome for v in allowed] == [Outcome.CORRECT, Outcome.CORRECT]
+
+
+@pytest.mark.parametrize(("places", "outcome"), [(6, Outcome.CORRECT), (3, Outcome.CORRECT), (0, Outcome.WRONG)])
+def test_places_say_how_far_a_decimal_must_agree(places: int, outcome: Outcome) -> None:
+    [verdict] = verify_sync("math", [Item("0.333333", "1/3")], {"places": places})
+    assert verdict.outcome is outcome
+
+
+def test_a_box_can_be_insisted_on() -> None:
+    items = [Item("The answer is 25.", 25), Item(r"\boxed{25}", 25)]
+    verdicts = verify_sync("math", items, {"extraction": "boxed"})
+    assert [v.outcome for v in verdicts] == [Outcome.UNPARSABLE, Outcome.CORRECT]
+
+
+def test_the_detail_says_what_was_compared() -> None:
+    [verdict] = verify_sync("math", [Item("So the answer is $24$.", 25)])
+    assert verdict.detail == {"answer": "24", "rule": "answer"}
+    assert verdict.elapsed_s > 0
+
+
+# The base install: no math-verify
+
+
+@pytest.fixture
+def no_math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_spec(name: str, *rest: Any) -> Any:
+        return None if name == "math_verify" else importlib.util.find_spec(name, *rest)
+
+    monkeypatch.setattr("quintain.verifiers.math.verifier.find_spec", find_spec)
+
+
+@pytest.mark.usefixtures("no_math_verify")
+def test_the_base_install_judges_plain_numbers_and_says_what_needs_more() -> None:
+    items = [
+        Item("The sum is 25.", 25),
+        Item("24", 25),
+        Item("0.5", r"\frac{1}{2}"),
+        Item(r"\sqrt{625}", 25),
+        Item("5", r"\sqrt{25}"),
+    ]
+    verdicts = verify_sync("math", items)
+    assert [verdict.outcome for verdict in verdicts] == [
+        Outcome.CORRECT,
+        Outcome.WRONG,
+        Outcome.CORRECT,
+        Outcome.UNPARSABLE,
+        Outcome.BAD_REFERENCE,
+    ]
+    assert "quintain[math]" in verdicts[3].detail["reason"]
+    assert verdicts[4].failure is not None
+    assert "quintain[math]" in verdicts[4].failure.message
+
+
+@pytest.mark.usefixtures("no_math_verify")
+def test_insisting_on_the_full_check_without_math_verify_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(QuintainError, match=r"pip install 'quintain\[math\]'"):
+        get_verifier("math", full=True)
+
+
+def test_the_fast_path_needs_no_third_party_mathematics() -> None:
+    program = """
+import sys
+sys.modules.update(dict.fromkeys(("sympy", "math_verify", "numpy", "latex2sympy2_extended")))
+from quintain.verifiers import Item, verify_sync
+[verdict] = verify_sync("math", [Item("The sum is 25.", 25)], {"full": False})
+sys.exit(0 if verdict.score == 1.0 else 1)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# Whatever models write
+
+
+@given(st.text(max_size=300), st.sampled_from(["25", r"\frac{1}{2}", r"\sqrt{2}", "Tuesday", "5 km"]))
+def test_any_text_gets_a_verdict_or_a_question(answer: str, reference: str) -> None:
+    found = decide(answer, reference, MathOptions())
+    if not isinstance(found, Question):
+        assert found.score in (0.0, 1.0)
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
+def test_a_sum_in_a_sentence_is_judged_by_its_result(a: int, b: int) -> None:
+    for text in (
+        f"{a} + {b} = {a + b}.",
+        f"The sum is {a + b}.",
+        f"The answer is **{a + b}**",
+        rf"$\boxed{{{a + b}}}$",
+    ):
+        for reference, outcome in ((a + b, Outcome.CORRECT), (a + b + 1, Outcome.WRONG)):
+            found = decide(text, reference, MathOptions())
+            assert not isinstance(found, Question)
+            assert found.outcome is outcome, (text, reference)
+
+
+async def test_broken_unicode_costs_nothing_but_its_verdict(verifier: MathVerifier) -> None:
+    broken = ["\ud800", "\\sqrt{\ud800}", "25\x00", "\\sqrt{2}\x00"]
+    verdicts = await verifier.verify([*(Item(answer, r"\sqrt{2}") for answer in broken), Item("25", "25")])
+    assert {verdict.outcome for verdict in verdicts[:-1]} <= {Outcome.UNPARSABLE, Outcome.WRONG, Outcome.CORRECT}
+    assert verdicts[-1].outcome is Outcome.CORRECT

@@ -1,0 +1,56 @@
+"""The interface of a verifier: batches in, verdicts out, in the same order.
+
+What always holds for every verifier:
+- `verify` gives exactly one verdict for each item, at the item's own place;
+- what one item does (hang, crash, exhaust memory) never changes another item's verdict;
+- what broke is a verdict with a failure, never an exception and never a score; `verify` raises only where the
+  whole call makes no sense: a closed verifier, or an installation that lacks what it needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from quintain.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One answer to judge. `answer` is the model's text; what `reference` must be is up to the verifier."""
+
+    answer: str
+    reference: Any
+
+
+class Verifier(ABC):
+    """Judges answers. One instance serves many concurrent calls on one event loop.
+
+    `name` is what the registry calls it. `version` changes whenever the same item under the same options
+    could get another verdict, so a verdict may be cached under (name, version, options, item).
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """The version of the judgement, the versions of the libraries it depends on included."""
+
+    @abstractmethod
+    async def verify(self, items: Sequence[Item], *, deadline_s: float | None = None) -> list[Verdict]:
+        """A verdict for each of `items`, in order. `deadline_s` bounds each item, not the batch."""
+
+    async def close(self) -> None:  # noqa: B027 - most verifiers hold nothing
+        """Give back what the verifier holds; no process of its own is left. Calling it twice is allowed."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
