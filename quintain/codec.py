@@ -99,7 +99,10 @@ def pack(value: Any, kind: Any = None) -> bytes:
 
 def unpack(data: bytes, kind: type[T] | Any) -> T:
     """The `kind` that the msgpack bytes `data` hold, or `QuintainError` with the field's path."""
-    plain = msgpack.unpackb(data, strict_map_key=False)
+    try:
+        plain = msgpack.unpackb(data, strict_map_key=False)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise QuintainError(f"expected msgpack, got {len(data)} bytes that are none ({type(error).__name__})") from None
     return _validate(kind, lambda adapter: adapter.validate_python(plain))
 
 

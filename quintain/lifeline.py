@@ -15,6 +15,7 @@ end and every child reads the end of the file. Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -109,9 +110,10 @@ def guard(fd: int | None = None) -> None:
         if fd is not None:
             os.close(fd)
         return
-    keep = 2 if fd is None else fd
-    os.closerange(3, keep)
-    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+    for other in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if other > 2 and other != fd:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(other)
     poll = select.poll()
     for watched in (os.pidfd_open(child), *(() if fd is None else (fd,))):
         poll.register(watched, select.POLLIN | select.POLLHUP)

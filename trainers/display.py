@@ -24,7 +24,11 @@ class _TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         left = task.fields.get("left_s")
-        return Text("–:––" if left is None else f"{int(left) // 60}:{int(left) % 60:02d} left", style="cyan")
+        return Text("–:––" if left is None else f"{_minutes(left)} left", style="cyan")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 class Display:
@@ -75,9 +79,7 @@ class Display:
         left = pace * (self.steps - done)
         self._progress.update(self._task, completed=done, figures=figures, left_s=left)
         if not self._live:
-            self.say(
-                f"step {done}/{self.steps}  {figures}  {metrics['step_time']:.1f} s  {int(left) // 60}:{int(left) % 60:02d} left"
-            )
+            self.say(f"step {done}/{self.steps}  {figures}  {metrics['step_time']:.1f} s  {_minutes(left)} left")
 
 
 def before_after(before: Evaluation | None, after: Evaluation, *, shown: int) -> Sequence[Table]:

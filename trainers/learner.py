@@ -1,9 +1,9 @@
 """The learning side of a run: the model, its optimiser, and what is done to them between two batches.
 
 Invariants:
-- weights change in one place, once per pass over a batch, after all gradients are in; a stop between micro-batches
-  drops the gradient and leaves the weights of the last whole step;
-- what is published is proven: the canary's log-probabilities come from the very model that was trained.
+- weights change in one place, once per pass over a batch, after all gradients are in;
+- a stop is possible between the micro-batches of a step's first pass: it drops the gradient and leaves the weights of
+  the last whole step.
 """
 
 from __future__ import annotations
@@ -13,42 +13,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from quintain.codec import as_floats
 from quintain.config import ExperimentConfig
 from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
-from quintain.rollout.canary import TOLERANCE, Canary, canary_rows
-from quintain.rollout.client import RolloutClient
 from quintain.rollout.quiet import quiet_transformers
-from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.batch import MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.forward import PolicyForward, TokenLogprobs, supports_tree
 from quintain.trainers.grpo import Credited, Row, credit
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.losses.offpolicy import entropy_threshold
-from quintain.trainers.policy import DTYPES, Reference, load_policy, published
+from quintain.trainers.policy import Reference, load_policy
 from quintain.trainers.schedule import learning_rate
 from quintain.trainers.update import Share, Work, accumulate, parameters_of, score
-from quintain.trainers.weights import WeightStore
-from quintain.trajectory import Group, Segment
+from quintain.trajectory import Group
 
 
 class Learner:
-    """Trains the policy of `config` and publishes it to `rollout`. `check` may raise to give up a step under way."""
+    """Trains the policy of `config`. `check` may raise to give up a step under way."""
 
     def __init__(
         self,
         config: ExperimentConfig,
         *,
-        rollout: RolloutClient,
         checkpoints: Path,
-        scratch: Path,
         logs: Path,
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -57,7 +49,7 @@ class Learner:
         quiet_transformers()
         trainer = config.trainer
         torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
-        self.config, self.rollout, self.checkpoints, self._check = config, rollout, checkpoints, check
+        self.config, self.checkpoints, self._check = config, checkpoints, check
         mixed = config.model.dtype == "float32" and config.model.compute_dtype == "bfloat16"
         self.accelerator = Accelerator(
             mixed_precision="bf16" if mixed else "no",
@@ -74,9 +66,6 @@ class Learner:
         self.layout = self._layout()
         self.forward, self.optimizer = self._prepared()
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
-        self.canary = tuple(canary_rows(self.tokenizer))
-        size = sum(p.numel() for p in self.model.parameters()) * 4
-        self.store = WeightStore(scratch, need_bytes=size) if self.share.rank == 0 else None
 
     def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
         """Train on a batch: `num_iterations` optimiser updates. The figures to log, by TRL's names."""
@@ -87,9 +76,9 @@ class Learner:
         rate = learning_rate(trainer, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures: dict[str, float] = {"learning_rate": rate}
+        figures: dict[str, float] = {"learning_rate": rate, "loss": 0.0, "grad_norm": 0.0}
         self.model.train()
-        for _ in range(trainer.num_iterations if work.pieces else 0):
+        for iteration in range(trainer.num_iterations if work.pieces else 0):
             self.optimizer.zero_grad(set_to_none=True)
             try:
                 loss, metrics = accumulate(
@@ -97,7 +86,7 @@ class Learner:
                     work,
                     backward=self.accelerator.backward,
                     unsynced=lambda: self.accelerator.no_sync(self.forward),
-                    check=self._check,
+                    check=self._check if iteration == 0 else lambda: None,
                 )
             except BaseException:
                 self.optimizer.zero_grad(set_to_none=True)
@@ -114,14 +103,12 @@ class Learner:
             "microbatches": float(len(work.pieces)),
         }
 
-    def publish(self, version: int, *, admit: bool) -> PublishAnswer:
-        """Write the weights and have the engine load and prove them. FailureError where it does not."""
-        assert self.store is not None
-        weights = self.store.write(published(self.model, DTYPES[self.config.rollout.dtype]), version)
-        tolerance = self.config.rollout.canary_tolerance
-        allowed = TOLERANCE[self.config.rollout.dtype] if tolerance is None else tolerance
-        canary = Canary(self.canary, tuple(self._canary_logprobs()), allowed)
-        return self.rollout.publish(weights, canary, admit=admit)
+    def score(self, piece: MicroBatch, *, temperature: float) -> TokenLogprobs:
+        """What the policy says of a piece's tokens, without a gradient."""
+        self.model.eval()
+        with torch.no_grad():
+            scored: TokenLogprobs = self.forward(piece, temperature=temperature)
+        return scored
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint. QuintainError where the disk refuses."""
@@ -144,11 +131,9 @@ class Learner:
             self.accelerator.log(metrics, step=step)
 
     def close(self) -> None:
-        """Remove the published weights, end the trackers."""
+        """End the trackers."""
         if self.config.trainer.report_to:
             self.accelerator.end_training()
-        if self.store is not None:
-            self.store.close()
 
     def _work(self, credited: Credited) -> Work:
         """The batch cut into pieces, with what the loss needs besides the policy's own forward pass."""
@@ -175,23 +160,6 @@ class Learner:
 
     def _scored(self, piece: MicroBatch) -> TokenLogprobs:
         return self.forward(piece)
-
-    def _canary_logprobs(self) -> list[Any]:
-        segments = []
-        for ids in self.canary:
-            mask = np.ones(len(ids), dtype=np.bool_)
-            mask[0] = False
-            segments.append(Segment(ids, mask, as_floats(np.zeros(len(ids))), ids))
-        pieces = micro_batches(segments, list(range(len(segments))), layout="padded", max_tokens=1 << 20)
-        self.model.eval()
-        with torch.no_grad():
-            out: dict[int, Any] = {}
-            for piece in pieces:
-                logp = self.forward(piece, temperature=1.0).logp.float().cpu().numpy()
-                rows = piece.row.cpu().numpy()
-                for at, index in enumerate(piece.segments):
-                    out[index] = as_floats(logp[rows == at])
-        return [out[index] for index in range(len(segments))]
 
     def _start_trackers(self) -> None:
         wanted = self.config.trainer.report_to

@@ -48,12 +48,16 @@ class Policy(Protocol):
         """One optimiser step on a batch."""
         ...
 
-    def publish(self, version: int, *, admit: bool) -> PublishAnswer:
-        """Put the weights in force as `version`; FailureError where the canary refuses."""
-        ...
-
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
+        ...
+
+
+class Publisher(Protocol):
+    """What puts the policy's weights in force (`publish.Publisher`)."""
+
+    def publish(self, version: int, *, admit: bool) -> PublishAnswer:
+        """Put the weights in force as `version`; FailureError where the engine cannot prove them."""
         ...
 
 
@@ -86,13 +90,14 @@ class Loop:
         *,
         rollout: Rollout,
         policy: Policy,
+        publisher: Publisher,
         hooks: Hooks,
         progress: Progress,
         heldout: int,
         clock: Callable[[], float] = time.monotonic,
         began: float | None = None,
     ) -> None:
-        self.config, self.rollout, self.policy, self.hooks = config, rollout, policy, hooks
+        self.config, self.rollout, self.policy, self.publisher, self.hooks = config, rollout, policy, publisher, hooks
         self.progress, self.heldout, self.clock = progress, heldout, clock
         self._since = clock() if began is None else began
         self._saved = progress.step
@@ -201,7 +206,7 @@ class Loop:
         self.hooks.phase("publishing")
         for attempt in range(1, PUBLISH_ATTEMPTS + 1):
             try:
-                self.policy.publish(self.progress.version, admit=admit)
+                self.publisher.publish(self.progress.version, admit=admit)
                 return
             except FailureError as error:
                 if attempt == PUBLISH_ATTEMPTS or not error.failure.retryable:

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -75,32 +76,33 @@ def _train(
     resume: bool,
 ) -> dict[str, Any]:
     environment = start_environment(supervisor, config, run)
-    rollout_server = start_rollout(supervisor, config, run, environment)
+    with ThreadPoolExecutor(1) as beside:  # the rollout server comes up while the trainer loads
+        starting = beside.submit(start_rollout, supervisor, config, run, environment)
 
-    from quintain.envs.client import EnvClient
-    from quintain.rollout.client import RolloutClient
-    from quintain.trainers.checkpoint import Progress, latest_checkpoint
-    from quintain.trainers.display import Display, before_after
-    from quintain.trainers.evaluate import Evaluation
-    from quintain.trainers.learner import Learner
-    from quintain.trainers.loop import Hooks, Loop, Stopped
-    from quintain.trainers.report import MetricsLog, draw_curve, write_summary
+        from quintain.envs.client import EnvClient
+        from quintain.rollout.client import RolloutClient
+        from quintain.trainers.checkpoint import Progress, latest_checkpoint
+        from quintain.trainers.display import Display, before_after
+        from quintain.trainers.evaluate import Evaluation
+        from quintain.trainers.learner import Learner
+        from quintain.trainers.loop import Hooks, Loop, Stopped
+        from quintain.trainers.publish import Publisher
+        from quintain.trainers.report import MetricsLog, draw_curve, write_summary
 
-    def check() -> None:
-        supervisor.check()
-        if stopping:
-            raise Stopped
+        def check() -> None:
+            supervisor.check()
+            if stopping:
+                raise Stopped
 
-    heldout = heldout_size(config, EnvClient(environment, token=config.environment.token))
-    client = RolloutClient(rollout_server.url, poll=lambda progress: check())
-    learner = Learner(
-        config, rollout=client, checkpoints=run.checkpoints, scratch=run.path / "weights", logs=run.logs, check=check
-    )
-    try:
+        heldout = heldout_size(config, EnvClient(environment, token=config.environment.token))
+        learner = Learner(config, checkpoints=run.checkpoints, logs=run.logs, check=check)
         checkpoint = latest_checkpoint(run.checkpoints) if resume else None
         progress = learner.restore(checkpoint) if checkpoint is not None else Progress(0, 0, 0, 0.0)
         for line in learner.notes:
             console.print(line, highlight=False)
+        client = RolloutClient(starting.result().url, poll=lambda progress: check())
+    publisher = Publisher(learner, client, config.rollout, scratch=run.path / "weights")
+    try:
         log = MetricsLog(run.metrics, from_step=progress.step)
         with Display(console, steps=config.trainer.max_steps, done=progress.step) as display:
 
@@ -126,6 +128,7 @@ def _train(
                 config,
                 rollout=client,
                 policy=learner,
+                publisher=publisher,
                 hooks=hooks,
                 progress=progress,
                 heldout=heldout,
@@ -136,6 +139,7 @@ def _train(
             except Stopped:
                 raise Interrupted(loop.progress.step) from None
     finally:
+        publisher.close()
         learner.close()
         client.close()
     summary = {

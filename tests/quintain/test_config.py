@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from quintain.config import ExperimentConfig, dump_config, load_config, parse_config
 from quintain.failure import QuintainError
 
@@ -29,9 +30,15 @@ def test_overrides_are_yaml_values_at_paths() -> None:
     ("text", "says"),
     [
         (BASE + "trianer: {}", "trianer: no such field; did you mean 'trainer'?"),
-        (BASE + "trainer: {learning_rat: 3}", "trainer.learning_rat: no such field; did you mean 'learning_rate'?"),
+        (
+            BASE + "trainer: {learning_rat: 3}",
+            "trainer.learning_rat: no such field; did you mean 'learning_rate'?",
+        ),
         (BASE + "trainer: {loss_type: gpro}", "did you mean 'grpo'?"),
-        (BASE + "trainer: {num_generations: 1}", "trainer.num_generations: expected greater than or equal to 2, got 1"),
+        (
+            BASE + "trainer: {num_generations: 1}",
+            "trainer.num_generations: expected greater than or equal to 2, got 1",
+        ),
         (BASE + "rollout: {temperature: hot}", "rollout.temperature: expected a valid number"),
         (BASE + "rollout: {temperature: .nan}", "rollout.temperature"),
         (BASE + "trainer: 3", "trainer: expected a section with fields, got 3"),

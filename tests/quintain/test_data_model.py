@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quintain.codec import from_builtins, from_json, pack, to_builtins, to_json, unpack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
 from quintain.messages import FunctionCall, Message, ToolCall
@@ -37,9 +38,7 @@ messages = st.builds(
     tool_calls=st.lists(st.builds(ToolCall, TEXT, st.builds(FunctionCall, TEXT, TEXT)), max_size=2).map(tuple),
     tool_call_id=st.none() | TEXT,
 )
-failures = st.builds(
-    Failure, st.sampled_from(FailureKind), st.sampled_from(Stage), TEXT, st.booleans()
-)
+failures = st.builds(Failure, st.sampled_from(FailureKind), st.sampled_from(Stage), TEXT, st.booleans())
 
 
 @st.composite
@@ -73,10 +72,16 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         made.append(draw(turns(before=made[-1].ids.tolist() if chained else None)))
     failure = draw(st.none() | failures)
     return Trajectory(
-        id=draw(TEXT), group=draw(TEXT), task=draw(TEXT), index=draw(st.integers(0, 99)), member=0, seed=1,
+        id=draw(TEXT),
+        group=draw(TEXT),
+        task=draw(TEXT),
+        index=draw(st.integers(0, 99)),
+        member=0,
+        seed=1,
         turns=tuple(made),
         ending=Ending.FAILED if failure else draw(st.sampled_from([Ending.TERMINATED, Ending.TRUNCATED])),
-        reward=None if failure else draw(FINITE), failure=failure,
+        reward=None if failure else draw(FINITE),
+        failure=failure,
         rewards=draw(st.dictionaries(TEXT, FINITE, max_size=2)),
     )
 
@@ -99,7 +104,7 @@ def test_messages_and_failures_are_equal_after_a_round_trip(message: Message, fa
     assert from_builtins(to_builtins(message), Message) == message
     assert unpack(pack(message), Message) == message
     assert from_json(to_json(failure), Failure) == failure
-    assert pickle.loads(pickle.dumps(FailureError(failure))).failure == failure  # noqa: S301
+    assert pickle.loads(pickle.dumps(FailureError(failure))).failure == failure
 
 
 @given(trajectories())
@@ -133,8 +138,12 @@ def test_a_segment_is_a_maximal_chain_of_turns(trajectory: Trajectory) -> None:
 
 def turn(**changes: Any) -> Turn:
     fields: dict[str, Any] = {
-        "prompt_ids": [1, 2], "output_ids": [3], "logprobs": [-0.5], "finish": Finish.STOP,
-        "versions": (VersionSpan(0, 0, 1),), "message": Message("assistant", "x"),
+        "prompt_ids": [1, 2],
+        "output_ids": [3],
+        "logprobs": [-0.5],
+        "finish": Finish.STOP,
+        "versions": (VersionSpan(0, 0, 1),),
+        "message": Message("assistant", "x"),
     }
     return Turn(**{**fields, **changes})
 
@@ -186,6 +195,12 @@ def test_a_wrong_field_is_named_with_what_came() -> None:
     good = to_json(Group("g", 0, (Trajectory("t", "g", "k", 0, 0, 0, (turn(),), Ending.TERMINATED, 1.0),)))
     with pytest.raises(QuintainError, match=r"trajectories\.0\.turns\.0\.output_ids: .*got \[3\.5\]"):
         from_json(good.replace('"output_ids":[3]', '"output_ids":[3.5]'), Group)
+
+
+@pytest.mark.parametrize("data", [b"", b"not msgpack", b"\xc1", b"\xd9\xff"])
+def test_bytes_that_are_no_msgpack_are_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(QuintainError, match="expected msgpack"):
+        unpack(data, Message)
 
 
 def test_an_exception_becomes_one_line_without_a_stack() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quintain.rollout.admission import Admission
 from quintain.rollout.tasks import derive_seed, task_index
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from quintain.codec import pack
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
@@ -64,7 +65,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert groups is not None
             assert [g.index // 3 for g in groups] == self.taken[step]
             return
-        oldest = [p for p in range(self.issued) if p not in sum(self.taken.values(), [])][: self.batch]
+        oldest = [p for p in range(self.issued) if p not in self._consumed()][: self.batch]
         whole = all((p, m) in self.recorded for p in oldest for m in range(self.members))
         if len(oldest) < self.batch or not whole:
             assert groups is None
@@ -80,12 +81,17 @@ class JournalMachine(RuleBasedStateMachine):
         self.journal.close()
         self.journal = Journal(self.path, members=self.members, identity=IDENTITY)
 
+    def _consumed(self) -> list[int]:
+        return [place for places in self.taken.values() for place in places]
+
     @invariant()
     def books_reconcile(self) -> None:
         balance = self.journal.balance()
-        consumed = sum(self.taken.values(), [])
+        consumed = self._consumed()
         assert (balance.issued, balance.trajectories, balance.consumed) == (
-            self.issued, len(self.recorded), len(consumed)
+            self.issued,
+            len(self.recorded),
+            len(consumed),
         )
         assert balance.consumed <= balance.completed <= balance.issued
         pending = {(p.place, p.member) for p in self.journal.pending()}

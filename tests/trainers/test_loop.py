@@ -76,6 +76,7 @@ def loop(world: World, *, text: str = BASE, progress: Progress | None = None, ch
         parse_config(text),
         rollout=world,
         policy=world,
+        publisher=world,
         hooks=hooks,
         heldout=3,
         progress=progress or Progress(0, 0, 0, 0.0),

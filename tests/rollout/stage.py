@@ -1,0 +1,96 @@
+"""A stage for the rollout's tests: a toy environment, a renderer over bytes, a plan, and the fake engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quintain.envs import Action, EndlessTasks, Environment, LocalClient, Observation, Step, Task, TaskSource, user
+from quintain.rollout.canary import Canary
+from quintain.rollout.conductor import Conductor, Plan
+from quintain.rollout.engines.base import Engine, Sampling, Weights
+from quintain.rollout.engines.fake import FakeEngine
+from quintain.rollout.engines.fake_model import FakeModel
+from quintain.rollout.journal import Journal
+from quintain.rollout.renderer import Renderer
+
+IDENTITY: dict[str, object] = {"seed": 0}
+
+
+class Words(Environment):
+    """Asks `turns` questions; `trouble` names the place and the way in which it breaks."""
+
+    def __init__(self, turns: int = 1, trouble: str = "") -> None:
+        self.left, self.trouble = turns, trouble
+
+    @classmethod
+    def tasks(cls, split: str) -> TaskSource:
+        return EndlessTasks(lambda index: Task(f"{split}-{index}", (user(f"q{index}"),)))
+
+    async def reset(self, task: Task, *, seed: int) -> Observation:
+        if self.trouble == "reset":
+            raise RuntimeError("no reset")
+        return Observation(task.prompt)
+
+    async def step(self, action: Action) -> Step:
+        self.left -= 1
+        if self.trouble == "step" or (self.trouble == "late" and self.left == 0):
+            raise RuntimeError("no step")
+        return Step(Observation((user(f"{self.left} left"),)), 0.25, self.left <= 0, info={"rewards": {"part": 0.25}})
+
+
+class ByteTokenizer:
+    """Characters are tokens; 0 ends a turn. A stand-in for a transformers tokenizer with a chat template."""
+
+    chat_template = "roles"
+    name_or_path = "bytes"
+    eos_token_id = 0
+
+    def convert_ids_to_tokens(self, index: int) -> str:
+        return chr(index)
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        text = "".join(f"{m['role'][0]}{m['content']}{chr(0)}" for m in messages)
+        return text + ("a" if options["add_generation_prompt"] else "")
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        return [ord(letter) % 128 for letter in text]
+
+    def decode(self, ids: list[int], **options: Any) -> str:
+        return "".join(chr(i) for i in ids)
+
+
+RENDERER = Renderer(ByteTokenizer())
+
+
+def plan(**changes: Any) -> Plan:
+    fields: dict[str, Any] = {
+        "split": "train", "size": None, "shuffle": True, "seed": 5, "groups": 2, "members": 3, "max_staleness": 0,
+        "max_turns": 8, "max_length": 512, "attempts": 2, "max_concurrency": 64, "sampling": Sampling(8),
+    }  # fmt: skip
+    return Plan(**{**fields, **changes})
+
+
+def conductor(folder: Path, *, engine: Engine | None = None, options: Any = None, **changes: Any) -> Conductor:
+    made = plan(**changes)
+    client = LocalClient(Words, options or {})
+    journal = Journal(folder / "journal.db", members=made.members, identity=IDENTITY)
+    return Conductor(
+        made, engine=engine or FakeEngine(words=128), renderer=RENDERER, make_env=client.episode, journal=journal
+    )
+
+
+def weights(folder: Path, version: int) -> Weights:
+    """A folder of weights for the fake engine: any bytes are a model."""
+    path = folder / f"v{version}"
+    path.mkdir(exist_ok=True)
+    (path / "model.safetensors").write_bytes(json.dumps({"version": version}).encode())
+    return Weights(path, version)
+
+
+def canary(published: Weights, tolerance: float = 1e-6) -> Canary:
+    """What a trainer that holds `published` says of two fixed rows."""
+    model = FakeModel.of(published.path, 128)
+    rows = (RENDERER.first([user("hello")]), RENDERER.first([user("and more of it")]))
+    return Canary(rows, tuple(model.score(row) for row in rows), tolerance)

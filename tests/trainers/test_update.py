@@ -1,0 +1,194 @@
+"""One step's gradient: the same for every cut, layout and number of ranks; failures and zeros change nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quintain.config import parse_config
+from quintain.config.schema import TrainerConfig
+from quintain.failure import Failure, FailureKind, QuintainError, Stage
+from quintain.messages import assistant
+from quintain.trainers.batch import micro_batches
+from quintain.trainers.forward import PolicyForward
+from quintain.trainers.grpo import credit
+from quintain.trainers.losses.metrics import metric_values
+from quintain.trainers.update import Share, Work, accumulate
+from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
+
+TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+
+
+def tiny() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    model: nn.Module = LlamaForCausalLM(config).eval()
+    return model
+
+
+def groups(seed: int, *, failing: bool = False) -> list[Group]:
+    """Three groups of four one- and two-turn trajectories of ragged lengths."""
+    rng = np.random.default_rng(seed)
+
+    def ids(n: int) -> list[int]:
+        return rng.integers(3, 97, size=n).tolist()  # type: ignore[no-any-return]
+
+    def turn(prompt: list[int]) -> Turn:
+        n = int(rng.integers(1, 7))
+        logprobs = rng.uniform(-5, -3, n)
+        return Turn(prompt, ids(n), logprobs, Finish.STOP, (VersionSpan(0, 0, n),), assistant("x"))
+
+    made = []
+    for g in range(3):
+        prompt = ids(int(rng.integers(4, 9)))
+        rows = []
+        for member in range(4):
+            turns = [turn(prompt)]
+            if rng.random() < 0.5:
+                turns.append(turn([*turns[0].ids.tolist(), *ids(2)]))
+            failure = Failure.of(FailureKind.TIMEOUT, Stage.STEP, "late") if failing and member == 3 else None
+            reward = None if failure else float(rng.normal())
+            ending = Ending.FAILED if failure else Ending.TERMINATED
+            rows.append(Trajectory(f"{g}/{member}", str(g), "k", g, member, 0, tuple(turns), ending, reward, failure))
+        made.append(Group(str(g), g, tuple(rows)))
+    return made
+
+
+def config(**changes: Any) -> TrainerConfig:
+    text = "model: {path: x}\nenvironment: {name: math}\n"
+    return parse_config(text, [f"trainer.{name}={json.dumps(value)}" for name, value in changes.items()]).trainer
+
+
+def gradient(
+    batch: list[Group], trainer: TrainerConfig, *, layout: str = "tree", max_tokens: int = 10_000,
+    share: Share | None = None, model: nn.Module | None = None,
+) -> tuple[Tensor, float, dict[str, float]]:  # fmt: skip
+    model = model or tiny()
+    credited = credit(batch, trainer, version=0, longest=8)
+    rows = credited.rows
+    pieces = micro_batches([r.segment for r in rows], [r.group for r in rows], layout=layout, max_tokens=max_tokens)
+    work = Work(pieces, rows, credited.denominators, trainer, share or Share())
+    forward = PolicyForward(model, temperature=0.8)
+    loss, metrics = accumulate(forward, work, backward=lambda value: value.backward())
+    flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return flat, loss, metric_values(metrics)
+
+
+def near(a: Tensor, b: Tensor) -> bool:
+    return float((a - b).norm() / b.norm()) <= 1e-5
+
+
+@pytest.mark.parametrize("loss_type", TYPES)
+def test_the_gradient_does_not_depend_on_how_a_batch_is_cut_or_laid_out(loss_type: str) -> None:
+    trainer = config(loss_type=loss_type, off_policy_correction="tis")
+    batch = groups(1)
+    whole, loss, metrics = gradient(batch, trainer)
+    assert whole.norm() > 0
+    for layout in ("tree", "packed", "padded"):
+        for max_tokens in (10_000, 60, 1):
+            cut, part, figures = gradient(batch, trainer, layout=layout, max_tokens=max_tokens)
+            assert near(cut, whole), (layout, max_tokens)
+            assert part == pytest.approx(loss, rel=1e-5, abs=1e-7)
+            assert figures == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_shares_of_all_ranks_add_up_to_the_whole_batch(world: int) -> None:
+    trainer = config()
+    whole, loss, _ = gradient(groups(2), trainer)
+    parts = [gradient(groups(2), trainer, max_tokens=30, share=Share(rank, world)) for rank in range(world)]
+    assert near(sum(part[0] for part in parts) / world, whole)  # type: ignore[arg-type]
+    assert sum(part[1] for part in parts) == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_failed_trajectory_changes_neither_advantages_nor_gradient() -> None:
+    trainer = config()
+    with_failures = groups(3, failing=True)
+    without = [Group(g.id, g.index, g.trajectories[:3]) for g in with_failures]
+    a, b = (credit(batch, trainer, version=0, longest=8) for batch in (with_failures, without))
+    assert [row.advantage for row in a.rows] == [row.advantage for row in b.rows]
+    assert a.denominators == b.denominators
+    assert near(gradient(with_failures, trainer)[0], gradient(without, trainer)[0])
+    assert (a.metrics["failures"], b.metrics["failures"]) == (3, 0)
+    assert a.metrics["reward"] == b.metrics["reward"]
+
+
+def test_rows_without_advantage_may_be_left_out_of_the_forward_pass() -> None:
+    trainer = config()
+    batch = groups(4)
+    same = tuple(
+        Trajectory(t.id, t.group, t.task, t.index, t.member, 0, t.turns, t.ending, 1.0) for t in batch[1].trajectories
+    )
+    batch[1] = Group("1", 1, same)
+    credited = credit(batch, trainer, version=0, longest=8)
+    kept = credited.trained(skip_zero=True)
+    assert {row.group for row in kept} == {0, 2}
+    pieces = micro_batches([r.segment for r in kept], [r.group for r in kept], layout="tree", max_tokens=10_000)
+    model = tiny()
+    work = Work(pieces, kept, credited.denominators, trainer)
+    accumulate(PolicyForward(model, temperature=0.8), work, backward=lambda value: value.backward())
+    left_out = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert near(left_out, gradient(batch, trainer)[0])
+
+
+def test_a_reward_the_environment_does_not_give_is_said_with_what_it_gives() -> None:
+    with pytest.raises(QuintainError, match=r"trainer\.reward_weights: the environment gives no reward 'style'"):
+        credit(groups(1), config(reward_weights={"style": 1.0}), version=0, longest=8)
+
+
+RANK = """
+import json, os, sys
+from contextlib import nullcontext
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.trainers.test_update import config, groups, tiny
+from quintain.trainers.batch import micro_batches
+from quintain.trainers.forward import PolicyForward
+from quintain.trainers.grpo import credit
+from quintain.trainers.update import Share, Work, accumulate
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+model, trainer, batch = tiny(), config(), groups(5)
+credited = credit(batch, trainer, version=0, longest=8)
+rows = credited.rows
+pieces = micro_batches([r.segment for r in rows], [r.group for r in rows], layout="tree", max_tokens=int(sys.argv[1]))
+forward = DistributedDataParallel(PolicyForward(model, temperature=0.8))
+work = Work(pieces, rows, credited.denominators, trainer, Share(dist.get_rank(), dist.get_world_size()))
+loss, _ = accumulate(forward, work, backward=lambda value: value.backward(), unsynced=forward.no_sync)
+flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+total = torch.tensor([loss]); dist.all_reduce(total)
+if dist.get_rank() == 0:
+    torch.save({"gradient": flat, "loss": total.item(), "pieces": len(pieces)}, sys.argv[2])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("max_tokens", "pieces"), [(10_000, 1), (40, None)], ids=["fewer pieces than ranks", "more"])
+def test_two_gloo_ranks_have_the_gradient_of_one(tmp_path: Path, max_tokens: int, pieces: int | None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    root = str(Path(__file__).parents[2])
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "PYTHONPATH": root}
+    command = [sys.executable, "-c", RANK, str(max_tokens), str(tmp_path / "out.pt")]
+    ranks = [subprocess.Popen(command, env={**common, "RANK": str(rank)}, cwd=root) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    out = torch.load(tmp_path / "out.pt")
+    assert pieces is None or out["pieces"] == pieces
+    whole, loss, _ = gradient(groups(5), config())
+    assert near(out["gradient"], whole)
+    assert out["loss"] == pytest.approx(loss, rel=1e-5)

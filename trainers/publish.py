@@ -1,0 +1,63 @@
+"""Publishing: the policy's weights go to the engine's process, with the proof that they arrived.
+
+Invariant: the canary's log-probabilities come from the very model that was trained, through the forward pass it is
+trained with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from quintain.codec import Floats, Ints, as_floats
+from quintain.config import RolloutConfig
+from quintain.rollout.canary import TOLERANCE, Canary, canary_rows
+from quintain.rollout.client import RolloutClient
+from quintain.rollout.wire import PublishAnswer
+from quintain.trainers.batch import micro_batches
+from quintain.trainers.learner import Learner
+from quintain.trainers.policy import DTYPES, published
+from quintain.trainers.weights import WeightStore
+from quintain.trajectory import Segment
+
+
+class Publisher:
+    """Publishes `learner`'s policy to `rollout`. `scratch` holds the weights where shared memory cannot."""
+
+    def __init__(self, learner: Learner, rollout: RolloutClient, config: RolloutConfig, *, scratch: Path) -> None:
+        self._learner, self._rollout = learner, rollout
+        self._dtype = DTYPES[config.dtype]
+        tolerance = config.canary_tolerance
+        self._tolerance = TOLERANCE[config.dtype] if tolerance is None else tolerance
+        self._rows = canary_rows(learner.tokenizer)
+        need = sum(p.numel() for p in learner.model.parameters()) * self._dtype.itemsize
+        self._store = WeightStore(scratch, need_bytes=need)
+
+    def publish(self, version: int, *, admit: bool) -> PublishAnswer:
+        """Write the weights and have the engine load and prove them. FailureError where it does not."""
+        weights = self._store.write(published(self._learner.model, self._dtype), version)
+        canary = Canary(self._rows, self._logprobs(), self._tolerance)
+        return self._rollout.publish(weights, canary, admit=admit)
+
+    def close(self) -> None:
+        """Remove the published weights."""
+        self._store.close()
+
+    def _logprobs(self) -> tuple[Floats, ...]:
+        """What the trained model says of the canary's rows: [L] tokens, [L - 1] log-probabilities each."""
+        segments = [_scored_row(ids) for ids in self._rows]
+        pieces = micro_batches(segments, range(len(segments)), layout="padded", max_tokens=1 << 20)
+        out: dict[int, Floats] = {}
+        for piece in pieces:
+            logp = self._learner.score(piece, temperature=1.0).logp.float().cpu().numpy()
+            row = piece.row.cpu().numpy()
+            out |= {index: as_floats(logp[row == at]) for at, index in enumerate(piece.segments)}
+        return tuple(out[index] for index in range(len(segments)))
+
+
+def _scored_row(ids: Ints) -> Segment:
+    length = len(ids)
+    mask = np.ones(length, dtype=np.bool_)
+    mask[0] = False
+    return Segment(ids, mask, as_floats(np.zeros(length)), ids)
