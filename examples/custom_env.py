@@ -1,7 +1,9 @@
 """An environment of your own: questions, and what an answer is worth.
 
-    python examples/custom_env.py                              # play it here
-    quintain env serve examples/custom_env.py:Capitals         # or over HTTP
+Play it here, or serve it over HTTP:
+
+    python examples/custom_env.py
+    quintain env serve examples/custom_env.py:Capitals
 """
 
 from __future__ import annotations

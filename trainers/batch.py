@@ -1,101 +1,225 @@
+"""From segments to tensors: an optimiser step cut into micro-batches of token trees, packed rows or padded rows.
+
+All three layouts are one thing seen three ways: pieces (trees) placed in rows. `tree`: a piece is a group's token
+tree. `packed`: a piece is one segment, many to a row. `padded`: a piece is one segment, one to a row, so that plain
+causal attention needs no mask.
+
+Invariants:
+- the policy tokens of every segment are in exactly one micro-batch, once, in (segment, position) order;
+- the cut depends on the segments and the arguments alone, so every rank of a run makes the same one;
+- a micro-batch holds at most `max_tokens` tokens, unless a single segment alone has more.
+
+Segments without policy tokens need nothing computed and are in no micro-batch.
+
+Shapes: B rows × L positions, T policy tokens, U hidden states that predict some.
+"""
+
 from __future__ import annotations
-from collections.abc import Sequence
-from dataclasses import dataclass
-import numpy as np, torch
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
 from torch import Tensor
+
+from quintain.trainers.tree import Indices, Tree, build_tree, split_rows
 from quintain.trajectory import Segment
+
+Layout = Literal["tree", "packed", "padded"]
+
+PARITY_TOKENS = 1024
+"""Row length at which attention with a mask costs about as much as the rest of a layer. It only steers packing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
+    """What the forward pass needs. Positions count over the flattened B·L.
+
+    input_ids, position_ids [B, L] int64. exits [B, L] int64: in its row, place i sees place j exactly if
+    j ≤ i < exits[j]; None: plain causal rows. spans: where each tree lies, padding excluded.
+    predictors [U] int64, ascending: positions whose hidden state predicts policy tokens. predictor [T] int64: which of
+    them predicts each token; targets [T] int64: its id; row [T] int64: its segment, as an index into `segments`,
+    which holds indices of the step's segments, ascending.
+    """
+
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
-    gather: Tensor
+    exits: Tensor | None
+    predictors: Tensor
+    predictor: Tensor
     targets: Tensor
     row: Tensor
     segments: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are run, padding excluded."""
+        return sum(stop - start for start, stop in self.spans)
+
+    def attention_mask(self) -> Tensor | None:
+        """[B, 1, L, L] bool, true where a position sees another; None: plain causal rows."""
+        if self.exits is None:
+            return None
+        place = torch.arange(self.exits.shape[1], device=self.exits.device)
+        seen = (place[None, :] <= place[:, None]) & (place[:, None] < self.exits[:, None, :])
+        return seen[:, None]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`; itself where it is there already."""
+        if self.input_ids.device == device:
+            return self
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in tensors.items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
 
-def micro_batches(segments, groups, *, layout, max_tokens):
-    by = {}
-    for i, g in enumerate(groups):
-        by.setdefault(g if layout != "padded" else i, []).append(i)
-    trees = []
-    for members in by.values():
-        nodes = {}
-        tok = []
-        par = []
-        dep = []
-        where = {}
-        for i in sorted(members, key=lambda i: segments[i].ids.tolist()):
-            at = -1
-            path = []
-            for t in segments[i].ids[:-1].tolist():
-                k = (at, t)
-                if k not in nodes:
-                    nodes[k] = len(tok)
-                    tok.append(t)
-                    par.append(at)
-                    dep.append(0 if at < 0 else dep[at] + 1)
-                at = nodes[k]
-                path.append(at)
-            where[i] = path
-        n = len(tok)
-        allow = np.zeros((n, n), bool)
-        for j in range(n):
-            if par[j] >= 0:
-                allow[j] = allow[par[j]]
-            allow[j, j] = True
-        trees.append((members, tok, dep, allow, where))
-    out = []
-    cur = []
+def micro_batches(
+    segments: Sequence[Segment],
+    groups: Sequence[Hashable],
+    *,
+    layout: Layout,
+    max_tokens: int,
+    parity_tokens: int | None = None,
+) -> list[MicroBatch]:
+    """Cut `segments` into micro-batches of similar cost.
 
-    def flush():
-        if not cur:
-            return
-        L = max(len(t[1]) for t in cur)
-        B = len(cur)
-        ids = np.zeros((B, L), np.int64)
-        pos = np.zeros((B, L), np.int64)
-        mask = np.zeros((B, 1, L, L), bool)
-        mask[:, :, range(L), range(L)] = True
-        order = sorted(i for t in cur for i in t[0])
-        row_of = {i: r for r, i in enumerate(order)}
-        g = []
-        ta = []
-        ro = []
-        loc = {}
-        for b, (members, tok, dep, allow, where) in enumerate(cur):
-            n = len(tok)
-            ids[b, :n] = tok
-            pos[b, :n] = dep
-            mask[b, 0, :n, :n] = allow
-            for i in members:
-                loc[i] = [b * L + p for p in where[i]]
-        for i in order:
-            s = segments[i]
-            ps = np.nonzero(s.mask)[0]
-            g += [loc[i][p - 1] for p in ps]
-            ta += s.ids[ps].tolist()
-            ro += [row_of[i]] * len(ps)
-        out.append(
-            MicroBatch(
-                torch.from_numpy(ids),
-                torch.from_numpy(pos),
-                torch.from_numpy(mask),
-                torch.tensor(g),
-                torch.tensor(ta),
-                torch.tensor(ro),
-                tuple(order),
-            )
-        )
-        cur.clear()
+    groups [N]: segments with equal values may share prefixes. max_tokens: tokens of a micro-batch, after sharing, and
+    with padding for `padded`. parity_tokens: see PARITY_TOKENS; None where attention costs no more in longer rows
+    (block attention), which puts all trees in one row without padding. `PolicyForward.parity_tokens` knows which.
+    """
+    if len(groups) != len(segments):
+        raise ValueError(f"expected a group for each of {len(segments)} segments, got {len(groups)}")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    trees = [build_tree(segments, rows) for rows in _pieces(segments, groups, layout, max_tokens)]
+    if layout == "padded":
+        batches = [_assembled([[tree] for tree in part], causal=True) for part in _padded_parts(trees, max_tokens)]
+    else:
+        parts = _balanced(trees, max_tokens, parity_tokens)
+        batches = [_assembled(_rows(part, parity_tokens), causal=False) for part in parts]
+    return sorted(batches, key=lambda batch: batch.segments[0])
 
-    for t in trees:
-        L = max([len(t[1])] + [len(c[1]) for c in cur])
-        if cur and L * (len(cur) + 1) > max_tokens:
-            flush()
-        cur.append(t)
-    flush()
-    return out
+
+def _pieces(
+    segments: Sequence[Segment], groups: Sequence[Hashable], layout: Layout, max_tokens: int
+) -> list[list[int]]:
+    """Which segments make up each tree."""
+    trained = [i for i, segment in enumerate(segments) if segment.mask.any()]
+    if layout != "tree":
+        return [[i] for i in trained]
+    members: dict[Hashable, list[int]] = {}
+    for i in trained:
+        members.setdefault(groups[i], []).append(i)
+    return [part for rows in members.values() for part in split_rows(segments, rows, max_tokens)]
+
+
+def _cost(tree: Tree, parity_tokens: int | None) -> float:
+    """Relative cost of a tree: its tokens, and the keys that they see."""
+    return len(tree) + float((tree.depth + 1).sum()) / (parity_tokens or PARITY_TOKENS)
+
+
+def _balanced(trees: Sequence[Tree], max_tokens: int, parity_tokens: int | None) -> list[list[Tree]]:
+    """As few parts within `max_tokens` as longest-processing-time-first finds, of similar cost."""
+    large = [[tree] for tree in trees if len(tree) >= max_tokens]
+    rest = sorted((tree for tree in trees if len(tree) < max_tokens), key=lambda tree: -_cost(tree, parity_tokens))
+    count = -(-sum(map(len, rest)) // max_tokens)
+    while (parts := _fitted(rest, count, max_tokens, parity_tokens)) is None:
+        count += 1
+    return large + parts
+
+
+def _fitted(trees: Sequence[Tree], count: int, max_tokens: int, parity_tokens: int | None) -> list[list[Tree]] | None:
+    """`trees`, dearest first, each to the cheapest of `count` parts with room for it; None where one finds no room."""
+    parts: list[list[Tree]] = [[] for _ in range(count)]
+    cost, size = [0.0] * count, [0] * count
+    for tree in trees:
+        free = [p for p in range(count) if size[p] + len(tree) <= max_tokens]
+        if not free:
+            return None
+        p = min(free, key=lambda p: cost[p])
+        parts[p].append(tree)
+        cost[p] += _cost(tree, parity_tokens)
+        size[p] += len(tree)
+    return parts
+
+
+def _padded_parts(trees: Sequence[Tree], max_tokens: int) -> list[list[Tree]]:
+    """As few parts of at most `max_tokens`, padding included, as rows of similar length make; evenly filled."""
+    longest_first = sorted(trees, key=lambda tree: -len(tree))
+
+    def cut(limit: int) -> list[list[Tree]]:
+        parts: list[list[Tree]] = []
+        for tree in longest_first:
+            if parts and len(parts[-1][0]) * (len(parts[-1]) + 1) <= limit:
+                parts[-1].append(tree)
+            else:
+                parts.append([tree])
+        return parts
+
+    low, high, fewest = 1, max_tokens, len(cut(max_tokens))
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= fewest else (middle + 1, high)
+    return cut(high)
+
+
+def _rows(trees: Sequence[Tree], parity_tokens: int | None) -> list[list[Tree]]:
+    """Trees placed in the rows that cost least: B · L · (1 + L / parity), padding included."""
+    if parity_tokens is None:
+        return [list(trees)]
+    best: list[list[Tree]] = []
+    cheapest = float("inf")
+    for count in range(1, len(trees) + 1):
+        rows: list[list[Tree]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for tree in sorted(trees, key=lambda tree: -len(tree)):
+            at = filled.index(min(filled))
+            rows[at].append(tree)
+            filled[at] += len(tree)
+        cost = count * max(filled) * (1 + max(filled) / parity_tokens)
+        if cost < cheapest:
+            best, cheapest = rows, cost
+    return best
+
+
+def _assembled(rows: Sequence[Sequence[Tree]], *, causal: bool) -> MicroBatch:
+    """Tensors of trees placed in rows."""
+    shape = len(rows), max(sum(map(len, row)) for row in rows)
+    ids, depth = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    # Padding comes after everything else and sees itself alone (in causal rows, what precedes it).
+    exits = np.tile(np.arange(1, shape[1] + 1), (shape[0], 1))
+    if causal:
+        depth[:] = np.arange(shape[1])
+    placed: list[tuple[int, Tree]] = []
+    for b, row in enumerate(rows):
+        at = 0
+        for tree in row:
+            here = slice(at, at + len(tree))
+            ids[b, here], depth[b, here], exits[b, here] = tree.ids, tree.depth, tree.exits + at
+            placed.append((b * shape[1] + at, tree))
+            at += len(tree)
+    trees = [tree for _, tree in placed]
+    segment, position = _all([tree.row for tree in trees]), _all([tree.position for tree in trees])
+    order = np.lexsort((position, segment))
+    indices, row_of = np.unique(segment[order], return_inverse=True)
+    predictors, predictor = np.unique(
+        _all([start + tree.predictor for start, tree in placed])[order], return_inverse=True
+    )
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(depth),
+        exits=None if causal else torch.from_numpy(exits),
+        predictors=torch.from_numpy(predictors),
+        predictor=torch.from_numpy(predictor),
+        targets=torch.from_numpy(_all([tree.target for tree in trees])[order]),
+        row=torch.from_numpy(row_of),
+        segments=tuple(indices.tolist()),
+        spans=tuple((start, start + len(tree)) for start, tree in placed),
+    )
+
+
+def _all(arrays: Sequence[Indices]) -> Indices:
+    return np.concatenate(arrays)

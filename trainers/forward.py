@@ -1,36 +1,233 @@
+"""Log-probabilities of a micro-batch's policy tokens under a transformers causal language model.
+
+The decoder runs over the micro-batch's rows; its hidden states at the positions that predict something, and no
+others, go through the LM head in chunks. PEFT models run with whatever adapters are on at the time.
+
+Invariants: the results are those of the plain model on each segment alone, to rounding, in every layout; logits are
+divided by the temperature; nothing here is particular to an algorithm.
+"""
+
 from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from quintain.trainers import attention
+from quintain.trainers.batch import PARITY_TOKENS, MicroBatch, micro_batches
+from quintain.trainers.lm_head import chunked_logprobs
+from quintain.trajectory import Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLogprobs:
+    """Of T policy tokens, in (segment, position) order: logp [T] and, without a gradient, entropy [T] in nats."""
+
     logp: Tensor
     entropy: Tensor | None
 
 
-def supports_tree(model):
+class PolicyForward(nn.Module):
+    """The forward pass as one module, so that Accelerate, DDP and FSDP wrap exactly what is differentiated.
+
+    On a CPU a model that uses SDPA is switched to block attention (see `attention`), which is SDPA wherever it is
+    given no blocks. Raises ValueError for models whose logits are not an LM head on a decoder's hidden states.
+    """
+
+    def __init__(self, model: nn.Module, *, temperature: float = 1.0, entropy: bool = True) -> None:
+        super().__init__()
+        self.model, self.temperature, self.entropy = model, temperature, entropy
+        base = plain_model(model)
+        _decoder(base), _head(base)
+        usual = base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation()
+        if usual and base.device.type == "cpu":
+            attention.install(base)
+
+    @property
+    def parity_tokens(self) -> int | None:
+        """What `micro_batches` should weigh the length of rows with."""
+        return None if _in_blocks(plain_model(self.model)) else PARITY_TOKENS
+
+    def forward(
+        self, batch: MicroBatch, temperature: float | None = None, entropy: bool | None = None
+    ) -> TokenLogprobs:
+        """`token_logprobs` with this module's settings where an argument is None."""
+        return token_logprobs(
+            self.model,
+            batch,
+            temperature=self.temperature if temperature is None else temperature,
+            entropy=self.entropy if entropy is None else entropy,
+        )
+
+
+def token_logprobs(
+    model: nn.Module, batch: MicroBatch, *, temperature: float = 1.0, entropy: bool = False
+) -> TokenLogprobs:
+    """logp [T], and entropy [T] if asked for, of the policy tokens of `batch`, float32 at least.
+
+    Differentiable in the model's parameters. `supports_tree` says whether batches other than padded ones are allowed.
+    """
+    base = plain_model(model)
+    batch = batch.to(base.device)
+    weight, bias = _head(base)
+    scale, softcap = _logit_options(base.config)
+    logp, entropies = chunked_logprobs(
+        predicting_states(base, batch),
+        weight,
+        batch.targets,
+        rows=batch.predictor,
+        bias=bias,
+        temperature=temperature,
+        scale=scale,
+        softcap=softcap,
+        entropy=entropy,
+    )
+    return TokenLogprobs(logp, entropies)
+
+
+def predicting_states(base: Any, batch: MicroBatch) -> Tensor:
+    """The decoder's last hidden states [U, H] at the batch's predictors."""
+    where: dict[str, Any] = {}
+    if batch.exits is not None:  # rows that are not plain sequences
+        where["position_ids"] = batch.position_ids
+        if _in_blocks(base):
+            exits = (
+                batch.exits
+                + torch.arange(0, batch.exits.numel(), batch.exits.shape[1], device=batch.exits.device)[:, None]
+            )
+            blocks = attention.plan_blocks(exits.flatten().cpu().numpy(), batch.spans)
+            where |= attention.block_arguments(blocks, base.device)
+        else:
+            where["attention_mask"] = batch.attention_mask()
+    hidden: Tensor = _decoder(base)(input_ids=batch.input_ids, use_cache=False, **where).last_hidden_state
+    return hidden.flatten(0, 1)[batch.predictors]
+
+
+def supports_tree(model: nn.Module) -> str | None:
+    """Why `model` cannot run token trees or packed rows; None where it can.
+
+    What its configuration shows is asked first; then a small tree is run and compared with padded rows, in `model`'s
+    present precision, without a gradient. Raises ValueError where even padded rows do not give the model's own
+    log-probabilities: something is done to its logits that `token_logprobs` does not know.
+    """
+    base = plain_model(model)
+    training = base.training
+    base.eval()
+    try:
+        with torch.no_grad():
+            segments = _probe(base.config.get_text_config().vocab_size)
+            padded = micro_batches(segments, [0] * len(segments), layout="padded", max_tokens=PARITY_TOKENS)[0]
+            tree = micro_batches(segments, [0] * len(segments), layout="tree", max_tokens=PARITY_TOKENS)[0]
+            _check_logits(base, segments, token_logprobs(model, padded).logp.cpu())
+            if (reason := _configured_against(base)) is not None:
+                return reason
+            return _differs(base, padded, tree)
+    finally:
+        base.train(training)
+
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Relative difference of hidden states, and difference of log-probabilities, that rounding explains, by weight type."""
+
+
+def _probe(vocabulary: int) -> list[Segment]:
+    """Three rows that fork at two depths, so that ancestors, siblings and positions all matter."""
+    ids = np.random.default_rng(0).integers(0, vocabulary, 24).astype(np.int32)
+    rows = [ids[:16], np.concatenate([ids[:6], ids[16:]]), np.concatenate([ids[:11], ids[18:]])]
+    masks = [np.arange(len(row)) >= 6 for row in rows]
+    nothing = [np.zeros(len(row), np.float32) for row in rows]
+    return [Segment(row, mask, zero, mask - np.int32(1)) for row, mask, zero in zip(rows, masks, nothing, strict=True)]
+
+
+def _check_logits(base: Any, segments: list[Segment], logp: Tensor) -> None:
+    """ValueError unless `logp` is what the model's own logits give."""
+    own = []
+    for segment in segments:
+        ids = torch.from_numpy(segment.ids).long()
+        scores = base(input_ids=ids[None].to(base.device), use_cache=False).logits[0].float().log_softmax(-1).cpu()
+        positions = torch.from_numpy(segment.mask).nonzero()[:, 0]
+        own.append(scores[positions - 1, ids[positions]])
+    apart = float((torch.cat(own) - logp).abs().max())
+    if not apart <= TOLERANCE[base.dtype]:
+        raise ValueError(
+            f"{type(base).__name__} does more to its logits than an LM head, a scale and a soft cap: its own "
+            f"log-probabilities differ by {apart:.3g} from those computed here, so it cannot be trained"
+        )
+
+
+def _configured_against(base: Any) -> str | None:
+    """The reason that the configuration gives, in words."""
+    config = base.config.get_text_config()
+    if getattr(base, "_is_stateful", False):
+        return f"the layers of {type(base).__name__} carry a state from token to token"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        return f"its layers are not plain causal attention but {', '.join(sorted(kinds))}"
+    if not hasattr(config, "layer_types") and getattr(config, "sliding_window", None) is not None:
+        return f"its attention slides over {config.sliding_window} tokens"
+    if base.config._attn_implementation not in ("sdpa", attention.NAME):
+        return f"its attention implementation is '{base.config._attn_implementation}', not 'sdpa'"
+    for name in ("attention_dropout", "attn_pdrop", "attn_dropout"):
+        if getattr(config, name, 0.0):
+            return f"its configuration has {name} {getattr(config, name)}: set it to 0 to share prefixes"
     return None
 
 
-class PolicyForward(nn.Module):
-    def __init__(self, model, *, temperature=1.0):
-        super().__init__()
-        self.model = model
-        self.temperature = temperature
+def _differs(base: Any, padded: MicroBatch, tree: MicroBatch) -> str | None:
+    """Whether the tree's hidden states are not those of padded rows, in words."""
+    try:
+        shared = predicting_states(base, tree)[tree.predictor]
+    except (
+        Exception
+    ) as error:  # other people's models, run in a way they may not foresee: whatever breaks is the answer
+        return f"{type(base).__name__} cannot run a token tree ({type(error).__name__}: {str(error).splitlines()[0]})"
+    alone = predicting_states(base, padded)[padded.predictor]
+    apart = float((shared - alone).float().norm() / alone.float().norm())
+    if apart <= TOLERANCE[base.dtype]:
+        return None
+    return f"{type(base).__name__} computes something else from a token tree than from its rows (off by {apart:.2g})"
 
-    def forward(self, piece, temperature=None):
-        temperature = self.temperature if temperature is None else temperature
-        m = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        h = m.model(
-            input_ids=piece.input_ids,
-            position_ids=piece.position_ids,
-            attention_mask=piece.attention_mask,
-            use_cache=False,
-        ).last_hidden_state
-        h = h.reshape(-1, h.shape[-1])[piece.gather]
-        logits = m.lm_head(h).float() / temperature
-        lp = torch.log_softmax(logits, -1)
-        ent = -(lp.detach().exp() * lp.detach()).sum(-1)
-        return TokenLogprobs(lp.gather(-1, piece.targets[:, None])[:, 0], ent)
+
+def plain_model(model: nn.Module) -> Any:
+    """The transformers model inside DDP and PEFT wrappers. PEFT's layers, inside it, stay."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        if any(config.is_prompt_learning for config in model.peft_config.values()):  # type: ignore[operator]
+            raise ValueError("PEFT methods that learn a prompt change what comes before a row: use LoRA")
+        model = model.get_base_model()  # type: ignore[operator]
+    return model
+
+
+def _in_blocks(base: Any) -> bool:
+    return bool(base.config._attn_implementation == attention.NAME)
+
+
+def _decoder(base: Any) -> nn.Module:
+    decoder: nn.Module = base.get_decoder()
+    if base.config.is_encoder_decoder or decoder is base:
+        raise ValueError(f"{type(base).__name__} is not a decoder with an LM head: load an AutoModelForCausalLM")
+    return decoder
+
+
+def _head(base: Any) -> tuple[Tensor, Tensor | None]:
+    """The LM head's weight [V, H] and bias [V]."""
+    head = base.get_output_embeddings()
+    if hasattr(head, "modules_to_save"):  # trained in full next to an adapter (PEFT)
+        head = head.original_module if head.disable_adapters else head.modules_to_save[head.active_adapters[0]]
+    if type(head) is not nn.Linear:
+        raise ValueError(
+            f"the LM head of {type(base).__name__} is a {type(head).__name__}, not a plain linear layer: leave it out "
+            "of the adapter's target_modules, or train it in full with modules_to_save"
+        )
+    return head.weight, head.bias
+
+
+def _logit_options(config: Any) -> tuple[float, float | None]:
+    """(scale, soft cap) of logits: what Cohere, Granite, Falcon-H1 and Gemma do to them after the LM head."""
+    text = config.get_text_config()
+    scale = (getattr(text, "logit_scale", None) or 1.0) * (getattr(text, "lm_head_multiplier", None) or 1.0)
+    return scale / (getattr(text, "logits_scaling", None) or 1.0), getattr(text, "final_logit_softcapping", None)

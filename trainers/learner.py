@@ -155,7 +155,11 @@ class Learner:
         segments = [row.segment for row in rows]
         groups = [row.group for row in rows]
         return micro_batches(
-            segments, groups, layout=self.layout, max_tokens=self.config.trainer.max_tokens_per_microbatch
+            segments,
+            groups,
+            layout=self.layout,
+            max_tokens=self.config.trainer.max_tokens_per_microbatch,
+            parity_tokens=self._parity_tokens,
         )
 
     def _scored(self, piece: MicroBatch) -> TokenLogprobs:
@@ -183,6 +187,7 @@ class Learner:
         """The forward module and the optimiser, as Accelerate wraps them."""
         trainer = self.config.trainer
         forward = PolicyForward(self.model, temperature=self.config.rollout.temperature)
+        self._parity_tokens = forward.parity_tokens
         optimizer = torch.optim.AdamW(
             parameters_of(self.model),
             lr=trainer.learning_rate,

@@ -80,9 +80,11 @@ def chunked_logprobs(
             f"expected one row for each target, got targets {tuple(targets.shape)} and rows {tuple(rows.shape)}"
         )
     if not temperature > 0:
-        raise ValueError(f"the temperature must be positive, not {temperature}: greedy sampling has no log-probabilities")
+        raise ValueError(
+            f"the temperature must be positive, not {temperature}: greedy sampling has no log-probabilities"
+        )
     options = _Options(temperature, scale, softcap, entropy, blocks or Blocks())
-    logp, entropies = _ChunkedLogprobs.apply(hidden, weight, bias, targets, rows, options)
+    logp, entropies = _ChunkedLogprobs.apply(hidden, weight, bias, targets, rows, options)  # type: ignore[no-untyped-call]
     return logp, entropies[rows] if entropy else None
 
 
@@ -90,7 +92,13 @@ class _Pass:
     """One pass over the blocks of logits: the operands, their arithmetic, and where each token's logit is."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: Tensor, options: _Options
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: Tensor,
+        options: _Options,
     ) -> None:
         self.low = low_precision(hidden)
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -191,7 +199,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, rows, normaliser = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -218,7 +226,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     x.sub_(normaliser[part, None]).exp_().mul_(-mass[part, None])
                     tokens = run.tokens(i, j)
                     x.index_put_(
-                        (rows[tokens] - row_start, targets[tokens] - word_start), grad[tokens], accumulate=True
+                        (rows[tokens] - row_start, targets[tokens] - word_start),
+                        grad[tokens],
+                        accumulate=True,
                     )
                     if slope is not None:
                         x.mul_(slope)

@@ -1,4 +1,7 @@
-"""What an engine accepts: one place, so that every engine refuses the same requests in the same words."""
+"""What every engine shares: which requests it accepts, and how version spans follow from where versions changed.
+
+One place, so that every engine refuses the same requests in the same words.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 from quintain.codec import Ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Sampling
+from quintain.trajectory import VersionSpan
 
 
 def check_request(prompt: Ints, sampling: Sampling, *, max_length: int, words: int) -> int:
@@ -48,6 +52,12 @@ def check_ids(ids: Ints, words: int) -> None:
             f"token ids must be from 0 to {words - 1}, got {int(np.min(ids))} to {int(np.max(ids))}: "
             "the tokenizer and the model do not belong together",
         )
+
+
+def spans_between(seams: Sequence[tuple[int, int]], tokens: int) -> tuple[VersionSpan, ...]:
+    """The spans that tile 0..`tokens`, from (version, first token it sampled) in order."""
+    ends = [start for _, start in seams[1:]] + [tokens]
+    return tuple(VersionSpan(version, start, end) for (version, start), end in zip(seams, ends, strict=False))
 
 
 def _settings_problem(sampling: Sampling) -> str | None:

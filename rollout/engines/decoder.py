@@ -19,10 +19,11 @@ from quintain.codec import Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, Sampling
 from quintain.rollout.engines.batcher import Limits, Reading, admit, plan
+from quintain.rollout.engines.contract import spans_between
 from quintain.rollout.engines.network import Network
 from quintain.rollout.engines.sampler import draw
 from quintain.rollout.engines.slots import Slots
-from quintain.trajectory import Finish, VersionSpan
+from quintain.trajectory import Finish
 
 
 @dataclass(slots=True, eq=False)
@@ -57,8 +58,7 @@ class Row:
     def completion(self) -> Completion:
         """The finished sample."""
         assert self.finish is not None, "only a finished row has a completion"
-        ends = [start for _, start in self.seams[1:]] + [len(self.tokens)]
-        spans = tuple(VersionSpan(version, at, end) for (version, at), end in zip(self.seams, ends, strict=True))
+        spans = spans_between(self.seams, len(self.tokens))
         return Completion(as_ints(np.array(self.tokens)), as_floats(np.array(self.logprobs)), self.finish, spans)
 
 

@@ -34,9 +34,9 @@ from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Wei
 from quintain.rollout.engines.batcher import Limits
 from quintain.rollout.engines.checkpoint import read_weights
 from quintain.rollout.engines.cohort import Cohort, in_order
+from quintain.rollout.engines.contract import check_request, check_rows
 from quintain.rollout.engines.decoder import Decoder, Row, failure_of
 from quintain.rollout.engines.network import open_network
-from quintain.rollout.engines.requests import check_request, check_rows
 
 T = TypeVar("T")
 

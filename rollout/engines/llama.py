@@ -66,7 +66,7 @@ class LlamaNetwork:
         self._head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._inner = config.intermediate_size
         self._eps = config.rms_norm_eps
-        self._rotary = model.model.rotary_emb
+        self._rotary = type(model.model.rotary_emb)(config=config)  # its own: a cast model has rounded frequencies
         self._layout = layout_of(model)
         self._weights = self.build(model.state_dict())
 

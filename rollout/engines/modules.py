@@ -70,7 +70,7 @@ class ModuleNetwork:
     """Runs `model`, which it converts to `dtype` and takes over."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        self._model = model.to(dtype)
+        self._model = _cast(model, dtype)
         self._layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self._separable = _head_is_separable(model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -141,6 +141,15 @@ class ModuleNetwork:
             past_key_values=cache,
             **options,
         )
+
+
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    """`model` with its weights in `dtype`. Not `model.to`, which would round the frequencies of its positions too."""
+    saved = set(model.state_dict())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in saved and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def layout_of(model: PreTrainedModel) -> Layout:

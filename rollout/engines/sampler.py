@@ -43,7 +43,7 @@ def uniform(seed: int, position: int) -> float:
     """The uniform number in [0, 1) for token `position` of a turn with `seed`.
 
     SplitMix64 (Steele, Lea, Flood 2014) over a counter that the seed has been mixed into twice, so that neighbouring
-    seeds do not walk the same sequence.
+    seeds do not walk the same sequence. A seed counts by its lowest 64 bits.
     """
     return (_mix(_mix(_mix(seed & _MASK) ^ _GOLDEN) + position * _GOLDEN) >> 11) * 2.0**-53
 

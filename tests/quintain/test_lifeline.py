@@ -72,7 +72,9 @@ def test_a_process_without_a_lifeline_holds_none():
 @pytest.mark.parametrize("body", [STUCK, "time.sleep(1000)\n"], ids=["stuck", "asleep"])
 def test_a_guarded_process_and_all_its_children_end_with_the_lifeline(body):
     line = Lifeline()
-    child = launch(GUARD + "p = subprocess.Popen(['sleep', '1000']); print(os.getpid(), p.pid, flush=True)\n" + body, line)
+    child = launch(
+        GUARD + "p = subprocess.Popen(['sleep', '1000']); print(os.getpid(), p.pid, flush=True)\n" + body, line
+    )
     pids = [int(pid) for pid in said(child).split()]
     line.close()
     assert all(ends(pid) for pid in [*pids, child.pid])
@@ -103,7 +105,9 @@ def test_killing_any_part_of_a_guarded_process_ends_the_guarded_one(victim):
 def test_a_grandchild_does_not_see_the_lifeline():
     line = Lifeline()
     code = HOLD + f"import os, subprocess\nprint(os.environ.get('{LIFELINE_ENV}'), flush=True)\n"
-    code += "print(subprocess.run(['ls', '-l', '/proc/self/fd'], capture_output=True, text=True).stdout.count('pipe'))\n"
+    code += (
+        "print(subprocess.run(['ls', '-l', '/proc/self/fd'], capture_output=True, text=True).stdout.count('pipe'))\n"
+    )
     child = launch(code, line)
     assert said(child) == "True"
     assert said(child) == "None"
@@ -115,7 +119,7 @@ def test_a_grandchild_does_not_see_the_lifeline():
 @pytest.mark.parametrize("fd", ["17000", "nonsense", "-1", str(os.open(os.devnull, os.O_RDONLY))])
 def test_what_is_no_pipe_is_refused(monkeypatch, fd):
     monkeypatch.setenv(LIFELINE_ENV, fd)
-    with pytest.raises(QuintainError, match="the lifeline must be an open pipe, but descriptor .* is none"):
+    with pytest.raises(QuintainError, match=r"the lifeline must be an open pipe, but descriptor .* is none"):
         inherited()
 
 

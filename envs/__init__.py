@@ -1,0 +1,64 @@
+"""Environments: the interface, the built-in environments, their server and client.
+
+Importing this is cheap: each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quintain.envs.base import Action as Action
+    from quintain.envs.base import Environment as Environment
+    from quintain.envs.base import Observation as Observation
+    from quintain.envs.base import Step as Step
+    from quintain.envs.check import check_environment as check_environment
+    from quintain.envs.client import EnvClient as EnvClient
+    from quintain.envs.client import RemoteEnv as RemoteEnv
+    from quintain.envs.limits import Limits as Limits
+    from quintain.envs.local import LocalClient as LocalClient
+    from quintain.envs.math import MathEnv as MathEnv
+    from quintain.envs.registry import list_envs as list_envs
+    from quintain.envs.registry import resolve as resolve
+    from quintain.envs.serve import serve_env as serve_env
+    from quintain.envs.single_turn import SingleTurnEnv as SingleTurnEnv
+    from quintain.failure import Failure as Failure
+    from quintain.failure import FailureError as FailureError
+    from quintain.messages import Message as Message
+    from quintain.messages import assistant as assistant
+    from quintain.messages import system as system
+    from quintain.messages import user as user
+    from quintain.task import EndlessTasks as EndlessTasks
+    from quintain.task import Task as Task
+    from quintain.task import TaskSource as TaskSource
+    from quintain.verdict import Verdict as Verdict
+
+_HOMES = {
+    "quintain.envs.base": ("Action", "Environment", "Observation", "Step"),
+    "quintain.envs.check": ("check_environment",),
+    "quintain.envs.client": ("EnvClient", "RemoteEnv"),
+    "quintain.envs.limits": ("Limits",),
+    "quintain.envs.local": ("LocalClient",),
+    "quintain.envs.math": ("MathEnv",),
+    "quintain.envs.registry": ("list_envs", "resolve"),
+    "quintain.envs.serve": ("serve_env",),
+    "quintain.envs.single_turn": ("SingleTurnEnv",),
+    "quintain.failure": ("Failure", "FailureError"),
+    "quintain.messages": ("Message", "assistant", "system", "user"),
+    "quintain.task": ("EndlessTasks", "Task", "TaskSource"),
+    "quintain.verdict": ("Verdict",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -1,0 +1,149 @@
+"""The environment: Gymnasium's vocabulary, asynchronous, speaking chat messages. This is all of it.
+
+What always holds:
+- an observation holds only the messages that are new; an action is one assistant message;
+- a reward is a finite float: NaN and infinity are refused where a `Step` is made, with a `FailureError`;
+- one object runs one episode at a time: `reset`, then `step` until a step says terminated or truncated, then
+  `close`. Whoever holds it (the server, `LocalClient`) keeps that order and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_args
+
+from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.messages import Message, Role, ToolSpec, assistant
+from quintain.task import Task, TaskSource
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the policy gets to see: the new `messages` and the `tools` on offer.
+
+    `info` is for people and logs.
+    """
+
+    messages: tuple[Message, ...] = ()
+    tools: tuple[ToolSpec, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", _tuple_of(Message, self.messages, "an observation's messages"))
+        object.__setattr__(self, "tools", _tuple_of(ToolSpec, self.tools, "an observation's tools"))
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What the policy does: one assistant message."""
+
+    message: Message
+
+    def __post_init__(self) -> None:
+        if self.message.role != "assistant":
+            raise ValueError(f"an action is an assistant message, not one by {self.message.role!r}")
+
+    @classmethod
+    def text(cls, content: str) -> Action:
+        """The action that says `content`."""
+        return cls(assistant(content))
+
+    @property
+    def content(self) -> str:
+        """What the message says, empty where it only calls tools."""
+        return self.message.content or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The environment's answer to an action.
+
+    `terminated`: the task has come to its end. `truncated`: a limit came first. `info["rewards"]`, where
+    present, names the parts of the reward: a mapping of names to finite floats. Raises FailureError (invalid,
+    at stage step) where a number is none or not finite.
+    """
+
+    observation: Observation
+    reward: float
+    terminated: bool
+    truncated: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", finite(self.reward, "the reward"))
+        if parts := self.info.get("rewards"):
+            named = {str(name): finite(part, f"the reward {name!r}") for name, part in parts.items()}
+            object.__setattr__(self, "info", {**self.info, "rewards": named})
+
+    @property
+    def ended(self) -> bool:
+        """Whether the episode is over."""
+        return self.terminated or self.truncated
+
+
+class Environment(ABC):
+    """One episode at a time of something to act in.
+
+    Options are keyword parameters: those of `__init__` make the environment, those of `tasks` choose its
+    tasks, and both come from the one `options` mapping of a configuration or a server. `splits` names the
+    splits that `tasks` knows, `version` is raised when rewards or prompts change meaning.
+    """
+
+    version: ClassVar[str] = "1"
+    splits: ClassVar[tuple[str, ...]] = ("train",)
+
+    @abstractmethod
+    async def reset(self, task: Task, *, seed: int) -> Observation:
+        """Begin an episode on `task`; the same task and seed begin the same episode."""
+
+    @abstractmethod
+    async def step(self, action: Action) -> Step:
+        """Answer the policy's `action`."""
+
+    async def close(self) -> None:  # noqa: B027  (most environments hold nothing that must be let go)
+        """Let go of what the episode held. Called once or more often, after any ending."""
+
+    @classmethod
+    @abstractmethod
+    def tasks(cls, split: str) -> TaskSource:
+        """The tasks of `split`: a sequence, or `EndlessTasks`.
+
+        Subclasses add keyword options of their own.
+        """
+
+
+def invalid(message: str, stage: Stage = Stage.STEP) -> FailureError:
+    """The error that says an environment broke its contract."""
+    return FailureError(Failure.of(FailureKind.INVALID, stage, message))
+
+
+def finite(value: Any, what: str) -> float:
+    """`value` as a finite float, or FailureError (invalid)."""
+    number = float(value) if hasattr(value, "__float__") else math.nan
+    if not math.isfinite(number):
+        raise invalid(f"{what} must be a finite number, not {value!r}")
+    return number
+
+
+def _tuple_of(kind: type, values: Any, what: str) -> tuple[Any, ...]:
+    if isinstance(values, kind):
+        raise invalid(f"{what} must be a sequence of {kind.__name__}, not a single one")
+    checked = tuple(values)
+    for value in checked:
+        if not isinstance(value, kind):
+            raise invalid(f"{what} must each be a {kind.__name__}, not {value!r}")
+        if isinstance(value, Message) and (fault := fault_in(value)):
+            raise invalid(f"{what} must be well-formed: {fault}")
+    return checked
+
+
+def fault_in(message: Message) -> str | None:
+    """What is wrong with `message`, or None: a known role, and text unless it is an assistant's tool call."""
+    if message.role not in get_args(Role):
+        return f"the role must be one of {', '.join(get_args(Role))}, not {message.role!r}"
+    if isinstance(message.content, str) or (message.content is None and message.tool_calls):
+        return None
+    return f"the content of a {message.role} message must be text, not {message.content!r}"

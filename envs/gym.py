@@ -1,0 +1,130 @@
+"""Our environments as Gymnasium's: text in, text out, synchronous.
+
+    import gymnasium, quintain.envs.gym
+    env = gymnasium.make("quintain/Math-v0")
+
+Gymnasium has no plugins since 1.0: importing this module is what registers them, and
+`gymnasium.make("quintain.envs.gym:quintain/Math-v0")` imports it by itself. What always holds: `reset(seed=...)`
+chooses the task, so the same seed gives the same episode; the reference is not in `info`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import string
+import threading
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+import gymnasium
+from gymnasium.spaces import Text
+
+from quintain.codec import to_builtins
+from quintain.envs.base import Action, Environment, Observation
+from quintain.envs.local import LocalClient
+from quintain.envs.registry import resolve
+from quintain.task import size_of
+
+T = TypeVar("T")
+
+ACTION_CHARACTERS = 256
+"""The longest action that sampling makes; longer ones are welcome."""
+OBSERVATION_CHARACTERS = 1 << 20
+ENDLESS = 1 << 31
+"""How many tasks of an endless split seeds choose from."""
+
+
+class AnyText(Text):
+    """Text in any script, up to a length; samples are printable ASCII."""
+
+    def __init__(self, sampled: int, longest: int) -> None:
+        super().__init__(sampled, min_length=0, charset=string.printable)
+        self.longest = longest
+
+    def contains(self, x: Any) -> bool:
+        """Whether `x` is a string that is not too long."""
+        return isinstance(x, str) and len(x) <= self.longest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AnyText) and super().__eq__(other) and self.longest == other.longest
+
+    __hash__ = None  # type: ignore[assignment]  # as Text itself
+
+
+class GymEnv(gymnasium.Env[str, str]):
+    """The environment `env` (a class or a spec of `quintain.envs.registry`) with `options`, on the tasks of `split`.
+
+    An observation is the new messages' text; the messages themselves, as OpenAI's objects, are `info["messages"]`.
+    `reset(options={"index": i})` chooses the task. Raises QuintainError for a wrong spec or option, FailureError where
+    the environment fails.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012  (Gymnasium's own attribute)
+
+    def __init__(
+        self,
+        env: str | type[Environment] = "math",
+        options: Mapping[str, Any] | None = None,
+        split: str = "train",
+    ) -> None:
+        self.observation_space = AnyText(ACTION_CHARACTERS, OBSERVATION_CHARACTERS)
+        self.action_space = AnyText(ACTION_CHARACTERS, OBSERVATION_CHARACTERS)
+        self._client = LocalClient(resolve(env) if isinstance(env, str) else env, options)
+        self._tasks = self._client.tasks(split)
+        self._env = self._client.episode()
+        self._loop: _Loop | None = None
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Begin an episode on a task that `seed`, or `options["index"]`, chooses."""
+        super().reset(seed=seed, options=dict(options or {}))
+        drawn = int(self.np_random.integers(size_of(self._tasks) or ENDLESS))
+        task = self._tasks[int((options or {}).get("index", drawn))]
+        observation = self._run(self._env.reset(task, seed=drawn))
+        return _text(observation), {"task": task.id, **_info(observation, observation.info)}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Say `action`."""
+        step = self._run(self._env.step(Action.text(str(action))))
+        info = _info(step.observation, step.info)
+        return _text(step.observation), step.reward, step.terminated, step.truncated, info
+
+    def close(self) -> None:
+        """Close the episode and what its environment held. Closing twice is fine."""
+        if self._loop is not None:
+            self._run(self._client.aclose())
+            self._loop.stop()
+            self._loop = None
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            self._loop = _Loop()
+        return self._loop.run(work)
+
+
+class _Loop:
+    """An event loop in a thread of its own, so that it works in a notebook, which has one running already."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="quintain-gym", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _text(observation: Observation) -> str:
+    return "\n\n".join(message.content or "" for message in observation.messages)
+
+
+def _info(observation: Observation, info: Mapping[str, Any]) -> dict[str, Any]:
+    own: dict[str, Any] = to_builtins(dict(info))
+    return own | {"messages": [message.to_openai() for message in observation.messages]}
+
+
+gymnasium.register("quintain/Math-v0", entry_point="quintain.envs.gym:GymEnv", kwargs={"env": "math"})

@@ -1,0 +1,226 @@
+"""Runs the environments of one class in this process: the boundary between their code and everything else.
+
+What always holds:
+- whatever that code raises, returns or never returns becomes a `FailureError` of the closed vocabulary, in
+  time: code that awaits is cancelled at its deadline (code that blocks is the business of the process around
+  this one);
+- the message of a failure never quotes the task's reference; the log gets the whole stack, clients get one
+  line;
+- an environment that was made is closed, at the latest by `close_all`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from quintain.envs.base import Action, Environment, Observation, Step, invalid
+from quintain.envs.options import Bound
+from quintain.envs.single_turn import SingleTurnEnv
+from quintain.envs.verifying import Verifiers
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
+from quintain.task import Task, TaskOrigin, TaskSource, size_of
+
+T = TypeVar("T")
+
+CANCEL_GRACE_S = 0.2
+"""How long cancelled code may take to come to its end before it counts as stuck."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Live:
+    env: Environment | None
+    task: Task | None
+    running: asyncio.Task[Any] | None = None
+
+
+class Host:
+    """The live environments of `bound`, by episode id. Deadlines are points in time of `time.monotonic`."""
+
+    def __init__(self, bound: Bound) -> None:
+        self.bound = bound
+        self._live: dict[str, _Live] = {}
+        self._verifiers = Verifiers()
+        self._stuck: set[asyncio.Task[Any]] = set()
+        self._late: set[asyncio.Future[Any]] = set()
+        self._sources: dict[str, TaskSource] = {}
+        self._reader: ThreadPoolExecutor | None = None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether code that was cancelled, or that reads tasks, goes on past its deadline."""
+        return bool(self._stuck or self._late)
+
+    async def open(self, episode: str, task: Task | TaskOrigin, seed: int | None, deadline: float) -> Observation:
+        """Make an environment for `episode` and reset it. Without a seed, the task's own or 0."""
+        live = self._live[episode] = _Live(None, task if isinstance(task, Task) else None)
+
+        async def begin() -> Observation:
+            found = task if isinstance(task, Task) else await self._find(task, deadline)
+            live.task = found
+            live.env = self.bound()
+            if isinstance(live.env, SingleTurnEnv):
+                live.env.verifiers = self._verifiers
+            chosen = seed if seed is not None else found.seed or 0
+            return await live.env.reset(found, seed=chosen)
+
+        observation = await self._bounded(Stage.RESET, deadline, begin, live)
+        return _expect(Observation, observation, Stage.RESET)
+
+    async def step(self, episode: str, action: Action, deadline: float) -> Step:
+        """Step the environment of `episode`."""
+        live = self._live.get(episode)
+        if live is None or live.env is None:
+            message = f"this process has no environment for episode {episode}"
+            raise FailureError(Failure.of(FailureKind.LOST, Stage.STEP, message))
+        env = live.env
+        return _expect(Step, await self._bounded(Stage.STEP, deadline, lambda: env.step(action), live), Stage.STEP)
+
+    async def close(self, episode: str, deadline: float) -> None:
+        """Cancel what `episode` is doing and close its environment; one that is unknown is closed already."""
+        live = self._live.pop(episode, None)
+        if live is None:
+            return
+        if live.running is not None and not live.running.done():
+            live.running.cancel()
+            if not (await asyncio.wait({live.running}, timeout=CANCEL_GRACE_S))[0]:
+                self._goes_on(live.running)
+        if live.env is not None:
+            await self._bounded(Stage.CLOSE, deadline, live.env.close, live)
+
+    async def close_all(self, deadline: float) -> None:
+        """Close every environment; one that cannot be closed is logged and let go."""
+        results = await asyncio.gather(*(self.close(e, deadline) for e in list(self._live)), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                log.warning("an environment was not closed: %s", result)
+        await self._verifiers.close()
+        if self._reader is not None:
+            self._reader.shutdown(wait=False, cancel_futures=True)
+
+    async def page(self, split: str, start: int, count: int, deadline: float) -> tuple[int | None, list[Task]]:
+        """The size of `split` (None: endless) and its tasks `start` to `start + count`, references included."""
+
+        def read() -> tuple[int | None, list[Task]]:
+            source = self._source(split)
+            size = size_of(source)
+            end = start + count if size is None else min(size, start + count)
+            return size, [_expect(Task, source[i], Stage.TASKS) for i in range(start, end)]
+
+        return await self._read(read, deadline)
+
+    async def sizes(self, deadline: float) -> dict[str, int | None]:
+        """The number of tasks of each split, None where endless."""
+        splits = self.bound.cls.splits
+        return await self._read(lambda: {split: size_of(self._source(split)) for split in splits}, deadline)
+
+    async def _find(self, origin: TaskOrigin, deadline: float) -> Task:
+        size, found = await self.page(origin.split, origin.index, 1, deadline)
+        if not found:
+            message = f"split {origin.split!r} has {size} tasks: there is none at index {origin.index}"
+            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.TASKS, message))
+        return found[0]
+
+    def _source(self, split: str) -> TaskSource:
+        if split not in self._sources:
+            self._sources[split] = self.bound.tasks(split)
+        return self._sources[split]
+
+    async def _read(self, read: Callable[[], T], deadline: float) -> T:
+        """Run `read` in the one thread that touches task sources, so that a slow one delays no step."""
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="tasks")
+        future = asyncio.get_running_loop().run_in_executor(self._reader, read)
+        try:
+            await asyncio.wait({future}, timeout=_left(deadline))
+        finally:  # this may be cancelled at the same deadline, from further out
+            if not future.done() and not _left(deadline):
+                self._late.add(future)
+                future.add_done_callback(self._late.discard)
+        if not future.done():
+            raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.TASKS, "reading the tasks took too long"))
+        try:
+            return future.result()
+        except QuintainError as error:
+            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.TASKS, str(error))) from None
+        except FailureError:
+            raise
+        except Exception as error:  # the boundary; the message might quote any task's reference
+            message = f"{type(error).__name__} in {self.bound.cls.__name__}.tasks: the environment's log has the rest"
+            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.TASKS, message)) from error
+
+    async def _bounded(self, stage: Stage, deadline: float, run: Callable[[], Awaitable[T]], live: _Live) -> T:
+        live.running = task = asyncio.create_task(_contained(run))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=_left(deadline))
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            task.cancel()
+            if not (await asyncio.wait({task}, timeout=CANCEL_GRACE_S))[0]:
+                self._goes_on(task)
+            raise FailureError(Failure.of(FailureKind.TIMEOUT, stage, f"the environment's {stage} took too long"))
+        try:
+            return task.result()
+        except (Exception, asyncio.CancelledError) as error:  # the boundary
+            raise FailureError(_discreet(_failure_of(error, stage), error, live.task)) from error
+
+    def _goes_on(self, task: asyncio.Task[Any]) -> None:
+        """Keep an eye on code that was cancelled and does not end."""
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            self._stuck.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                log.warning("code that was cancelled has ended late: %r", task.exception())
+
+        self._stuck.add(task)
+        task.add_done_callback(ended)
+
+
+async def _contained(run: Callable[[], Awaitable[T]]) -> T:
+    try:
+        return await run()
+    except (SystemExit, KeyboardInterrupt) as error:  # would end this whole process and every other episode
+        raise RuntimeError(f"the environment raised {type(error).__name__}") from error
+
+
+def _failure_of(error: BaseException, stage: Stage) -> Failure:
+    failure = failure_from(error, stage)
+    # a broken contract is noticed where the object is made, which cannot know what it is made for
+    return replace(failure, stage=stage) if failure.kind is FailureKind.INVALID else failure
+
+
+def _discreet(failure: Failure, error: BaseException, task: Task | None) -> Failure:
+    """`failure` without its message where that quotes the reference of `task`."""
+    said = failure.message.casefold()
+    if task is None or not any(leaf.casefold() in said for leaf in _leaves(task.reference)):
+        return failure
+    return replace(failure, message=f"{type(error).__name__} (its message quotes the reference: see the log)")
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for part in value:
+            yield from _leaves(part)
+    elif value is not None and not isinstance(value, bool) and str(value).strip():
+        yield str(value).strip()
+
+
+def _expect(kind: type[T], value: Any, stage: Stage) -> T:
+    if not isinstance(value, kind):
+        raise invalid(f"the environment's {stage} must give a {kind.__name__}, not a {type(value).__name__}", stage)
+    return value
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

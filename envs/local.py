@@ -1,0 +1,121 @@
+"""Environments in this process, held to the same rules as behind a server.
+
+    client = LocalClient(MathEnv)                    # used like EnvClient
+    env = client.episode()
+
+What always holds: a turn after the end or on a closed episode is refused; whatever the environment raises, or
+breaks of its contract, is a `FailureError`; a deadline cancels code that awaits. (Code that blocks blocks the
+caller: a server's workers can be killed, this process cannot.)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from quintain.envs.base import Action, Environment, Observation, Step
+from quintain.envs.episode import Episode, Run
+from quintain.envs.host import Host
+from quintain.envs.limits import Limits
+from quintain.envs.options import bind
+from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.task import Task, TaskSource
+
+log = logging.getLogger(__name__)
+
+
+class LocalClient:
+    """Makes episodes of `cls` with `options`.
+
+    Calling it makes an episode. Raises QuintainError for wrong options.
+    """
+
+    def __init__(
+        self, cls: type[Environment], options: Mapping[str, Any] | None = None, *, limits: Limits | None = None
+    ) -> None:
+        self._bound = bind(cls, options)
+        self._host = Host(self._bound)
+        self._limits = limits or Limits()
+
+    def episode(self) -> LocalEnv:
+        """An environment in this process."""
+        return LocalEnv(self._host, self._limits, self._bound.tasks)
+
+    __call__ = episode
+
+    def tasks(self, split: str) -> TaskSource:
+        """The tasks of `split`, references included."""
+        return self._bound.tasks(split)
+
+    async def aclose(self) -> None:
+        """Close every episode and the verifiers they share."""
+        await self._host.close_all(time.monotonic() + self._limits.close_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class LocalEnv(Environment):
+    """One episode at a time of a class in this process; made by `LocalClient`."""
+
+    def __init__(self, host: Host, limits: Limits, tasks: Any) -> None:
+        self._host = host
+        self._limits = limits
+        self._tasks = tasks
+        self._id = ""
+        self._episode: Episode[None] | None = None
+
+    def tasks(self, split: str) -> TaskSource:  # type: ignore[override]  # its options are an instance's
+        """The tasks of `split`."""
+        source: TaskSource = self._tasks(split)
+        return source
+
+    async def reset(self, task: Task, *, seed: int) -> Observation:
+        """Begin an episode. Raises FailureError."""
+        await self.close()
+        self._id, self._episode = uuid.uuid4().hex, Episode()
+        try:
+            observation = await self._host.open(self._id, task, seed, time.monotonic() + self._limits.reset_s)
+        except FailureError as error:
+            self._episode.failed(error.failure)
+            raise
+        self._episode.opened()
+        return observation
+
+    async def step(self, action: Action) -> Step:
+        """Play a turn. Raises FailureError."""
+        if self._episode is None:
+            raise _refused("a step before the first reset: reset first")
+        decision = self._episode.ask(self._episode.turn + self._episode.busy, action)
+        if not isinstance(decision, Run):
+            raise _refused(getattr(decision, "reason", "a turn is being played"))
+        try:
+            step = await self._host.step(self._id, action, time.monotonic() + self._limits.step_s)
+        except FailureError as error:
+            if self._episode.live:
+                self._episode.failed(error.failure)
+            raise
+        self._episode.answered(None, ended=step.ended)
+        return step
+
+    async def close(self) -> None:
+        """Close the episode; an environment that cannot is logged. Allowed at any time and twice."""
+        if self._episode is not None:
+            self._episode.close()
+            try:
+                await self._host.close(self._id, time.monotonic() + self._limits.close_s)
+            except FailureError as error:  # as a server does: the episode's result stands
+                log.warning("an environment was not closed: %s", error, exc_info=error.__cause__)
+
+
+def _refused(message: str) -> FailureError:
+    return FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, message))

@@ -1,0 +1,322 @@
+"""The live episodes of a server: slots, deadlines, leases and stored answers, around a backend that runs
+them.
+
+What always holds:
+- at most `max_episodes` have an environment at a time; the others wait in the order in which they came;
+- a slot is free again once its episode has ended, failed, been closed, or been left alone for its lease;
+- a turn is run once, whoever asks how often (`quintain.envs.episode` decides, this acts);
+- what a client has begun goes on though the client hangs up: the answer is stored for when it asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from quintain.envs.episode import Episode, Refuse, Replay, Run, State
+from quintain.envs.frames import Advance, Close, Describe, Open, Page, Reply, Request, stage_of
+from quintain.envs.limits import Limits
+from quintain.envs.metrics import Metrics
+from quintain.envs.pool import Backend
+from quintain.envs.slots import Full, Slots
+from quintain.envs.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, StepRequest, refused
+from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.task import TaskOrigin
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1.0
+_EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(eq=False, slots=True)
+class _Record:
+    id: str
+    request: CreateEpisode
+    ticket: asyncio.Future[None] | None
+    touched: float
+    episode: Episode[str] = field(default_factory=Episode)
+    opened: str = ""
+    failure: FailureError | None = None
+    work: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.work is not None and not self.work.done()
+
+
+class Sessions:
+    """Episodes by id. `clock` (seconds) is for leases only."""
+
+    def __init__(
+        self, backend: Backend, limits: Limits, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limits = limits
+        self._backend = backend
+        self._metrics = metrics
+        self._clock = clock
+        self._slots = Slots(limits.max_episodes, limits.queue)
+        self._records: dict[str, _Record] = {}
+        self._finished: deque[_Record] = deque()
+        self._background: set[asyncio.Task[None]] = set()
+        metrics.counter("episodes_total", "Episodes that came to an end, by how.")
+        metrics.counter("failures_total", "Failures, by kind and stage.")
+        metrics.counter("replays_total", "Requests answered from what was stored.")
+        metrics.summary("call_seconds", "Time in the environment, by operation.")
+        metrics.gauge("episodes_live", "Episodes that hold a slot.", lambda: self._slots.taken)
+        metrics.gauge("episodes_queued", "Episodes that wait for a slot.", lambda: self._slots.waiting)
+        metrics.gauge("episodes_known", "Episodes whose answers are stored.", lambda: len(self._records))
+        metrics.gauge("capacity", "Episodes that may be live at once.", lambda: limits.max_episodes)
+        metrics.gauge("workers", "Worker processes, the spare included.", lambda: backend.stats()["workers"])
+        metrics.gauge("worker_restarts", "Workers that were replaced.", lambda: backend.stats()["restarts"])
+
+    @property
+    def ready(self) -> bool:
+        """Whether a new episode would find a place to run."""
+        return self._backend.ready
+
+    async def start(self) -> None:
+        """Start the backend. Raises QuintainError where it cannot be."""
+        await self._backend.start(self._lost)
+
+    def abandon(self) -> None:
+        """Answer those who wait for an environment that the server is stopping."""
+        for record in list(self._records.values()):
+            if record.work is not None:
+                record.work.cancel()
+
+    async def stop(self) -> None:
+        """End everything."""
+        self.abandon()
+        await self._backend.stop()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def create(self, request: CreateEpisode) -> str:
+        """Begin an episode, or answer again for one that the same request began: an `EpisodeCreated` as JSON."""
+        record = self._records.get(request.episode_id) if request.episode_id else None
+        if record is None:
+            record = self._begin(request)
+        elif record.request != request:
+            message = f"episode {record.id} was created by another request: choose another id"
+            raise refused(message, Stage.RESET, status=409)
+        else:
+            self._metrics.add("replays_total")
+        await self._settled(record)
+        if record.episode.state is State.CLOSED:
+            raise self._conflict(Stage.RESET, "the episode is closed")
+        if not record.opened:
+            raise record.failure or self._stopping(Stage.RESET)
+        return record.opened
+
+    async def step(self, episode_id: str, request: StepRequest) -> str:
+        """Play a turn, or answer again for one that was played: a `StepAnswer` as JSON."""
+        record = self._find(episode_id, Stage.STEP)
+        episode, turn = record.episode, request.turn
+        decision = episode.ask(turn, request.action)
+        if isinstance(decision, Refuse):
+            if episode.state is State.FAILED and record.failure is not None:
+                raise refused(record.failure.failure.message, Stage.STEP, record.failure.failure.kind, status=409)
+            raise self._conflict(Stage.STEP, decision.reason)
+        if isinstance(decision, Run):
+            record.work = self._spawn(self._advance(record, request))
+        else:
+            self._metrics.add("replays_total")
+        if not isinstance(decision, Replay):
+            await self._settled(record)
+        record.touched = self._clock()
+        if episode.state is State.CLOSED:
+            raise self._conflict(Stage.STEP, "the episode was closed meanwhile", FailureKind.CANCELLED)
+        if turn >= len(episode.answers):
+            raise self._stopping(Stage.STEP)
+        answer = episode.answers[turn]
+        if isinstance(answer, Failure):
+            raise FailureError(answer)
+        return answer
+
+    def status(self, episode_id: str) -> EpisodeStatus:
+        """Where an episode stands; this renews its lease."""
+        record = self._find(episode_id, Stage.STEP)
+        record.touched = self._clock()
+        return self._status(record)
+
+    def close(self, episode_id: str) -> EpisodeStatus:
+        """Close an episode, whatever it is doing; closing it again is fine."""
+        record = self._find(episode_id, Stage.CLOSE)
+        self._close(record, "closed")
+        return self._status(record)
+
+    async def tasks(self, split: str, start: int, count: int) -> str:
+        """A `TaskPage` as JSON."""
+        if start < 0 or not 0 <= count <= MAX_TASKS:
+            message = f"start must be at least 0 and count 0 to {MAX_TASKS}, not {start} and {count}"
+            raise refused(message, Stage.TASKS, status=400)
+        return (await self._call(Page(split, start, count), self.limits.tasks_s)).body
+
+    async def describe(self) -> str:
+        """The `Metadata` as JSON."""
+        return (await self._call(Describe(), self.limits.tasks_s)).body
+
+    def sweep(self) -> None:
+        """Close the episodes whose lease has run out, and forget those that ended so long ago."""
+        now = self._clock()
+        for record in list(self._records.values()):
+            if record.busy or now - record.touched < self.limits.lease_s:
+                continue
+            self._close(record, "expired")
+            del self._records[record.id]
+
+    def _begin(self, request: CreateEpisode) -> _Record:
+        if request.episode_id is not None and not _EPISODE_ID.fullmatch(request.episode_id):
+            message = f"an episode_id is 1 to 64 letters, digits, '_', '-' or '.', not {request.episode_id!r}"
+            raise refused(message, Stage.RESET, status=400)
+        if (request.task is None) == (request.split is None) or (request.split is None) != (request.index is None):
+            raise refused("give a task, or a split and an index", Stage.RESET, status=400)
+        if request.index is not None and request.index < 0:
+            raise refused(f"a task's index is at least 0, not {request.index}", Stage.RESET, status=400)
+        try:
+            ticket = self._slots.take()
+        except Full:
+            message = f"all {self._slots.capacity} slots are taken and {self._slots.waiting} episodes wait"
+            raise self._busy(message) from None
+        record = _Record(request.episode_id or uuid.uuid4().hex, request, ticket, self._clock())
+        self._records[record.id] = record
+        record.work = self._spawn(self._open(record))
+        return record
+
+    async def _open(self, record: _Record) -> None:
+        request, ticket = record.request, record.ticket
+        assert ticket is not None  # it was just taken
+        await asyncio.wait({ticket}, timeout=self.limits.queue_s)
+        if not ticket.done():
+            record.failure = self._busy(f"no slot came free within {self.limits.queue_s:g} s")
+            del self._records[record.id]  # as if it had never been: the client may ask again
+            self._let_go(record)
+            return
+        if record.episode.state is State.CLOSED:
+            return
+        origin = None if request.split is None else TaskOrigin(request.split, request.index or 0)
+        reply = await self._timed(Open(record.id, request.task, origin, request.seed), self.limits.reset_s)
+        record.touched = self._clock()
+        if record.episode.state is not State.CREATED:
+            return
+        if reply.failure is not None:
+            self._fail(record, reply.failure)
+            return
+        record.episode.opened()
+        record.opened = self._answer(record, reply.body)
+
+    async def _advance(self, record: _Record, request: StepRequest) -> None:
+        reply = await self._timed(Advance(record.id, request.action), self.limits.step_s)
+        record.touched = self._clock()
+        if record.episode.state is not State.RUNNING:
+            return
+        if reply.failure is not None:
+            self._fail(record, reply.failure)
+            return
+        turn, state = request.turn + 1, State.DONE if reply.ended else State.RUNNING
+        record.episode.answered(self._answer(record, reply.body, turn, state), ended=reply.ended)
+        if reply.ended:
+            self._end(record, "done")
+
+    def _answer(self, record: _Record, body: str, turn: int = 0, state: State = State.RUNNING) -> str:
+        head = {"episode_id": record.id, "turn": turn, "state": state, "lease_s": self.limits.lease_s}
+        return f"{json.dumps(head)[:-1]}, {body[1:]}"  # what the environment says is passed on unread
+
+    def _fail(self, record: _Record, failure: Failure) -> None:
+        self._metrics.add("failures_total", kind=failure.kind, stage=failure.stage)
+        record.episode.failed(failure)
+        record.failure = FailureError(failure)
+        self._end(record, "failed")
+
+    def _lost(self, episodes: Collection[str], failure: Failure) -> None:
+        for episode_id in episodes:
+            record = self._records.get(episode_id)
+            if record is not None and record.episode.live and not record.busy:  # a busy one gets its reply
+                self._fail(record, failure)
+
+    def _close(self, record: _Record, how: str) -> None:
+        live = record.episode.live
+        record.episode.close()
+        record.opened = ""
+        if live:
+            self._end(record, how)
+
+    def _end(self, record: _Record, how: str) -> None:
+        """Count the end of a live episode, give its slot back, and keep its answers for a while."""
+        self._metrics.add("episodes_total", how=how)
+        self._spawn(self._dismiss(record))
+        self._finished.append(record)
+        while len(self._finished) > self.limits.finished:
+            oldest = self._finished.popleft()
+            if self._records.get(oldest.id) is oldest:
+                del self._records[oldest.id]
+
+    async def _dismiss(self, record: _Record) -> None:
+        if record.ticket is not None and record.ticket.done():
+            await self._timed(Close(record.id), self.limits.close_s)
+        self._let_go(record)
+
+    def _let_go(self, record: _Record) -> None:
+        ticket, record.ticket = record.ticket, None
+        if ticket is not None:
+            self._slots.give_back(ticket)
+
+    async def _settled(self, record: _Record) -> None:
+        """Wait until what the record is doing is done; it goes on though the one who waits is gone."""
+        if record.work is not None:
+            await asyncio.wait({record.work})
+
+    async def _timed(self, request: Request, within_s: float) -> Reply:
+        began = time.monotonic()
+        try:
+            reply = await self._backend.call(request, began + within_s)
+        except Exception:  # the boundary: a mistake of ours must not leave an episode hanging
+            log.exception("%s failed", request.op)
+            failure = Failure.of(FailureKind.CRASHED, stage_of(request), "the server made a mistake: see its log")
+            reply = Reply(0, failure=failure)
+        self._metrics.observe("call_seconds", time.monotonic() - began, op=request.op)
+        return reply
+
+    async def _call(self, request: Request, within_s: float) -> Reply:
+        reply = await self._timed(request, within_s)
+        if reply.failure is not None:
+            self._metrics.add("failures_total", kind=reply.failure.kind, stage=reply.failure.stage)
+            raise FailureError(reply.failure)
+        return reply
+
+    def _find(self, episode_id: str, stage: Stage) -> _Record:
+        record = self._records.get(episode_id)
+        if record is None:
+            message = f"there is no episode {episode_id[:64]!r}: it expired, or this server has been restarted"
+            raise refused(message, stage, FailureKind.LOST)
+        return record
+
+    def _status(self, record: _Record) -> EpisodeStatus:
+        failure = record.failure.failure if record.failure else None
+        return EpisodeStatus(record.id, record.episode.turn, record.episode.state, self.limits.lease_s, failure)
+
+    def _conflict(self, stage: Stage, why: str, kind: FailureKind = FailureKind.REJECTED) -> FailureError:
+        return refused(why, stage, kind, status=409)
+
+    def _stopping(self, stage: Stage) -> FailureError:
+        return refused("the server is stopping", stage, FailureKind.UNREACHABLE)
+
+    def _busy(self, message: str) -> FailureError:
+        self._metrics.add("failures_total", kind=FailureKind.OVERLOADED, stage=Stage.RESET)
+        return refused(message, Stage.RESET, FailureKind.OVERLOADED, retry_after_s=RETRY_AFTER_S)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task

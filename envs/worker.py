@@ -1,0 +1,46 @@
+"""A worker: the process in which environment code runs, so that the server can kill what it cannot cancel.
+
+Started by `quintain.envs.pool` as `python -P -m quintain.envs.worker FD PATH SPEC OPTIONS`, with its socket
+on descriptor FD, the module path and the options as JSON, and its lifeline in the environment. It ends when
+the socket or the lifeline does. What it and the environment print goes to the server's standard error.
+Nothing but the guard is imported before the guard has forked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from quintain.lifeline import guard
+
+
+def main(arguments: list[str]) -> None:
+    """Run a worker until its socket closes; a mistake in the environment or its options is its only answer."""
+    guard()
+
+    import asyncio
+    import json
+    import logging
+    import socket
+
+    from quintain.envs.desk import Desk, refuse, serve
+    from quintain.envs.host import Host
+    from quintain.envs.options import bind
+    from quintain.envs.registry import resolve
+    from quintain.failure import QuintainError
+
+    fd, path, spec, options = arguments
+    os.dup2(2, 1)  # standard output belongs to the server's ready line
+    sys.path[:] = json.loads(path)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    sock = socket.socket(fileno=int(fd))
+    try:
+        host = Host(bind(resolve(spec), json.loads(options)))
+    except QuintainError as error:
+        asyncio.run(refuse(sock, str(error)))
+        return
+    asyncio.run(serve(sock, Desk(spec, host)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,71 @@
+"""Our environments pass for Gymnasium's."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import gymnasium
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from quintain.envs.gym import AnyText, GymEnv
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_env.py"
+
+
+@pytest.fixture
+def env():
+    env = gymnasium.make("quintain.envs.gym:quintain/Math-v0")
+    yield env
+    env.close()
+
+
+@pytest.mark.filterwarnings("error")
+def test_it_passes_gymnasiums_own_check(env):
+    check_env(env.unwrapped)
+
+
+def test_an_episode_is_a_question_and_a_reward(env):
+    text, info = env.reset(seed=3)
+    assert info["messages"] == [{"role": "user", "content": text}]
+    a, b = text.removeprefix("What is ").removesuffix("?").split(" + ")
+    assert env.step(str(int(a) + int(b)))[:4] == ("", 1.0, True, False)
+    again, _ = env.reset(seed=3)
+    assert again == text
+    assert env.step("0")[1] == 0.0
+
+
+def test_any_environment_and_split_can_be_had():
+    env = GymEnv(f"{EXAMPLE}:Capitals")
+    text, info = env.reset(options={"index": 1})
+    assert text.endswith("What is the capital of Peru?")
+    assert info["task"] == "Peru"
+    assert "Lima" not in str(info)
+    assert env.step("Lima")[1] == pytest.approx(1.2)
+    env.close()
+
+
+async def test_it_works_where_an_event_loop_runs_already(env):
+    text, _ = env.reset(seed=1)
+    assert text.startswith("What is")
+
+
+def test_closing_leaves_no_thread_and_may_be_done_twice():
+    env = GymEnv()
+    env.reset(seed=0)
+    assert any(thread.name == "quintain-gym" for thread in threading.enumerate())
+    env.close()
+    env.close()
+    assert not any(thread.name == "quintain-gym" for thread in threading.enumerate())
+
+
+def test_texts_of_any_script_belong_to_the_space_unless_they_are_too_long():
+    space = AnyText(5, 10)
+    assert "Ωμέγα" in space
+    assert "" in space
+    assert "x" * 11 not in space
+    assert 5 not in space
+    assert all(space.sample() in space for _ in range(50))
+    assert space == AnyText(5, 10)
+    assert space != AnyText(5, 11)

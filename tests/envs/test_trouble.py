@@ -1,0 +1,150 @@
+"""Workers that die, clients that vanish, answers that are lost, servers that are full or frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+
+from quintain.envs import Action, EnvClient, FailureError, Limits
+from quintain.failure import FailureKind
+
+
+async def test_a_worker_that_is_killed_costs_its_episodes_and_is_replaced(serve, failed):
+    server = serve("Probe")
+    async with server.client() as client:
+        env = client.episode()
+        worker = (await env.reset(client.tasks("train")[0], seed=0)).info["pid"]
+        os.kill(worker, signal.SIGKILL)
+        failure = await failed(env, "hello")
+        assert (failure.kind, failure.retryable) == (FailureKind.CRASHED, True)
+        env = client.episode()
+        assert (await env.reset(client.tasks("train")[0], seed=0)).info["pid"] != worker
+        assert (await env.step(Action.text("end"))).reward == 1.0
+
+
+async def test_a_client_that_vanishes_costs_nothing_after_its_lease(serve, opened, failed):
+    server = serve("Probe", limits=Limits(lease_s=0.5, max_episodes=1))
+    await opened(server.client())  # and never closed
+    server.wait_metric("episodes_live", lambda n: n == 0, timeout_s=10)
+    assert server.metric('episodes_total{how="expired"}') == 1
+    async with server.client() as client:
+        env = await opened(client)
+        server.wait_metric("episodes_known", lambda n: n == 0, timeout_s=10)
+        failure = await failed(env, "hello")
+    assert (failure.kind, failure.retryable) == (FailureKind.LOST, True)
+
+
+class Thief:
+    """A proxy that passes every request on and loses the first answer to each kind of request."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.lost: list[str] = []
+        self.port = 0
+
+    async def __aenter__(self) -> Thief:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self.server.close()
+
+    async def _serve(self, reader, writer) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        method, path = head.split(b" ", 2)[:2]
+        length = next(
+            (int(h.split(b":")[1]) for h in head.split(b"\r\n") if h.lower().startswith(b"content-length")), 0
+        )
+        body = await reader.readexactly(length)
+        async with httpx.AsyncClient(base_url=self.upstream, trust_env=False) as http:
+            answer = await http.request(method.decode(), path.decode(), content=body)
+        kind = f"{method.decode()} {path.decode().rpartition('/')[2]}"
+        if kind not in self.lost:
+            self.lost.append(kind)
+        else:
+            head = f"HTTP/1.1 {answer.status_code} OK\r\ncontent-length: {len(answer.content)}\r\n"
+            writer.write(f"{head}connection: close\r\n\r\n".encode() + answer.content)
+            await writer.drain()
+        writer.close()
+
+
+async def test_a_lost_answer_is_asked_for_again_and_nothing_is_played_twice(serve, tmp_path):
+    server, runs = serve("Probe"), tmp_path / "runs"
+    async with Thief(server.url) as thief, EnvClient(f"http://127.0.0.1:{thief.port}") as client:
+        env = client.episode()
+        task = (await asyncio.to_thread(client.tasks, "train"))[0]
+        await env.reset(task, seed=0)
+        step = await env.step(Action.text(f"count {runs}"))
+        assert step.observation.messages[0].content == f"count {runs}"
+        assert (await env.step(Action.text("end"))).reward == 1.0
+    assert len(thief.lost) == 3  # tasks, create, step
+    assert runs.read_bytes() == b"."
+    assert server.metric("replays_total") == 2
+    assert server.metric("episodes_live") == 0
+    assert server.metric('episodes_total{how="done"}') == 1
+
+
+async def test_a_full_server_is_asked_again_until_there_is_room(serve, opened):
+    server = serve("Probe", limits=Limits(max_episodes=1, queue=1, queue_s=0.2))
+    async with server.client() as client:
+        first = await opened(client)
+        second = asyncio.create_task(opened(client))
+        refused = 'failures_total{kind="overloaded",stage="reset"}'
+        await asyncio.to_thread(server.wait_metric, refused, lambda n: n >= 1)
+        await first.step(Action.text("end"))
+        assert (await (await second).step(Action.text("end"))).reward == 1.0
+
+
+async def test_a_client_gives_up_on_a_full_server_when_its_time_is_up(serve, opened):
+    server = serve("Probe", limits=Limits(max_episodes=1, queue=1, queue_s=0.1))
+    async with server.client(timeout_s=1.0) as client:
+        await opened(client)
+        with pytest.raises(FailureError) as error:
+            await opened(client)
+    assert (error.value.failure.kind, error.value.failure.retryable) == (FailureKind.OVERLOADED, True)
+
+
+async def test_episodes_that_never_begin_are_given_up_in_time_wherever_they_wait(serve, opened):
+    server = serve("Probe", limits=Limits(max_episodes=1))
+    async with server.client(timeout_s=1.0, max_connections=2) as client:  # one of them for creating
+        await opened(client)
+        began = time.monotonic()
+        results = await asyncio.gather(*(opened(client) for _ in range(3)), return_exceptions=True)
+        assert time.monotonic() - began < 5
+    assert [result.failure.kind for result in results] == [FailureKind.TIMEOUT] * 3
+
+
+async def test_a_server_that_freezes_is_given_up_in_time(serve, opened, failed):
+    server = serve("Probe")
+    async with server.client(timeout_s=1.0) as client:
+        env = await opened(client)
+        frozen = psutil.Process(server.process.pid)
+        frozen.suspend()
+        try:
+            began = time.monotonic()
+            assert (await failed(env, "hello")).kind is FailureKind.TIMEOUT
+            assert time.monotonic() - began < 5
+        finally:
+            frozen.resume()
+
+
+async def test_something_else_at_the_address_is_told_apart():
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with EnvClient(f"http://127.0.0.1:{port}") as client:
+        with pytest.raises(FailureError, match="is no Metadata") as error:
+            await client.metadata()
+    server.close()
+    assert (error.value.failure.kind, error.value.failure.retryable) == (FailureKind.INVALID, False)

@@ -1,0 +1,213 @@
+"""Attention over token trees in blocks of queries: exact, without an L × L mask, fast on a CPU.
+
+A block is a run of queries. Because nodes are in depth-first order, all that its queries see lies in the block itself
+or among the ancestors of its first query, so a block needs just those keys. Trees side by side in one row cost nothing
+extra, and work grows with what tokens see rather than with the square of the row. transformers' own SDPA path with a
+boolean mask computes the same; on a CPU its backward pass takes two to three times as long at these sizes.
+
+Invariants: scores, softmax and sums are float32 or wider; nothing quadratic is kept for the backward pass, which
+computes the scores again from the saved normaliser (Dao et al. 2022, section 3.1, with a tree's mask).
+
+Shapes: B rows × L positions, H query heads and K key heads of width D, G = H / K; a block has Q queries and S keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quintain.trainers.precision import low_precision, products
+from quintain.trainers.tree import Indices
+
+NAME = "quintain_blocks"
+"""How transformers knows this attention (`model.set_attn_implementation`)."""
+
+QUERIES = 64
+"""Aimed-at queries of a block: few enough to skip what they do not see, enough to feed a matrix product."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Queries start..stop, and the keys they see: the runs `keys`, in order. Places count over B·L.
+
+    The first `open` keys are seen by every query; bias [Q, S − open] says which query sees which other: 0 or −∞.
+    """
+
+    start: int
+    stop: int
+    keys: tuple[tuple[int, int], ...]
+    open: int
+    bias: Tensor
+
+
+def plan_blocks(exits: Indices, spans: Sequence[tuple[int, int]], queries: int = QUERIES) -> tuple[Block, ...]:
+    """Blocks that cover `spans`, the places of each tree; exits [B·L] count over B·L too. Padding is in no block."""
+    blocks = []
+    for begin, end in spans:
+        parts = max(1, round((end - begin) / queries))
+        cuts = [begin + (end - begin) * k // parts for k in range(parts + 1)]
+        for start, stop in pairwise(cuts):
+            above = begin + np.flatnonzero(exits[begin:start] > start)
+            keys = np.concatenate([above, np.arange(start, stop)])
+            # Exits never grow on the way down a path: what all queries see comes first.
+            fully = int((exits[above] >= stop).sum())
+            asked = np.arange(start, stop)[:, None]
+            seen = (keys[fully:] <= asked) & (asked < exits[keys[fully:]])
+            bias = torch.zeros(seen.shape).masked_fill_(torch.from_numpy(~seen), -math.inf)
+            blocks.append(Block(start, stop, _runs(keys), fully, bias))
+    return tuple(blocks)
+
+
+def _runs(places: Indices) -> tuple[tuple[int, int], ...]:
+    """Ascending places as runs of neighbours."""
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    starts, stops = [0, *breaks.tolist()], [*breaks.tolist(), len(places)]
+    return tuple((int(places[a]), int(places[b - 1]) + 1) for a, b in zip(starts, stops, strict=True))
+
+
+def install(model: nn.Module) -> None:
+    """Make `model` (a transformers model without wrappers) use this attention; without blocks it runs plain SDPA."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
+
+
+def block_arguments(blocks: tuple[Block, ...], device: torch.device) -> dict[str, Any]:
+    """What to pass to a decoder for blocks to reach its attention layers.
+
+    The mask is empty, and 4-D, which transformers hands on as it is: it builds none of its own.
+    """
+    return {"token_blocks": blocks, "attention_mask": torch.empty(1, 1, 0, 0, device=device)}
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    token_blocks: tuple[Block, ...] | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [B, H, L, D], key and value [B, K, L, D] to ([B, L, H, D], None)."""
+    if token_blocks is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        if attention_mask is not None and attention_mask.numel() == 0:
+            raise ValueError(
+                f"{type(module).__name__} does not hand on the blocks of a token tree: use padded rows for this model"
+            )
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return plain
+    beyond = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if dropout > 0:
+        beyond.append("dropout")
+    if beyond:
+        raise ValueError(
+            f"{type(module).__name__} asks for {', '.join(beyond)}, which a token tree cannot have: use padded rows"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _BlockAttention.apply(query, key, value, scale, token_blocks), None  # type: ignore[no-untyped-call]
+
+
+class _BlockAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: tuple[Block, ...]) -> Tensor:
+        low = low_precision(query)
+        rows, _, length, _ = query.shape
+        q, k, v = _grouped(query, key.shape[1]), _flat(key), _flat(value)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=low or query.dtype, device=q.device)
+        normaliser = torch.zeros(q.shape[:3], dtype=wide, device=q.device)
+        with products(query.device, low):
+            for block in blocks:
+                keys, values = _seen(k, block, wide), _seen(v, block, wide)
+                scores = _scores(_asked(q, block, wide) * scale, keys, block)
+                highest = scores.amax(-1, keepdim=True)
+                weights = scores.sub_(highest).exp_()
+                total = weights.sum(-1, keepdim=True)
+                _put(out, block, torch.bmm(weights, values).div_(total))
+                _put(normaliser, block, (highest + total.log_())[..., 0])
+        ctx.save_for_backward(q, k, v, out, normaliser)
+        ctx.scale, ctx.blocks, ctx.low, ctx.shape = scale, blocks, low, (rows, length)
+        return out.view(rows, length, -1, v.shape[-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, normaliser = ctx.saved_tensors
+        wide = normaliser.dtype
+        grad = grad.reshape(out.shape)
+        grad_q = torch.zeros_like(q, dtype=wide)
+        grad_k, grad_v = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        with products(q.device, ctx.low):
+            for block in ctx.blocks:
+                keys, values = _seen(k, block, wide), _seen(v, block, wide)
+                asked, upstream = _asked(q, block, wide) * ctx.scale, _asked(grad, block, wide)
+                own = (upstream * _asked(out, block, wide)).sum(-1, keepdim=True)
+                weights = _scores(asked, keys, block).sub_(_asked(normaliser[..., None], block, wide)).exp_()
+                _add(grad_v, block, torch.bmm(weights.mT, upstream))
+                slopes = torch.bmm(upstream, values.mT).sub_(own).mul_(weights)
+                _add(grad_k, block, torch.bmm(slopes.mT, asked))
+                _put(grad_q, block, torch.bmm(slopes, keys).mul_(ctx.scale))
+
+        def restored(x: Tensor, like: Tensor) -> Tensor:
+            return x.to(like.dtype).view(*ctx.shape, -1, x.shape[-1]).transpose(1, 2)
+
+        return restored(grad_q, q), restored(grad_k, k), restored(grad_v, v), None, None
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[B, K, L, D] to [B·L, K, D]; a view where heads lie innermost, as projections leave them."""
+    return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])
+
+
+def _grouped(query: Tensor, kv_heads: int) -> Tensor:
+    """[B, H, L, D] to [B·L, K, G, D]."""
+    flat = _flat(query)
+    return flat.view(len(flat), kv_heads, -1, flat.shape[-1])
+
+
+def _asked(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
+    """The block's queries of x [B·L, K, G, D], as [K, G·Q, D]."""
+    return x[block.start : block.stop].to(dtype).permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def _seen(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
+    """The block's keys of x [B·L, K, D], as [K, S, D]."""
+    runs = [x[start:stop] for start, stop in block.keys]
+    return (runs[0] if len(runs) == 1 else torch.cat(runs)).to(dtype).transpose(0, 1)
+
+
+def _scores(asked: Tensor, keys: Tensor, block: Block) -> Tensor:
+    """[K, G·Q, S], −∞ where a query does not see a key."""
+    scores = torch.bmm(asked, keys.mT)
+    scores.unflatten(1, (-1, block.stop - block.start))[..., block.open :] += block.bias
+    return scores
+
+
+def _put(into: Tensor, block: Block, x: Tensor) -> None:
+    """Write x [K, G·Q, ...] to the block's queries of `into` [B·L, K, G, ...]."""
+    into[block.start : block.stop] = x.unflatten(1, (-1, block.stop - block.start)).movedim(2, 0)
+
+
+def _add(into: Tensor, block: Block, x: Tensor) -> None:
+    """Add x [K, S, D] to the block's keys of `into` [B·L, K, D]."""
+    at = 0
+    for start, stop in block.keys:
+        into[start:stop] += x[:, at : at + stop - start].transpose(0, 1)
+        at += stop - start
