@@ -6,7 +6,7 @@ of the data model. Arrays travel as lists in JSON and as raw little-endian bytes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -47,7 +47,8 @@ def _array(values: Any, dtype: np.dtype[Any], kinds: str) -> np.ndarray[Any, Any
 
 
 def _listed(array: np.ndarray[Any, Any]) -> list[Any]:
-    return array.tolist()
+    listed: list[Any] = array.tolist()
+    return listed
 
 
 Ints = Annotated[
@@ -65,8 +66,13 @@ Floats = Annotated[
 """Log-probabilities and the like: float32 [N]."""
 
 
-@cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    hashable: Hashable = kind
+    return _made_adapter(hashable)
+
+
+@cache
+def _made_adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
@@ -75,7 +81,7 @@ def to_builtins(value: Any, kind: Any = None) -> Any:
     return _adapter(kind or type(value)).dump_python(value, mode="json")
 
 
-def from_builtins(data: Any, kind: type[T] | Any) -> T:
+def from_builtins(data: Any, kind: type[T]) -> T:
     """The `kind` that `data` (dicts and lists) describes, or `QuintainError` with the field's path."""
     return _validate(kind, lambda adapter: adapter.validate_python(data))
 
@@ -85,7 +91,7 @@ def to_json(value: Any, kind: Any = None) -> str:
     return _adapter(kind or type(value)).dump_json(value).decode()
 
 
-def from_json(text: str | bytes, kind: type[T] | Any) -> T:
+def from_json(text: str | bytes, kind: type[T]) -> T:
     """The `kind` that the JSON `text` describes, or `QuintainError` with the field's path."""
     return _validate(kind, lambda adapter: adapter.validate_json(text))
 
@@ -97,7 +103,7 @@ def pack(value: Any, kind: Any = None) -> bytes:
     return packed
 
 
-def unpack(data: bytes, kind: type[T] | Any) -> T:
+def unpack(data: bytes, kind: type[T]) -> T:
     """The `kind` that the msgpack bytes `data` hold, or `QuintainError` with the field's path."""
     try:
         plain = msgpack.unpackb(data, strict_map_key=False)
@@ -112,7 +118,7 @@ def _raw(value: Any) -> Any:
     raise TypeError(f"cannot pack a {type(value).__name__}")
 
 
-def _validate(kind: Any, validate: Any) -> Any:
+def _validate(kind: type[T], validate: Callable[[TypeAdapter[T]], T]) -> T:
     try:
         return validate(_adapter(kind))
     except ValidationError as error:

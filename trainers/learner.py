@@ -21,7 +21,7 @@ from quintain.config import ExperimentConfig
 from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
 from quintain.rollout.quiet import quiet_transformers
-from quintain.trainers.batch import MicroBatch, micro_batches
+from quintain.trainers.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.forward import PolicyForward, TokenLogprobs, supports_tree
 from quintain.trainers.grpo import Credited, Row, credit
@@ -147,7 +147,7 @@ class Learner:
             work.ref = {index: tokens.logp for index, tokens in scored.items()}
         if options.top_entropy_quantile < 1.0:
             found = score(self._scored, work)
-            every = torch.cat([tokens.entropy for tokens in found.values()])
+            every = torch.cat([tokens.entropy for tokens in found.values() if tokens.entropy is not None])
             work.entropy_threshold = entropy_threshold(every, options.top_entropy_quantile)
         return work
 
@@ -163,7 +163,8 @@ class Learner:
         )
 
     def _scored(self, piece: MicroBatch) -> TokenLogprobs:
-        return self.forward(piece)
+        scored: TokenLogprobs = self.forward(piece)
+        return scored
 
     def _start_trackers(self) -> None:
         wanted = self.config.trainer.report_to
@@ -174,7 +175,7 @@ class Learner:
             raise QuintainError(f"trainer.report_to: install {', '.join(sorted(missing))}, or leave it out")
         self.accelerator.init_trackers(self.config.name)
 
-    def _layout(self) -> str:
+    def _layout(self) -> Layout:
         """The layout that the model allows; says so where it is not the one wanted."""
         wanted = self.config.trainer.layout
         reason = supports_tree(self.model)

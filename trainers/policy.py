@@ -53,7 +53,7 @@ def _adapted(model: nn.Module, lora: LoraConfig) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     try:
-        adapted: nn.Module = peft.get_peft_model(model, options)  # type: ignore[arg-type]
+        adapted: nn.Module = peft.get_peft_model(model, options)
     except ValueError as error:
         raise QuintainError(f"model.lora.target_modules: {str(error).splitlines()[0]}") from None
     return adapted

@@ -172,13 +172,14 @@ def heldout_size(config: ExperimentConfig, client: Any) -> int:
     if evaluation is None:
         return 0
     size = size_of(client.tasks(evaluation.split))
-    if size is None and evaluation.num_tasks is None:
+    wanted = evaluation.num_tasks or size
+    if wanted is None:
         raise QuintainError(
             f"evaluation.num_tasks: the split '{evaluation.split}' is endless, say how many tasks to take"
         )
     if size is not None and evaluation.num_tasks is not None and evaluation.num_tasks > size:
         raise QuintainError(f"evaluation.num_tasks: {evaluation.num_tasks} asked for, '{evaluation.split}' has {size}")
-    return int(evaluation.num_tasks or size)
+    return wanted
 
 
 def check_model(config: ExperimentConfig) -> None:

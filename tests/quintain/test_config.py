@@ -84,7 +84,7 @@ def test_a_wrong_override_says_what_was_expected(override: str, says: str) -> No
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(QuintainError, match="cannot read the experiment .*No such file"):
+    with pytest.raises(QuintainError, match=r"cannot read the experiment .*No such file"):
         load_config(tmp_path / "none.yaml")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ failures = st.builds(Failure, st.sampled_from(FailureKind), st.sampled_from(Stag
 def spans(draw: st.DrawFn, tokens: int) -> tuple[VersionSpan, ...]:
     cuts = sorted(draw(st.sets(st.integers(1, max(1, tokens - 1)), max_size=3))) if tokens > 1 else []
     edges = [0, *cuts, tokens] if tokens else [0]
-    return tuple(VersionSpan(v, a, b) for v, (a, b) in enumerate(zip(edges, edges[1:], strict=False)))
+    return tuple(VersionSpan(v, a, b) for v, (a, b) in enumerate(pairwise(edges)))
 
 
 @st.composite
@@ -128,7 +129,7 @@ def test_every_sampled_token_is_in_exactly_one_segment(trajectory: Trajectory) -
 def test_a_segment_is_a_maximal_chain_of_turns(trajectory: Trajectory) -> None:
     breaks = sum(
         not extends(after.prompt_ids, before.ids)
-        for before, after in zip(trajectory.turns, trajectory.turns[1:], strict=False)
+        for before, after in pairwise(trajectory.turns)
     )
     sampled_turns = [turn for turn in trajectory.turns if len(turn.output_ids)]
     assert len(to_segments(trajectory)) <= (breaks + 1 if sampled_turns else 0)
