@@ -28,6 +28,7 @@ from quintain.failure import Failure, FailureError, FailureKind, QuintainError, 
 from quintain.rollout.canary import Canary
 from quintain.rollout.conductor import Conductor
 from quintain.rollout.engines.base import Weights
+from quintain.rollout.leftovers import sweep
 from quintain.rollout.wire import (
     MSGPACK,
     AdmitRequest,
@@ -69,6 +70,7 @@ def rollout_app(conductor: Conductor, *, trajectories: Path | None = None) -> St
         await faces.close()
         await conductor.close()
         await conductor.engine.close()
+        faces.sweep()
 
     routes = [
         Route("/health", _guard(faces.health), methods=["GET"]),
@@ -96,6 +98,7 @@ class _Handlers:
         self.conductor, self.trajectories = conductor, trajectories
         self.boot = uuid.uuid4().hex
         self.runs: dict[str, _Run] = {}
+        self.published: Path | None = None
 
     async def health(self, request: Request) -> Response:
         conductor = self.conductor
@@ -105,6 +108,7 @@ class _Handlers:
         body: PublishRequest = await _body(request, PublishRequest)
         began = time.monotonic()
         canary = Canary(body.rows, body.logprobs, body.tolerance)
+        self.published = Path(body.path)
         mismatch = await self.conductor.publish(Weights(Path(body.path), body.version), canary, admit=body.admit)
         return _json(PublishAnswer(mismatch.mean, mismatch.max, time.monotonic() - began))
 
@@ -172,6 +176,11 @@ class _Handlers:
         for run in self.runs.values():
             if run.job is not None:
                 run.job.cancel()
+
+    def sweep(self) -> None:
+        """Remove the published weights where the trainer was killed and could not."""
+        if self.published is not None:
+            sweep(self.published.parent.parent)
 
     def _stats(self) -> Stats:
         conductor, engine = self.conductor, self.conductor.engine.stats()

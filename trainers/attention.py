@@ -13,7 +13,6 @@ Shapes: B rows × L positions, H query heads and K key heads of width D, G = H /
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quintain.trainers.precision import low_precision, products
+from quintain.trainers.precision import FAINTEST, low_precision, products
 from quintain.trainers.tree import Indices
 
 NAME = "quintain_blocks"
@@ -32,12 +31,16 @@ NAME = "quintain_blocks"
 QUERIES = 64
 """Aimed-at queries of a block: few enough to skip what they do not see, enough to feed a matrix product."""
 
+UNSEEN = -1e30
+"""Added to the score of a key that a query does not see: below every score, and finite."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
     """Queries start..stop, and the keys they see: the runs `keys`, in order. Places count over B·L.
 
-    The first `open` keys are seen by every query; bias [Q, S − open] says which query sees which other: 0 or −∞.
+    The first `open` keys are seen by every query; bias [Q, 1, S − open] is 0 where a query sees one of the others and
+    UNSEEN where it does not.
     """
 
     start: int
@@ -60,8 +63,8 @@ def plan_blocks(exits: Indices, spans: Sequence[tuple[int, int]], queries: int =
             fully = int((exits[above] >= stop).sum())
             asked = np.arange(start, stop)[:, None]
             seen = (keys[fully:] <= asked) & (asked < exits[keys[fully:]])
-            bias = torch.zeros(seen.shape).masked_fill_(torch.from_numpy(~seen), -math.inf)
-            blocks.append(Block(start, stop, _runs(keys), fully, bias))
+            bias = torch.zeros(seen.shape).masked_fill_(torch.from_numpy(~seen), UNSEEN)
+            blocks.append(Block(start, stop, _runs(keys), fully, bias[:, None]))
     return tuple(blocks)
 
 
@@ -125,89 +128,87 @@ def _attention(
 
 
 class _BlockAttention(torch.autograd.Function):
+    # Inside, tensors are head-major, [K, B·L, G, D]: the queries of a block and of one key head are then consecutive
+    # rows, so that a block is a view and the heads that share keys share a matrix product.
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: tuple[Block, ...]) -> Tensor:
-        low = low_precision(query)
-        rows, _, length, _ = query.shape
-        q, k, v = _grouped(query, key.shape[1]), _flat(key), _flat(value)
-        wide = torch.promote_types(query.dtype, torch.float32)
-        out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=low or query.dtype, device=q.device)
-        normaliser = torch.zeros(q.shape[:3], dtype=wide, device=q.device)
+        low, wide = low_precision(query), torch.promote_types(query.dtype, torch.float32)
+        heads = key.shape[1]
+        q = _head_major(query, heads, wide) * scale
+        k, v = _head_major(key, heads, wide)[:, :, 0], _head_major(value, heads, wide)[:, :, 0]
+        out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
+        normaliser = torch.zeros(*q.shape[:3], 1, dtype=wide, device=q.device)
         with products(query.device, low):
             for block in blocks:
-                keys, values = _seen(k, block, wide), _seen(v, block, wide)
-                scores = _scores(_asked(q, block, wide) * scale, keys, block)
+                scores = _scores(_asked(q, block), _seen(k, block), block)
                 highest = scores.amax(-1, keepdim=True)
-                weights = scores.sub_(highest).exp_()
+                weights = scores.sub_(highest).clamp_(min=FAINTEST).exp_()
                 total = weights.sum(-1, keepdim=True)
-                _put(out, block, torch.bmm(weights, values).div_(total))
-                _put(normaliser, block, (highest + total.log_())[..., 0])
+                torch.div(torch.bmm(weights, _seen(v, block)), total, out=_asked(out, block))
+                torch.add(highest, total.log_(), out=_asked(normaliser, block))
         ctx.save_for_backward(q, k, v, out, normaliser)
-        ctx.scale, ctx.blocks, ctx.low, ctx.shape = scale, blocks, low, (rows, length)
-        return out.view(rows, length, -1, v.shape[-1])
+        ctx.scale, ctx.blocks, ctx.low = scale, blocks, low
+        ctx.like = [(x.shape, x.dtype) for x in (query, key, value)]
+        return _batch_major(out, query.shape, low or query.dtype).transpose(1, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, normaliser = ctx.saved_tensors
-        wide = normaliser.dtype
-        grad = grad.reshape(out.shape)
-        grad_q = torch.zeros_like(q, dtype=wide)
-        grad_k, grad_v = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        upstream = _head_major(grad.transpose(1, 2), len(k), out.dtype)
+        own = (upstream * out).sum(-1, keepdim=True)
+        grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         with products(q.device, ctx.low):
             for block in ctx.blocks:
-                keys, values = _seen(k, block, wide), _seen(v, block, wide)
-                asked, upstream = _asked(q, block, wide) * ctx.scale, _asked(grad, block, wide)
-                own = (upstream * _asked(out, block, wide)).sum(-1, keepdim=True)
-                weights = _scores(asked, keys, block).sub_(_asked(normaliser[..., None], block, wide)).exp_()
-                _add(grad_v, block, torch.bmm(weights.mT, upstream))
-                slopes = torch.bmm(upstream, values.mT).sub_(own).mul_(weights)
+                asked, keys, values = _asked(q, block), _seen(k, block), _seen(v, block)
+                scores = _scores(asked, keys, block).sub_(_asked(normaliser, block))
+                weights = scores.clamp_(min=FAINTEST).exp_()
+                given = _asked(upstream, block)
+                _add(grad_v, block, torch.bmm(weights.mT, given))
+                slopes = torch.bmm(given, values.mT).sub_(_asked(own, block)).mul_(weights)
                 _add(grad_k, block, torch.bmm(slopes.mT, asked))
-                _put(grad_q, block, torch.bmm(slopes, keys).mul_(ctx.scale))
-
-        def restored(x: Tensor, like: Tensor) -> Tensor:
-            return x.to(like.dtype).view(*ctx.shape, -1, x.shape[-1]).transpose(1, 2)
-
-        return restored(grad_q, q), restored(grad_k, k), restored(grad_v, v), None, None
+                torch.mul(torch.bmm(slopes, keys), ctx.scale, out=_asked(grad_q, block))
+        grads = (grad_q, grad_k[:, :, None], grad_v[:, :, None])
+        return *(_batch_major(x, *like) for x, like in zip(grads, ctx.like, strict=True)), None, None
 
 
-def _flat(x: Tensor) -> Tensor:
-    """[B, K, L, D] to [B·L, K, D]; a view where heads lie innermost, as projections leave them."""
-    return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])
+def _head_major(x: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
+    """[B, H, L, D] to [K, B·L, G, D], contiguous."""
+    rows, heads, length, width = x.shape
+    grouped = x.unflatten(1, (kv_heads, heads // kv_heads)).permute(1, 0, 3, 2, 4)
+    copy = torch.empty(grouped.shape, dtype=dtype, device=x.device).copy_(grouped)  # casts and moves in one pass
+    return copy.view(kv_heads, rows * length, -1, width)
 
 
-def _grouped(query: Tensor, kv_heads: int) -> Tensor:
-    """[B, H, L, D] to [B·L, K, G, D]."""
-    flat = _flat(query)
-    return flat.view(len(flat), kv_heads, -1, flat.shape[-1])
+def _batch_major(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """[K, B·L, G, D] back to [B, H, L, D], in memory [B, L, H, D] as projections leave and want it."""
+    rows, heads, length, _ = shape
+    places = x.transpose(0, 1)
+    copy = torch.empty(places.shape, dtype=dtype, device=x.device).copy_(places)
+    return copy.view(rows, length, heads, x.shape[-1]).transpose(1, 2)
 
 
-def _asked(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
-    """The block's queries of x [B·L, K, G, D], as [K, G·Q, D]."""
-    return x[block.start : block.stop].to(dtype).permute(1, 2, 0, 3).flatten(1, 2)
+def _asked(x: Tensor, block: Block) -> Tensor:
+    """The block's queries of x [K, B·L, G, D], a view [K, Q·G, D]."""
+    return x[:, block.start : block.stop].view(len(x), -1, x.shape[-1])
 
 
-def _seen(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
-    """The block's keys of x [B·L, K, D], as [K, S, D]."""
-    runs = [x[start:stop] for start, stop in block.keys]
-    return (runs[0] if len(runs) == 1 else torch.cat(runs)).to(dtype).transpose(0, 1)
+def _seen(x: Tensor, block: Block) -> Tensor:
+    """The block's keys of x [K, B·L, D], as [K, S, D]."""
+    runs = [x[:, start:stop] for start, stop in block.keys]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, 1)
 
 
 def _scores(asked: Tensor, keys: Tensor, block: Block) -> Tensor:
-    """[K, G·Q, S], −∞ where a query does not see a key."""
+    """[K, Q·G, S], with UNSEEN added where a query does not see a key."""
     scores = torch.bmm(asked, keys.mT)
-    scores.unflatten(1, (-1, block.stop - block.start))[..., block.open :] += block.bias
+    scores.unflatten(1, (block.stop - block.start, -1))[..., block.open :].add_(block.bias)
     return scores
 
 
-def _put(into: Tensor, block: Block, x: Tensor) -> None:
-    """Write x [K, G·Q, ...] to the block's queries of `into` [B·L, K, G, ...]."""
-    into[block.start : block.stop] = x.unflatten(1, (-1, block.stop - block.start)).movedim(2, 0)
-
-
 def _add(into: Tensor, block: Block, x: Tensor) -> None:
-    """Add x [K, S, D] to the block's keys of `into` [B·L, K, D]."""
+    """Add x [K, S, D] to the block's keys of `into` [K, B·L, D]."""
     at = 0
     for start, stop in block.keys:
-        into[start:stop] += x[:, at : at + stop - start].transpose(0, 1)
+        into[:, start:stop].add_(x[:, at : at + stop - start])
         at += stop - start

@@ -203,7 +203,8 @@ def plain_model(model: nn.Module) -> Any:
 
 
 def _in_blocks(base: Any) -> bool:
-    return bool(base.config._attn_implementation == attention.NAME)
+    """Whether attention runs in blocks; a model that was moved to a GPU since takes masks again."""
+    return bool(base.config._attn_implementation == attention.NAME and base.device.type == "cpu")
 
 
 def _decoder(base: Any) -> nn.Module:

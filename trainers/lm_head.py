@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quintain.trainers.precision import low_precision, products
+from quintain.trainers.precision import FAINTEST, low_precision, products
 
 LOWEST = -1e30
 """Stands for "no logit seen yet" in running maxima; finite, so that differences to it are never NaN."""
@@ -178,7 +178,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     picked[tokens] = x[rows[tokens] - row_start, targets[tokens] - word_start]
                     before = highest[part]
                     now = torch.maximum(before, x.amax(1))
-                    x -= now[:, None]
+                    x.sub_(now[:, None]).clamp_(min=FAINTEST)
                     shift = before - now
                     shrink = shift.exp()
                     if options.entropy:
@@ -223,7 +223,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     part = run.part(row_start)
                     x, slope = run.logits(part, words, piece)
                     # d loss / d logit = grad · (1[word = target] − p), summed over the tokens of a hidden state.
-                    x.sub_(normaliser[part, None]).exp_().mul_(-mass[part, None])
+                    x.sub_(normaliser[part, None]).clamp_(min=FAINTEST).exp_().mul_(-mass[part, None])
                     tokens = run.tokens(i, j)
                     x.index_put_(
                         (rows[tokens] - row_start, targets[tokens] - word_start),

@@ -226,8 +226,8 @@ class Loop:
 
     def _save(self) -> None:
         self.hooks.phase("saving")
+        self._saved = self.progress.step  # one attempt a step: a disk that is full now is full at the exit too
         self.policy.save(self._progress_now())
-        self._saved = self.progress.step
 
     def _save_if_newer(self, *, because: Exception) -> None:
         if self._saved == self.progress.step and self.progress.step > 0:

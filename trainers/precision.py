@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FAINTEST = -80.0
+"""Exponents are held above this. e^−80 is zero next to the 1 that every softmax sum holds, and not yet one of the
+numbers (denormal, underflowing, infinite) that make an exponential more than ten times slower on a CPU."""
+
 
 def low_precision(tensor: Tensor) -> torch.dtype | None:
     """The 16-bit type that products with `tensor` are allowed to use, None where they must be exact.

@@ -1,7 +1,8 @@
 """Handing new weights to the engine's process, through shared memory.
 
 Invariants: a version's file is complete before its path is given away; the file of the version in force stays until
-the next one is; the folder is removed with the run, and one that a killed run left behind by the next run.
+the next one is; the folder is removed with the run, by the rollout server where the trainer was killed, and by the
+next run where both were.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from quintain.failure import QuintainError
 from quintain.rollout.engines.base import Weights
-
-_PREFIX = "quintain-weights-"
+from quintain.rollout.leftovers import PREFIX, sweep
 
 
 class WeightStore:
@@ -27,7 +27,7 @@ class WeightStore:
         root = shared if roomy else fallback
         root.mkdir(parents=True, exist_ok=True)
         sweep(root)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
 
     def write(self, tensors: dict[str, Tensor], version: int) -> Weights:
         """Write `version`; the one before the last is removed."""
@@ -48,11 +48,3 @@ class WeightStore:
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def sweep(root: Path) -> None:
-    """Remove the folders of runs whose process is gone."""
-    for folder in root.glob(f"{_PREFIX}*"):
-        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)

@@ -34,6 +34,11 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries [N, Q, D], keys [N, H, D], values [N, H, D]) -> [N, Q * D]."""
 
 
+_Cache = list[tuple[Tensor, Tensor]]  # keys and values by layer
+
+_WORTH_SHARING = 128  # tokens saved that pay for going through the layers twice
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     """One layer's weights; `heads_norm` [Q + H, D] is of Qwen3."""
@@ -90,11 +95,12 @@ class LlamaNetwork:
 
     def prefill(self, ids: Tensor, lengths: Sequence[int]) -> Prefilled:
         """Read the prompts `ids` [n, S] of `lengths`."""
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        hidden = self._read(ids, keys, values)
-        ends = torch.arange(len(lengths)) * ids.shape[1] + torch.tensor(lengths) - 1
-        return Prefilled(self._weights.head(hidden[ends]), keys, values)
+        shared = _shared_tokens(ids, lengths)
+        past = self._read(ids[:1, :shared])[1] if shared else None
+        hidden, cache = self._read(ids[:, shared:], past)
+        width = ids.shape[1] - shared
+        ends = torch.arange(len(lengths)) * width + torch.tensor(lengths) - shared - 1
+        return Prefilled(self._weights.head(hidden[ends]), [keys for keys, _ in cache], [values for _, values in cache])
 
     def step(self, ids: Tensor, slots: Slots) -> Tensor:
         """Read one more token `ids` [B] in each of the padded rows of `slots`; the logits after it [B, V]."""
@@ -119,7 +125,7 @@ class LlamaNetwork:
     def score(self, ids: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Log-probabilities of the tokens of each row of `ids` [n, S] given those before it: [length - 1] each."""
         at, targets = flat_pairs(ids, lengths)
-        flat = target_logprobs(self._read(ids)[at], targets, self._weights.head)
+        flat = target_logprobs(self._read(ids)[0][at], targets, self._weights.head)
         return list(flat.split([max(length - 1, 0) for length in lengths]))
 
     def build(self, tensors: Mapping[str, Tensor]) -> _Weights:
@@ -159,22 +165,32 @@ class LlamaNetwork:
         query, key = (tensors[f"{at}.{part}_norm.weight"].float() for part in "qk")
         return torch.cat([query.expand(self._heads, -1), key.expand(self._kv_heads, -1)])
 
-    def _read(self, ids: Tensor, keys: list[Tensor] | None = None, values: list[Tensor] | None = None) -> Tensor:
-        """Hidden states [n * S, E] of whole rows `ids` [n, S]; collects keys and values [n, H, S, D] by layer.
+    def _read(self, ids: Tensor, past: _Cache | None = None) -> tuple[Tensor, _Cache]:
+        """Hidden states [n * S, E] of rows `ids` [n, S], and keys and values [n, H, P + S, D] by layer.
 
-        Padding is on the right, where a causal mask hides it from every real token.
+        The rows follow `past`, P tokens that all of them share [1, H, P, D]. Padding is on the right, where a causal
+        mask hides it from every real token.
         """
         count, tokens = ids.shape
+        before = past[0][0].shape[2] if past else 0
+        mask = torch.ones(tokens, before + tokens, dtype=torch.bool).tril(before) if past else None
+        cache: _Cache = []
 
         def attend(layer: int, *parts: Tensor) -> Tensor:
             query, key, value = (x.view(count, tokens, -1, self._head_size).transpose(1, 2) for x in parts)
-            if keys is not None and values is not None:
-                keys.append(key)
-                values.append(value)
-            seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+            if past:
+                key, value = (
+                    torch.cat([old.expand(count, -1, -1, -1), new], 2)
+                    for old, new in zip(past[layer], (key, value), strict=True)
+                )
+            cache.append((key, value))
+            seen = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            )
             return seen.transpose(1, 2).reshape(count * tokens, -1)
 
-        return self._forward(ids.flatten(), torch.arange(tokens).repeat(count), attend)
+        positions = torch.arange(before, before + tokens).repeat(count)
+        return self._forward(ids.flatten(), positions, attend), cache
 
     def _forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The hidden states [N, E] after the last norm of tokens `ids` [N] at `positions` [N]."""
@@ -200,6 +216,13 @@ class LlamaNetwork:
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self._eps)
         return (x * scale).mul_(weight)
+
+
+def _shared_tokens(ids: Tensor, lengths: Sequence[int]) -> int:
+    """How many leading tokens of `ids` [n, S] all rows share, short of a whole row; 0 if too few to be worth it."""
+    same = (ids == ids[0]).all(0)[: min(lengths) - 1]
+    shared = len(same) if bool(same.all()) else int(same.int().argmin())
+    return shared if shared * (len(ids) - 1) >= _WORTH_SHARING else 0
 
 
 def _known_names(layers: int) -> set[str]:

@@ -30,4 +30,6 @@ class Letters(SingleTurnEnv):
             return 0.5
         if self.mode == "empty":
             return 1.0 if answer == "" else 0.0
+        if self.mode == "early":
+            return sum("a" <= letter <= "h" for letter in answer) / (len(answer) + 1)
         return sum(letter.islower() for letter in answer) / (len(answer) + 1)

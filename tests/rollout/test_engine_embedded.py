@@ -162,6 +162,41 @@ async def test_greedy_answers_are_those_of_generate(family: str, start: Any) -> 
         assert theirs[0, len(prompt) :].tolist() == one.output_ids.tolist()
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "granite"])
+async def test_prompts_with_a_common_beginning_are_read_as_if_alone(family: str, start: Any) -> None:
+    make, _ = MODELS[family]
+    engine, model = start(make()), make()
+    prompts = [np.concatenate([PROMPTS[1], PROMPTS[1], tail]) for tail in PROMPTS] + [np.tile(PROMPTS[1], 2)]
+    await engine.pause()  # so that all are read together
+    running = asyncio.ensure_future(
+        sample(engine, *((prompt, Sampling(20, seed=i)) for i, prompt in enumerate(prompts)))
+    )
+    while engine.stats().waiting < len(prompts):  # noqa: ASYNC110 - its counters are all an engine says of its queue
+        await asyncio.sleep(0)
+    await engine.resume()
+    for prompt, one in zip(prompts, await running, strict=True):
+        np.testing.assert_allclose(one.logprobs, plain_logprobs(model, prompt, one, Sampling(1)), atol=1e-5)
+
+
+async def test_the_beginning_that_prompts_share_is_computed_once(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = start(build("Llama"))
+    beginning = np.tile(PROMPTS[1], 3)
+    prompts = [np.concatenate([beginning, tail]).tolist() for tail in PROMPTS[:3]]
+    tokens: list[int] = []
+    real = LlamaNetwork._forward
+
+    def counted(self: LlamaNetwork, ids: torch.Tensor, *rest: Any) -> Any:
+        tokens.append(len(ids))
+        return real(self, ids, *rest)
+
+    monkeypatch.setattr(LlamaNetwork, "_forward", counted)
+    longest = max(map(len, prompts))
+    ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
+    with torch.inference_mode():
+        engine._decoder.network.prefill(ids, [len(prompt) for prompt in prompts])
+    assert tokens == [len(beginning), 3 * (longest - len(beginning))]
+
+
 async def test_samples_do_not_depend_on_the_company_they_are_drawn_in(start: Any) -> None:
     engine = start(build("Llama"))
     requests = [(PROMPTS[i % len(PROMPTS)], Sampling(5 + 3 * i, seed=i, temperature=1.0)) for i in range(20)]
