@@ -109,7 +109,7 @@ def main() -> None:
         max_completion_length=spec["tokens"],
         max_steps=spec["max_steps"],
         learning_rate=spec["learning_rate"],
-        lr_scheduler_type="constant",
+        lr_scheduler_type=spec["scheduler"],
         weight_decay=0.0,
         max_grad_norm=1.0,
         beta=0.0,

@@ -21,6 +21,9 @@ from typing import Any
 
 from _side import ROOT, peer_python, report
 
+from quintain.config import load_config
+
+CONFIG = load_config(ROOT / "examples" / "quickstart.yaml")
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 TRL_OPTIONS: dict[str, dict[str, Any]] = {
     # What TRL's own options give on a CPU, fastest first as measured by `--tune` (see benchmarks/README.md).
@@ -63,7 +66,8 @@ def trl(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> list
         "per_device": args.per_device,
         "tokens": 24,
         "max_steps": args.max_steps,
-        "learning_rate": 1e-5,
+        "learning_rate": CONFIG.trainer.learning_rate,
+        "scheduler": CONFIG.trainer.lr_scheduler_type,
         "seed": args.seed,
         "every": args.every,
         "target": args.target,
@@ -85,10 +89,9 @@ def trl(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> list
 
 def questions(count: int) -> dict[str, list[dict[str, Any]]]:
     """The quickstart's training questions in order, and its held-out ones."""
-    from quintain.config import load_config
     from quintain.envs.math import MathEnv
 
-    options = load_config(ROOT / "examples" / "quickstart.yaml").environment.args
+    options = CONFIG.environment.args
 
     def plain(task: Any) -> dict[str, Any]:
         return {"prompt": [m.to_openai() for m in task.prompt], "reference": str(task.reference)}
@@ -110,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--max-steps", type=int, default=80)
+    parser.add_argument("--max-steps", type=int, default=CONFIG.trainer.max_steps)
     parser.add_argument("--target", type=float, default=0.75)
     parser.add_argument("--per-device", type=int, default=64, help="TRL's per_device_train_batch_size")
     parser.add_argument("--trl-options", choices=TRL_OPTIONS, default="bf16")

@@ -90,7 +90,7 @@ def plain_logprobs(model: Any, segments: Sequence[Segment], temperature: float) 
     """(logp, entropy) of each segment's policy tokens from the model's own logits, one segment at a time."""
     for row in segments:
         ids = torch.from_numpy(row.ids).long()
-        scores = torch.log_softmax(model(ids[None]).logits[0] / temperature, -1)
+        scores = torch.log_softmax(model(ids[None], use_cache=False).logits[0] / temperature, -1)
         at = torch.from_numpy(row.mask).nonzero()[:, 0]
         yield scores[at - 1, ids[at]], -(scores.exp() * scores).sum(-1)[at - 1]
 

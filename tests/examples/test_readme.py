@@ -1,0 +1,66 @@
+"""What the README shows is what runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quintain.config import load_config
+from quintain.envs import check_environment
+from quintain.envs.registry import resolve
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+async def test_the_environment_in_the_readme_is_sound_and_is_the_example(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code.partition("class ")[2].strip() in (ROOT / "examples" / "custom_env.py").read_text(encoding="utf-8")
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    spec = importlib.util.spec_from_file_location("mine", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mine"] = module
+    spec.loader.exec_module(module)
+    assert await check_environment(module.Capitals) == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_a_sound_experiment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(file)
+    assert config.environment.name is not None
+    assert resolve(config.environment.name).splits
+
+
+def test_the_custom_environment_runs_as_a_script() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "custom_env.py")], capture_output=True, text=True, check=True
+    )
+    assert "problems: none" in done.stdout
+    assert "'Paris.': reward 1.2" in done.stdout
+
+
+def test_every_command_and_option_in_the_readme_exists() -> None:
+    shown = re.findall(r"^    (quintain (?:train|eval|env \w+|verify|config \w+)[^\n]*)", README, re.MULTILINE)
+    assert len(shown) >= 8
+    for line in shown:
+        for command in re.split(r"\s{2,}", line):
+            words = command.split()
+            group = 3 if words[1] in ("env", "config") else 2
+            help_text = subprocess.run(
+                [sys.executable, "-m", *words[:group], "--help"], capture_output=True, text=True, check=True
+            ).stdout
+            for option in re.findall(r"--[a-z-]+", command):
+                assert option in help_text, command
+
+
+def test_no_placeholder_is_left_in_the_readme() -> None:
+    assert "@@" not in README
