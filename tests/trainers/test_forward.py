@@ -142,7 +142,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
     if kind == "mask":
         model.set_attn_implementation("sdpa")
     calls = []
-    handle = model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    handle = model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     (batch,) = micro_batches(SEGMENTS, GROUPS, layout="tree", max_tokens=10_000)
     policy(batch).logp.sum().backward()
     handle.remove()
