@@ -166,7 +166,7 @@ def test_a_finished_environment_is_left_alone_without_a_word(checkout: Path) -> 
     ("change", "installs_again"),
     [
         (('"rich>=13.7",', '"rich>=13.8",'), True),
-        (("line-length = 110", "line-length = 111"), False),
+        (("line-length = 120", "line-length = 121"), False),
     ],
     ids=["a dependency", "a rule for ruff"],
 )
