@@ -15,12 +15,13 @@ from quintain.config import EvaluationConfig, ExperimentConfig
 from quintain.failure import QuintainError, one_line
 from quintain.launch.run_folder import RunFolder, new_run
 from quintain.launch.servers import start_environment, start_rollout
-from quintain.launch.supervisor import Supervisor
+from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.launch.train import check_model, heldout_size
 
 
 def evaluate(config: ExperimentConfig, *, as_json: bool) -> int:
     """Run the evaluation that `config` describes and print what came out; the exit code."""
+    share_cores()
     check_model(config)
     evaluation = config.evaluation or EvaluationConfig()
     config = config.model_copy(update={"evaluation": evaluation})

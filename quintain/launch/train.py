@@ -23,13 +23,14 @@ from quintain.config import ExperimentConfig
 from quintain.failure import FailureError, QuintainError
 from quintain.launch.run_folder import RunFolder, new_run, resumed_run
 from quintain.launch.servers import start_environment, start_rollout
-from quintain.launch.supervisor import Supervisor
+from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.task import size_of
 
 
 def train(config: ExperimentConfig, *, resume: bool, run_dir: Path | None, as_json: bool) -> int:
     """Run the experiment; the exit code. Everything it makes is in the run's folder."""
     began = time.monotonic() - _process_age_s()
+    share_cores()
     console = Console(stderr=as_json)
     check_model(config)
     run = resumed_run(config, run_dir) if resume else new_run(config, run_dir)

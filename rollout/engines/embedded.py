@@ -120,7 +120,9 @@ class EmbeddedEngine:
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._ended: Failure | None = None
         self._ending = threading.Lock()  # makes "put, unless it has ended" one act
-        self._thread = threading.Thread(target=self._run, args=(threads,), name="embedded-engine", daemon=True)
+        # OpenMP counts threads per caller, so the engine's thread is told what this one uses.
+        counted = (torch.get_num_threads(),)
+        self._thread = threading.Thread(target=self._run, args=counted, name="embedded-engine", daemon=True)
         self._thread.start()
 
     @property
@@ -220,11 +222,10 @@ class EmbeddedEngine:
 
     # Everything below runs in the engine's thread.
 
-    def _run(self, threads: int | None) -> None:
+    def _run(self, threads: int) -> None:
         ended = Failure.of(FailureKind.CRASHED, Stage.GENERATE, "the engine's thread died; start a new engine")
         try:
-            if threads is not None:
-                torch.set_num_threads(threads)  # OpenMP counts threads per caller
+            torch.set_num_threads(threads)
             with torch.inference_mode():
                 while not self._stopping:
                     self._obey(wait=not self._may_compute())

@@ -129,21 +129,28 @@ class LlamaNetwork:
         return list(flat.split([max(length - 1, 0) for length in lengths]))
 
     def build(self, tensors: Mapping[str, Tensor]) -> _Weights:
-        """Pack `tensors`; embeddings and norms stay in the type they come in, as they do in a trainer."""
+        """Pack `tensors`; embeddings and norms are not rounded to the engine's type, as they are not in a trainer.
+
+        Everything is copied: `tensors` may be views of a file, or another's parameters.
+        """
+
+        def norm(name: str) -> Tensor:
+            return tensors[f"{name}.weight"].to(torch.float32, copy=True)
 
         def linear(*names: str) -> Linear:
-            weight = torch.cat([tensors[f"{name}.weight"] for name in names]).to(self._dtype, copy=True)
+            weights = [tensors[f"{name}.weight"].to(self._dtype) for name in names]
+            weight = torch.cat(weights) if len(weights) > 1 else weights[0]
             biases = [tensors[f"{name}.bias"] for name in names if f"{name}.bias" in tensors]
             return pack(weight, torch.cat(biases).to(self._dtype) if biases else None)
 
         def block(index: int) -> _Block:
             at = f"model.layers.{index}"
             return _Block(
-                attention_norm=tensors[f"{at}.input_layernorm.weight"].float(),
+                attention_norm=norm(f"{at}.input_layernorm"),
                 qkv=linear(*(f"{at}.self_attn.{part}_proj" for part in "qkv")),
                 heads_norm=self._heads_norm(tensors, f"{at}.self_attn"),
                 out=linear(f"{at}.self_attn.o_proj"),
-                mlp_norm=tensors[f"{at}.post_attention_layernorm.weight"].float(),
+                mlp_norm=norm(f"{at}.post_attention_layernorm"),
                 gate_up=linear(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
                 down=linear(f"{at}.mlp.down_proj"),
             )
@@ -151,7 +158,7 @@ class LlamaNetwork:
         return _Weights(
             embedding=tensors["model.embed_tokens.weight"].clone(),
             blocks=tuple(block(index) for index in range(self._layers)),
-            norm=tensors["model.norm.weight"].float(),
+            norm=norm("model.norm"),
             head=linear("lm_head"),
         )
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import logging
 
 from quintain.failure import QuintainError
 from quintain.rollout.engines.network import Layout, Prefilled, flat_pairs, target_logprobs
@@ -30,10 +31,15 @@ def read_model(folder: str | Path) -> Any:
             f"no model at {folder}: expected a folder with config.json and model.safetensors; "
             "scripts/get_smollm2.py makes one"
         )
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # they would go to a server's log
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise QuintainError(f"the model at {folder} cannot be read: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def longest(model: PreTrainedModel, wanted: int | None) -> int:

@@ -30,9 +30,9 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The linear layer with `weight` [O, I] and `bias` [O]; it keeps nothing of the plain weight if it can pack."""
+    """The linear layer with `weight` [O, I] and `bias` [O], of which it keeps nothing but copies."""
     if not can_pack(weight.dtype):
-        return partial(torch.nn.functional.linear, weight=weight, bias=bias)
+        return partial(torch.nn.functional.linear, weight=weight.clone(), bias=bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
     return partial(_packed, packed, bias)
 

@@ -96,7 +96,7 @@ def _draw(logits: Tensor, rows: Sequence[Sampling], positions: Sequence[int]) ->
         ids = torch.where(torch.tensor([row.temperature == 0 for row in rows]), best, ids)
 
     logprobs = logits[at, ids].double() / heat - top[:, 0].double() - total[:, 0].log()
-    return ids.tolist(), logprobs.tolist()
+    return ids.tolist(), logprobs.clamp_(max=0.0).tolist()
 
 
 def _best(blocks: Tensor, holds_top: Tensor) -> Tensor:

@@ -224,6 +224,19 @@ async def test_a_sequence_may_fill_the_whole_context(start: Any) -> None:
     np.testing.assert_allclose(done.logprobs, plain_logprobs(model, PROMPTS[0], done, Sampling(1)), atol=2e-5)
 
 
+async def test_a_machine_that_cannot_pack_weights_gets_the_same_numbers(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quintain.rollout.engines.packing.can_pack", lambda dtype: False)
+    make, _ = MODELS["llama"]
+    engine, model = start(make()), make()
+    file = publish(tmp_path / "w", model.state_dict()) / "model.safetensors"
+    await engine.load(Weights(tmp_path / "w", version=1))
+    file.write_bytes(b"\0" * file.stat().st_size)  # what was loaded has nothing to do with the file any more
+    (done,) = await sample(engine, (PROMPTS[1], Sampling(30, seed=1)))
+    np.testing.assert_allclose(done.logprobs, plain_logprobs(model, PROMPTS[1], done, Sampling(1)), atol=1e-5)
+
+
 # --- batching ---------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +406,18 @@ async def test_a_file_cut_short_is_refused_and_the_old_weights_stay(start: Any, 
     file.write_bytes(file.read_bytes()[:-100])
     failed = await failure(engine.load(Weights(tmp_path / "w", version=1)))
     assert (failed.kind, failed.stage) == (FailureKind.INVALID, Stage.PUBLISH)
+    assert np.array_equal((await engine.score([PROMPTS[1]]))[0], before[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "llama, tied", "qwen3", "gpt2"])
+async def test_loaded_weights_do_not_depend_on_the_file_any_more(family: str, start: Any, tmp_path: Path) -> None:
+    make, _ = MODELS[family]
+    engine = start(make())
+    before = await engine.score([PROMPTS[1]])
+    file = publish(tmp_path / "w", make().state_dict()) / "model.safetensors"
+    await engine.load(Weights(tmp_path / "w", version=1))
+    with file.open("r+b") as overwritten:
+        overwritten.write(b"\xff" * file.stat().st_size)
     assert np.array_equal((await engine.score([PROMPTS[1]]))[0], before[0])
 
 
