@@ -6,7 +6,7 @@ extra, and work grows with what tokens see rather than with the square of the ro
 boolean mask computes the same; on a CPU its backward pass takes two to three times as long at these sizes.
 
 Invariants: scores, softmax and sums are float32 or wider; nothing quadratic is kept for the backward pass, which
-computes the scores again from the saved normaliser (Dao et al. 2022, section 3.1, with a tree's mask).
+computes the weights again (the recomputation of Dao et al. 2022, section 3.1, with a tree's mask).
 
 Shapes: B rows × L positions, H query heads and K key heads of width D, G = H / K; a block has Q queries and S keys.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quintain.trainers.precision import FAINTEST, low_precision, products
+from quintain.trainers.precision import low_precision, products
 from quintain.trainers.tree import Indices
 
 NAME = "quintain_blocks"
@@ -137,16 +137,11 @@ class _BlockAttention(torch.autograd.Function):
         q = _head_major(query, heads, wide) * scale
         k, v = _head_major(key, heads, wide)[:, :, 0], _head_major(value, heads, wide)[:, :, 0]
         out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=wide, device=q.device)
-        normaliser = torch.zeros(*q.shape[:3], 1, dtype=wide, device=q.device)
         with products(query.device, low):
             for block in blocks:
-                scores = _scores(_asked(q, block), _seen(k, block), block)
-                highest = scores.amax(-1, keepdim=True)
-                weights = scores.sub_(highest).clamp_(min=FAINTEST).exp_()
-                total = weights.sum(-1, keepdim=True)
-                torch.div(torch.bmm(weights, _seen(v, block)), total, out=_asked(out, block))
-                torch.add(highest, total.log_(), out=_asked(normaliser, block))
-        ctx.save_for_backward(q, k, v, out, normaliser)
+                weights = _weights(_asked(q, block), _seen(k, block), block)
+                torch.bmm(weights, _seen(v, block), out=_asked(out, block))
+        ctx.save_for_backward(q, k, v, out)
         ctx.scale, ctx.blocks, ctx.low = scale, blocks, low
         ctx.like = [(x.shape, x.dtype) for x in (query, key, value)]
         return _batch_major(out, query.shape, low or query.dtype).transpose(1, 2)
@@ -154,15 +149,14 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, normaliser = ctx.saved_tensors
+        q, k, v, out = ctx.saved_tensors
         upstream = _head_major(grad.transpose(1, 2), len(k), out.dtype)
         own = (upstream * out).sum(-1, keepdim=True)
         grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         with products(q.device, ctx.low):
             for block in ctx.blocks:
                 asked, keys, values = _asked(q, block), _seen(k, block), _seen(v, block)
-                scores = _scores(asked, keys, block).sub_(_asked(normaliser, block))
-                weights = scores.clamp_(min=FAINTEST).exp_()
+                weights = _weights(asked, keys, block)
                 given = _asked(upstream, block)
                 _add(grad_v, block, torch.bmm(weights.mT, given))
                 slopes = torch.bmm(given, values.mT).sub_(_asked(own, block)).mul_(weights)
@@ -199,11 +193,11 @@ def _seen(x: Tensor, block: Block) -> Tensor:
     return runs[0] if len(runs) == 1 else torch.cat(runs, 1)
 
 
-def _scores(asked: Tensor, keys: Tensor, block: Block) -> Tensor:
-    """[K, Q·G, S], with UNSEEN added where a query does not see a key."""
+def _weights(asked: Tensor, keys: Tensor, block: Block) -> Tensor:
+    """Attention weights [K, Q·G, S], exactly zero where a query does not see a key."""
     scores = torch.bmm(asked, keys.mT)
     scores.unflatten(1, (block.stop - block.start, -1))[..., block.open :].add_(block.bias)
-    return scores
+    return scores.softmax(-1)
 
 
 def _add(into: Tensor, block: Block, x: Tensor) -> None:

@@ -31,7 +31,7 @@ class Blocks:
     """Size of a block of logits: at most `rows` hidden states × `words` words."""
 
     rows: int = 512
-    words: int = 2048
+    words: int = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,10 +127,7 @@ def test_every_sampled_token_is_in_exactly_one_segment(trajectory: Trajectory) -
 
 @given(trajectories())
 def test_a_segment_is_a_maximal_chain_of_turns(trajectory: Trajectory) -> None:
-    breaks = sum(
-        not extends(after.prompt_ids, before.ids)
-        for before, after in pairwise(trajectory.turns)
-    )
+    breaks = sum(not extends(after.prompt_ids, before.ids) for before, after in pairwise(trajectory.turns))
     sampled_turns = [turn for turn in trajectory.turns if len(turn.output_ids)]
     assert len(to_segments(trajectory)) <= (breaks + 1 if sampled_turns else 0)
     for segment in to_segments(trajectory):
