@@ -6,15 +6,15 @@ nearest right one, and so is a value that its annotation does not allow.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from quintain.envs.base import Environment
 from quintain.failure import QuintainError
+from quintain.nearest import did_you_mean
 from quintain.task import TaskSource
 
 
@@ -33,7 +33,7 @@ class Bound:
         """The tasks of `split`. Raises QuintainError where there is no such split."""
         if split not in self.cls.splits:
             raise QuintainError(
-                f"{self.cls.__name__} has no split {split!r}{nearest(split, self.cls.splits)} (its splits:"
+                f"{self.cls.__name__} has no split {split!r}{did_you_mean(split, self.cls.splits)} (its splits:"
                 f" {', '.join(self.cls.splits)})"
             )
         return self.cls.tasks(split, **self.choosing)
@@ -50,7 +50,9 @@ def bind(cls: type[Environment], options: Mapping[str, Any] | None = None) -> Bo
     for name, value in options.items():
         if name not in known:
             listed = ", ".join(sorted(known)) or "none"
-            raise QuintainError(f"{cls.__name__} has no option {name!r}{nearest(name, known)} (its options: {listed})")
+            raise QuintainError(
+                f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)} (its options: {listed})"
+            )
         options[name] = _checked(cls, name, value, known[name].annotation)
     for name in known:
         if name not in options and _required(name, making, choosing):
@@ -67,12 +69,6 @@ def defaults(cls: type[Environment]) -> dict[str, Any]:
     making, choosing = _keywords(cls.__init__, {"self"}), _keywords(cls.tasks, {"split"})
     known = {**choosing, **making}
     return {name: None if _required(name, making, choosing) else p.default for name, p in known.items()}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`: did you mean 'x'?` where something in `known` is like `name`, else nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _required(name: str, *places: Mapping[str, inspect.Parameter]) -> bool:

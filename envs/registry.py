@@ -19,8 +19,8 @@ from types import MappingProxyType, ModuleType
 from typing import Final
 
 from quintain.envs.base import Environment
-from quintain.envs.options import nearest
 from quintain.failure import QuintainError, one_line
+from quintain.nearest import did_you_mean
 
 ENTRY_POINTS: Final = "quintain.envs"
 
@@ -47,8 +47,8 @@ def resolve(spec: str) -> type[Environment]:
         named = _named()
         if spec not in named:
             raise QuintainError(
-                f"there is no environment {spec!r}{nearest(spec, named)} (known: {', '.join(sorted(named))}; or give"
-                " module:Class or path/file.py:Class)"
+                f"there is no environment {spec!r}{did_you_mean(spec, named)}"
+                f" (known: {', '.join(sorted(named))}; or give module:Class or path/file.py:Class)"
             )
         spec = named[spec]
     place, _, name = spec.rpartition(":")
@@ -117,7 +117,7 @@ def _class_in(module: ModuleType, name: str, spec: str) -> type[Environment]:
     if found is None:
         here = [n for n in classes if getattr(module, n).__module__ == module.__name__]
         known = f" (its environments: {', '.join(here)})" if here else " (it has no environment)"
-        raise QuintainError(f"{spec!r}: no {name!r} there{nearest(name, classes)}{known}")
+        raise QuintainError(f"{spec!r}: no {name!r} there{did_you_mean(name, classes)}{known}")
     if not (isinstance(found, type) and issubclass(found, Environment)):
         raise QuintainError(f"{spec!r} is no environment: it must be a subclass of quintain.envs.Environment")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from quintain.codec import from_builtins
 from quintain.envs.base import Action, Observation
-from quintain.envs.options import nearest
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import Message
+from quintain.nearest import did_you_mean
 from quintain.task import Task, TaskOrigin
 from quintain.verdict import Verdict
 
@@ -231,7 +231,9 @@ def read(body: bytes, kind: type[T], stage: Stage) -> T:
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for name in data:
         if name not in known:
-            message = f"a {kind.__name__} has no field {name!r}{nearest(name, known)} (its fields: {', '.join(known)})"
+            message = (
+                f"a {kind.__name__} has no field {name!r}{did_you_mean(name, known)} (its fields: {', '.join(known)})"
+            )
             raise refused(message, stage, status=400)
     try:
         return from_builtins(data, kind)

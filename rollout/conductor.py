@@ -237,13 +237,8 @@ class Conductor:
                 trajectory = await run_episode(spec, make_env=self.make_env, engine=self.engine, renderer=self.renderer)
             finally:
                 self.running.value -= 1
-                self._kick()
+                self.engine.kick()
         if trajectory.failure is not None:
             self.failures[f"{trajectory.failure.kind}/{trajectory.failure.stage}"] += 1
         self.forks.update(turn.fork for turn in trajectory.turns if turn.fork)
         return trajectory
-
-    def _kick(self) -> None:
-        kick = getattr(self.engine, "kick", None)
-        if kick is not None:
-            kick()

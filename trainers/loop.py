@@ -102,6 +102,7 @@ class Loop:
         self._since = clock() if began is None else began
         self._saved = progress.step
         self.before: Evaluation | None = None
+        self._published: dict[str, float] = {}
 
     def run(self) -> Result:
         """Train to the end. Raises Stopped, QuintainError or FailureError with the last whole step saved."""
@@ -125,7 +126,7 @@ class Loop:
         return after
 
     def _step(self) -> None:
-        """One batch, one update, one line of metrics."""
+        """One batch, one update, one line of metrics; those of publishing are of the weights it was sampled with."""
         step, began = self.progress.step, self.clock()
         self.hooks.phase("sampling")
         groups = self._batch(step)
@@ -136,7 +137,7 @@ class Loop:
         consumed = self.progress.consumed_groups + len(groups)
         self.progress = replace(self.progress, step=step + 1, version=step + 1, consumed_groups=consumed)
         wall = done - began
-        metrics |= {"rollout_s": sampled - began, "update_s": done - sampled, "step_time": wall}
+        metrics |= {"rollout_s": sampled - began, "update_s": done - sampled, "step_time": wall, **self._published}
         metrics["wall_s"] = self._progress_now().train_wall_s
         metrics["tokens_per_s"] = metrics.get("num_tokens", 0.0) / max(wall, 1e-9)
         self.hooks.step(step, metrics)
@@ -204,9 +205,15 @@ class Loop:
     def _publish(self, *, admit: bool) -> None:
         """Publish; a refusal is tried once more, since what is in place is unknown until one is accepted."""
         self.hooks.phase("publishing")
+        began = self.clock()
         for attempt in range(1, PUBLISH_ATTEMPTS + 1):
             try:
-                self.publisher.publish(self.progress.version, admit=admit)
+                answer = self.publisher.publish(self.progress.version, admit=admit)
+                self._published = {
+                    "publish_s": self.clock() - began,
+                    "publish_stall_s": answer.stall_s,
+                    "canary_nats": answer.mismatch_mean,
+                }
                 return
             except FailureError as error:
                 if attempt == PUBLISH_ATTEMPTS or not error.failure.retryable:

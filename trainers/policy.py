@@ -84,46 +84,31 @@ class Reference:
                 yield self._model
 
 
-def published(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights to sample with, on the CPU, in `dtype`, by the plain model's names. The copies are contiguous."""
-    if not is_adapted(model):
-        tied = set(getattr(model, "_tied_weights_keys", None) or ())
-        named = model.state_dict()
-        shared = {p.data_ptr() for n, p in named.items() if n not in tied}
-        return {
-            name: value.detach().to("cpu", dtype).contiguous()
-            for name, value in named.items()
-            if not (name in tied and value.data_ptr() in shared)
-        }
-    return dict(_merged(model, dtype))
-
-
-def _merged(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    base: Any = model.get_base_model()  # type: ignore[operator]
-    tied = set(getattr(base, "_tied_weights_keys", None) or ())
+def published(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights to sample with, by the plain model's names. Without an adapter they are the parameters themselves."""
+    base: Any = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
     layers = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
-    seen: set[int] = set()
-    for name, value in base.state_dict().items():
-        if "lora_" in name:
+    named = {name: value.detach() for name, value in base.state_dict().items() if "lora_" not in name}
+    tied = set(getattr(base, "_tied_weights_keys", None) or ())
+    shared = {value.data_ptr() for name, value in named.items() if name not in tied}
+    for name, value in named.items():
+        if name in tied and value.data_ptr() in shared:
             continue
-        if name in tied and value.data_ptr() in seen:
-            continue
-        seen.add(value.data_ptr())
         owner, _, leaf = name.rpartition(".")
-        plain = name.replace(".base_layer.", ".")
         layer = layers.get(owner.removesuffix(".base_layer"))
-        merged = value.detach().float()
         if layer is not None and leaf == "weight":
+            value = value.float()
             for adapter in layer.active_adapters:
-                merged = merged + layer.get_delta_weight(adapter).detach().float()
-        yield plain, merged.to("cpu", dtype).contiguous()
+                value = value + layer.get_delta_weight(adapter).detach().float()
+        yield name.replace(".base_layer.", "."), value
 
 
 def save_policy(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Write a folder that transformers loads: the whole model, with adapters merged, and the tokenizer."""
     base: Any = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
     dtype = next(base.parameters()).dtype
-    base.save_pretrained(folder, state_dict=published(model, dtype))
+    state = {name: value.to("cpu", dtype).contiguous() for name, value in published(model)}
+    base.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 

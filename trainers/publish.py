@@ -32,11 +32,11 @@ class Publisher:
         self._tolerance = TOLERANCE[config.dtype] if tolerance is None else tolerance
         self._rows = canary_rows(learner.tokenizer)
         need = sum(p.numel() for p in learner.model.parameters()) * self._dtype.itemsize
-        self._store = WeightStore(scratch, need_bytes=need)
+        self._store = WeightStore(scratch, self._dtype, need_bytes=need)
 
     def publish(self, version: int, *, admit: bool) -> PublishAnswer:
         """Write the weights and have the engine load and prove them. FailureError where it does not."""
-        weights = self._store.write(published(self._learner.model, self._dtype), version)
+        weights = self._store.write(published(self._learner.model), version)
         canary = Canary(self._rows, self._logprobs(), self._tolerance)
         return self._rollout.publish(weights, canary, admit=admit)
 

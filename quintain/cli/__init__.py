@@ -38,10 +38,10 @@ class _Lazy(click.Group):
         return import_module(f"quintain.cli.{cmd_name}").command  # type: ignore[no-any-return]
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        from quintain.config.load import nearest
+        from quintain.nearest import one_of
 
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            ctx.fail(f"no such command '{args[0]}'{nearest(args[0], COMMANDS)}")
+            ctx.fail(f"no such command '{args[0]}'{one_of(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

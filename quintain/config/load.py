@@ -5,8 +5,7 @@ Each problem names the field's path, what was expected, what came, and the neare
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from quintain.config.schema import ExperimentConfig
 from quintain.failure import QuintainError
+from quintain.nearest import one_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -113,11 +113,11 @@ def _problem(item: ErrorDetails, path: str, model: type[BaseModel]) -> str:
     kind, got, context = item["type"], item.get("input"), item.get("ctx", {})
     if kind == "extra_forbidden":
         known = fields_at(model, item["loc"][:-1])
-        return f"{path}: no such field{nearest(str(item['loc'][-1]), known)}"
+        return f"{path}: no such field{one_of(str(item['loc'][-1]), known)}"
     if kind == "missing":
         return f"{path}: required, and not given"
     if kind == "literal_error":
-        return f"{path}: expected {context.get('expected')}, got {got!r}{nearest(str(got), _choices(context))}"
+        return f"{path}: expected {context.get('expected')}, got {got!r}{one_of(str(got), _choices(context))}"
     if kind == "value_error":
         message = str(item["msg"]).removeprefix("Value error, ")
         return f"{path}: {message}" if path else message
@@ -148,12 +148,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     elif get_origin(annotation) is not Literal:
         for part in get_args(annotation) if get_origin(annotation) else ():
             yield from _models(part)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the nearest of `known` to `name`, or all of them where none is near."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; expected one of {', '.join(names)}" if names else ""

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from quintain.config import EvaluationConfig, ExperimentConfig
 from quintain.failure import QuintainError, one_line
+from quintain.launch.checks import check_model, heldout_size
 from quintain.launch.run_folder import RunFolder, new_run
 from quintain.launch.servers import start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
-from quintain.launch.train import check_model, heldout_size
 
 
 def evaluate(config: ExperimentConfig, *, as_json: bool) -> int:

@@ -94,6 +94,10 @@ class Engine(Protocol):
         """Go on sampling."""
         ...
 
+    def kick(self) -> None:
+        """The episodes that may sample next have changed: an engine that gathers requests may look again."""
+        ...
+
     def stats(self) -> EngineStats:
         """Counters for metrics and benchmarks."""
         ...

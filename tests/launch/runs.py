@@ -89,7 +89,7 @@ class Run:
         at[leaf] = value
         return self
 
-    def start(self, *flags: str) -> Run:
+    def start(self, *flags: str, **environ: str) -> Run:
         file = self.folder / "experiment.yaml"
         file.write_text(yaml.safe_dump(self.config))
         command = [sys.executable, "-m", "quintain", "train", str(file), f"--run-dir={self.path}", *flags]
@@ -100,7 +100,7 @@ class Run:
             text=True,
             start_new_session=True,
             cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environ},
         )
         return self
 

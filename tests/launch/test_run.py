@@ -19,7 +19,8 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_run_leaves_everything_it_promises(run: Run) -> None:
-    output = run.set("evaluation", {"split": "heldout", "eval_steps": 2}).train()
+    run.set("evaluation", {"split": "heldout", "eval_steps": 2}).set("trainer.report_to", ["tensorboard"])
+    output = run.train()
     summary = run.summary()
     assert {"heldout_before", "heldout_after", "train_wall_s", "steps", "seed", "versions"} <= summary.keys()
     assert (summary["steps"], summary["versions"], summary["seed"], summary["heldout_tasks"]) == (3, 3, 3, 6)
@@ -52,6 +53,8 @@ def test_a_run_leaves_everything_it_promises(run: Run) -> None:
     ):
         assert math.isfinite(train[figure]), figure
     assert train["sampling/sampling_logp_difference/max"] < 1e-3
+    (events,) = (run.path / "logs").rglob("events.out.tfevents.*")
+    assert b"completions/mean_length" in events.read_bytes()
     assert "Held-out tasks" in output
     assert "Sample answers" in output
 

@@ -112,6 +112,7 @@ def test_a_prompt_longer_than_the_context_is_said_in_one_line(run: Run) -> None:
         ("environment.name", "maths", "did you mean 'math'"),
         ("environment.args", {"mod": "ok"}, "mod"),
         ("environment", {"url": "http://127.0.0.1:9"}, "nobody answers at http://127.0.0.1:9"),
+        ("trainer.report_to", ["papyrus"], "trainer.report_to: install papyrus, or leave it out"),
         ("trainer.learning_rat", 1, "did you mean 'learning_rate'"),
         ("model.lora", {"target_modules": ["nothing"]}, "model.lora.target_modules"),
         ("trainer.reward_weights", {"style": 1.0}, "the environment gives no reward 'style'"),
@@ -121,6 +122,13 @@ def test_a_mistake_is_one_clear_line_and_a_non_zero_exit_code(run: Run, path: st
     code, output = run.set(path, value).start().finish()
     assert code in (1, 2), output
     assert says in error_line(output)
+
+
+def test_a_launcher_of_several_processes_is_refused_in_one_line(run: Run) -> None:
+    code, output = run.start(WORLD_SIZE="2").finish()
+    assert code == 1, output
+    assert "WORLD_SIZE is 2: a run is one trainer process so far" in error_line(output)
+    assert not run.path.exists()
 
 
 def test_resuming_nothing_and_resuming_another_experiment_are_refused(run: Run) -> None:

@@ -29,10 +29,10 @@ def test_overrides_are_yaml_values_at_paths() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (BASE + "trianer: {}", "trianer: no such field; did you mean 'trainer'?"),
+        (BASE + "trianer: {}", "trianer: no such field: did you mean 'trainer'?"),
         (
             BASE + "trainer: {learning_rat: 3}",
-            "trainer.learning_rat: no such field; did you mean 'learning_rate'?",
+            "trainer.learning_rat: no such field: did you mean 'learning_rate'?",
         ),
         (BASE + "trainer: {loss_type: gpro}", "did you mean 'grpo'?"),
         (

@@ -1,0 +1,48 @@
+"""What a run is checked for before anything heavy loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quintain.config import ExperimentConfig
+from quintain.failure import QuintainError
+from quintain.task import size_of
+
+
+def check_model(config: ExperimentConfig) -> None:
+    """QuintainError at once where `model.path` looks like a folder that is not there."""
+    path = Path(config.model.path)
+    looks_local = config.model.path.startswith((".", "/", "~")) or path.parts[:1] == ("models",)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise QuintainError(f"model.path: {path} has no config.json: give the folder of a transformers model")
+    if looks_local and not path.is_dir():
+        raise QuintainError(f"model.path: no folder '{path}': make it first (for the quickstart: make model)")
+
+
+def check_one_process(environ: Mapping[str, str]) -> None:
+    """QuintainError under a launcher of several processes (torchrun, accelerate launch): a run is one process."""
+    size = environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise QuintainError(
+            f"WORLD_SIZE is {size}: a run is one trainer process so far; start it with 'quintain train', no launcher"
+        )
+
+
+def heldout_size(config: ExperimentConfig, client: Any) -> int:
+    """How many held-out tasks to evaluate on. QuintainError where the split cannot give them."""
+    evaluation = config.evaluation
+    if evaluation is None:
+        return 0
+    size = size_of(client.tasks(evaluation.split))
+    wanted = evaluation.num_tasks or size
+    if wanted is None:
+        raise QuintainError(
+            f"evaluation.num_tasks: the split '{evaluation.split}' is endless, say how many tasks to take"
+        )
+    if size is not None and wanted > size:
+        raise QuintainError(f"evaluation.num_tasks: {wanted} asked for, '{evaluation.split}' has {size}")
+    if wanted == 0:
+        raise QuintainError(f"evaluation.split: '{evaluation.split}' has no tasks: choose another, or leave it out")
+    return wanted

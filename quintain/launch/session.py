@@ -1,0 +1,129 @@
+"""A training run once its servers are coming up: the learner, the loop, and what it shows and leaves behind.
+
+Importing this module imports torch; `launch.train` does so while the servers start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from quintain.config import ExperimentConfig
+from quintain.launch.run_folder import RunFolder
+from quintain.rollout.client import RolloutClient
+from quintain.trainers.checkpoint import Progress, latest_checkpoint
+from quintain.trainers.display import Display, before_after
+from quintain.trainers.evaluate import Evaluation
+from quintain.trainers.learner import Learner
+from quintain.trainers.loop import Hooks, Loop, Result, Stopped
+from quintain.trainers.publish import Publisher
+from quintain.trainers.report import MetricsLog, draw_curve, write_summary
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has; `step` whole steps are saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One run: its config and folder, where it speaks, and `check`, which raises `Stopped` or QuintainError."""
+
+    config: ExperimentConfig
+    run: RunFolder
+    console: Console
+    check: Callable[[], None]
+    heldout: int
+    began: float
+
+    def train(self, rollout: Callable[[], str], *, resume: bool) -> dict[str, Any]:
+        """Train to the end and write what a run leaves; its summary. `rollout` waits for that server's address.
+
+        Raises Interrupted, QuintainError and FailureError with the last whole step saved.
+        """
+        learner = Learner(self.config, checkpoints=self.run.checkpoints, logs=self.run.logs, check=self.check)
+        progress = self._progress(learner, resume)
+        for line in learner.notes:
+            self.console.print(line, highlight=False)
+        with self._connected(learner, rollout()) as (client, publisher):
+            log = MetricsLog(self.run.metrics, from_step=progress.step)
+            with Display(self.console, steps=self.config.trainer.max_steps, done=progress.step) as display:
+                loop = Loop(
+                    self.config,
+                    rollout=client,
+                    policy=learner,
+                    publisher=publisher,
+                    hooks=self._hooks(display, log, learner),
+                    progress=progress,
+                    heldout=self.heldout,
+                    began=self.began,
+                )
+                try:
+                    result = loop.run()
+                except Stopped:
+                    raise Interrupted(loop.progress.step) from None
+        return self._conclude(result)
+
+    def _progress(self, learner: Learner, resume: bool) -> Progress:
+        checkpoint = latest_checkpoint(self.run.checkpoints) if resume else None
+        return learner.restore(checkpoint) if checkpoint is not None else Progress(0, 0, 0, 0.0)
+
+    @contextmanager
+    def _connected(self, learner: Learner, url: str) -> Iterator[tuple[RolloutClient, Publisher]]:
+        client = RolloutClient(url, poll=lambda progress: self.check())
+        publisher = Publisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
+        try:
+            yield client, publisher
+        finally:
+            publisher.close()
+            learner.close()
+            client.close()
+
+    def _hooks(self, display: Display, log: MetricsLog, learner: Learner) -> Hooks:
+        def evaluated(result: Evaluation) -> None:
+            display.away(result.elapsed_s)
+            display.say(
+                f"held-out after {result.step} steps: {result.title} of {result.verified} verified,"
+                f" {result.failed} failed ({result.elapsed_s:.0f} s)"
+            )
+            figures = {name: value for name, value in asdict(result).items() if name not in ("step", "samples")}
+            log.write("eval", result.step, figures)
+
+        def stepped(step: int, metrics: dict[str, float]) -> None:
+            log.write("train", step, metrics)
+            learner.track(step, metrics)
+            display.step(step, metrics)
+
+        return Hooks(display.say, display.phase, stepped, evaluated, self.check)
+
+    def _conclude(self, result: Result) -> dict[str, Any]:
+        """Write the summary and the curve, show the table, say where everything is."""
+        progress = result.progress
+        summary = {
+            "heldout_before": progress.heldout_before,
+            "heldout_after": result.after.heldout if result.after else None,
+            "train_wall_s": round(progress.train_wall_s, 2),
+            "steps": progress.step,
+            "seed": self.config.seed,
+            "versions": progress.version,
+            "heldout_tasks": self.heldout,
+            "consumed_groups": progress.consumed_groups,
+        }
+        write_summary(self.run.summary, summary)
+        draw_curve(self.run.metrics, self.run.curve, title=f"{self.config.name}, seed {self.config.seed}")
+        if result.after is not None:
+            shown = self.config.evaluation.samples_shown if self.config.evaluation else 0
+            for table in before_after(result.before, result.after, shown=shown):
+                self.console.print(table)
+        self.console.print(
+            f"{progress.step} steps in {progress.train_wall_s:.0f} s of training; curve: {self.run.curve}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return summary
