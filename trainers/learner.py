@@ -54,10 +54,11 @@ class Learner:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if mixed else "no",
             cpu=not torch.cuda.is_available(),
-            log_with=trainer.report_to or None,
+            log_with=_trackers(trainer.report_to),
             project_dir=logs,
         )
-        self._start_trackers()
+        if trainer.report_to:
+            self.accelerator.init_trackers(config.name)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.model = load_policy(config.model, seed=config.seed)
         self.reference = Reference(self.model) if trainer.beta > 0 else None
@@ -166,15 +167,6 @@ class Learner:
         scored: TokenLogprobs = self.forward(piece)
         return scored
 
-    def _start_trackers(self) -> None:
-        wanted = self.config.trainer.report_to
-        if not wanted:
-            return
-        missing = set(wanted) - {tracker.value for tracker in get_available_trackers()}
-        if missing:
-            raise QuintainError(f"trainer.report_to: install {', '.join(sorted(missing))}, or leave it out")
-        self.accelerator.init_trackers(self.config.name)
-
     def _layout(self) -> Layout:
         """The layout that the model allows; says so where it is not the one wanted."""
         wanted = self.config.trainer.layout
@@ -199,3 +191,11 @@ class Learner:
         )
         prepared: tuple[Any, Any] = self.accelerator.prepare(forward, optimizer)
         return prepared
+
+
+def _trackers(wanted: list[str]) -> list[str] | None:
+    """What Accelerate takes for no, one or several trackers. QuintainError where one is unknown or not installed."""
+    missing = set(wanted) - {tracker.value for tracker in get_available_trackers()}
+    if missing:
+        raise QuintainError(f"trainer.report_to: install {', '.join(sorted(missing))}, or leave it out")
+    return wanted or None

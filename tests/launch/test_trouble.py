@@ -126,7 +126,7 @@ def test_a_mistake_is_one_clear_line_and_a_non_zero_exit_code(run: Run, path: st
 
 def test_a_launcher_of_several_processes_is_refused_in_one_line(run: Run) -> None:
     code, output = run.start(WORLD_SIZE="2").finish()
-    assert code == 1, output
+    assert code == 2, output
     assert "WORLD_SIZE is 2: a run is one trainer process so far" in error_line(output)
     assert not run.path.exists()
 
