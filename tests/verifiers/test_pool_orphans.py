@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite run in the background inherits it ignored
 sys.path.insert(0, {folder!r})
 from quintain.verifiers.pool import WorkerPool
 
