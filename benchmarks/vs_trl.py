@@ -26,10 +26,10 @@ from quintain.config import load_config
 CONFIG = load_config(ROOT / "examples" / "quickstart.yaml")
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 TRL_OPTIONS: dict[str, dict[str, Any]] = {
-    # What TRL's own options give on a CPU, fastest first as measured by `--tune` (see benchmarks/README.md).
+    # TRL's own options on a CPU, fastest first (`--steps-only 2`; figures in benchmarks/README.md).
     "bf16": {"bf16": True, "gradient_checkpointing": False},
     "float32": {"bf16": False, "gradient_checkpointing": False},
-    "bf16_static": {"bf16": True, "gradient_checkpointing": False, "cache_implementation": "static"},
+    "bf16_continuous": {"bf16": True, "gradient_checkpointing": False, "use_transformers_continuous_batching": True},
 }
 
 
