@@ -83,12 +83,14 @@ def micro_batches(
     layout: Layout,
     max_tokens: int,
     parity_tokens: int | None = None,
+    at_least: int = 1,
 ) -> list[MicroBatch]:
     """Cut `segments` into micro-batches of similar cost.
 
     groups [N]: segments with equal values may share prefixes. max_tokens: tokens of a micro-batch, after sharing, and
     with padding for `padded`. parity_tokens: see PARITY_TOKENS; None where attention costs no more in longer rows
     (block attention), which puts all trees in one row without padding. `PolicyForward.parity_tokens` knows which.
+    at_least: so many micro-batches, where there are as many trees; rows that are padded are cut by `max_tokens` alone.
     """
     if len(groups) != len(segments):
         raise ValueError(f"expected a group for each of {len(segments)} segments, got {len(groups)}")
@@ -98,7 +100,7 @@ def micro_batches(
     if layout == "padded":
         batches = [_assembled([[tree] for tree in part], causal=True) for part in _padded_parts(trees, max_tokens)]
     else:
-        parts = _balanced(trees, max_tokens, parity_tokens)
+        parts = _balanced(trees, max_tokens, parity_tokens, at_least)
         batches = [_assembled(_rows(part, parity_tokens), causal=False) for part in parts]
     return sorted(batches, key=lambda batch: batch.segments[0])
 
@@ -121,11 +123,11 @@ def _cost(tree: Tree, parity_tokens: int | None) -> float:
     return len(tree) + float((tree.depth + 1).sum()) / (parity_tokens or PARITY_TOKENS)
 
 
-def _balanced(trees: Sequence[Tree], max_tokens: int, parity_tokens: int | None) -> list[list[Tree]]:
-    """As few parts within `max_tokens` as longest-processing-time-first finds, of similar cost."""
+def _balanced(trees: Sequence[Tree], max_tokens: int, parity_tokens: int | None, at_least: int) -> list[list[Tree]]:
+    """As few parts within `max_tokens`, from `at_least` on, as longest-processing-time-first finds; of similar cost."""
     large = [[tree] for tree in trees if len(tree) >= max_tokens]
     rest = sorted((tree for tree in trees if len(tree) < max_tokens), key=lambda tree: -_cost(tree, parity_tokens))
-    count = -(-sum(map(len, rest)) // max_tokens)
+    count = max(-(-sum(map(len, rest)) // max_tokens), min(at_least - len(large), len(rest)))
     while (parts := _fitted(rest, count, max_tokens, parity_tokens)) is None:
         count += 1
     return large + parts

@@ -29,6 +29,7 @@ from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.policy import Reference, load_policy
 from quintain.trainers.schedule import learning_rate
+from quintain.trainers.streams import Streams, draws_random_numbers
 from quintain.trainers.update import Share, Work, accumulate, parameters_of, score
 from quintain.trajectory import Group
 
@@ -48,7 +49,8 @@ class Learner:
 
         quiet_transformers()
         trainer = config.trainer
-        torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
+        threads = trainer.threads or os.cpu_count() or 1
+        torch.set_num_threads(threads)
         self.config, self.checkpoints, self._check = config, checkpoints, check
         mixed = config.model.dtype == "float32" and config.model.compute_dtype == "bfloat16"
         self.accelerator = Accelerator(
@@ -67,6 +69,7 @@ class Learner:
         self.layout = self._layout()
         self.forward, self.optimizer = self._prepared()
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
+        self.streams = self._streams(threads)
 
     def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
         """Train on a batch: `num_iterations` optimiser updates. The figures to log, by TRL's names."""
@@ -88,6 +91,7 @@ class Learner:
                     backward=self.accelerator.backward,
                     unsynced=lambda: self.accelerator.no_sync(self.forward),
                     check=self._check if iteration == 0 else lambda: None,
+                    streams=self.streams,
                 )
             except BaseException:
                 self.optimizer.zero_grad(set_to_none=True)
@@ -132,7 +136,9 @@ class Learner:
             self.accelerator.log(metrics, step=step)
 
     def close(self) -> None:
-        """End the trackers."""
+        """End the trackers and the threads."""
+        if self.streams is not None:
+            self.streams.close()
         if self.config.trainer.report_to:
             self.accelerator.end_training()
 
@@ -161,11 +167,19 @@ class Learner:
             layout=self.layout,
             max_tokens=self.config.trainer.max_tokens_per_microbatch,
             parity_tokens=self._parity_tokens,
+            at_least=self.streams.count if self.streams is not None else 1,
         )
 
     def _scored(self, piece: MicroBatch) -> TokenLogprobs:
         scored: TokenLogprobs = self.forward(piece)
         return scored
+
+    def _streams(self, threads: int) -> Streams | None:
+        count = min(self.config.trainer.streams, threads)
+        several = count > 1 and self.share.world == 1 and self.accelerator.device.type == "cpu"
+        if not several or draws_random_numbers(self.model):
+            return None
+        return Streams(count, threads, parameters_of(self.model))
 
     def _layout(self) -> Layout:
         """The layout that the model allows; says so where it is not the one wanted."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics, combine
 from quintain.trainers.losses.policy import policy_loss, reduce
 from quintain.trainers.losses.reduction import Denominators
+from quintain.trainers.streams import Streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +66,39 @@ def accumulate(
     backward: Callable[[Tensor], None],
     unsynced: Callable[[], AbstractContextManager[None]] = nullcontext,
     check: Callable[[], None] = lambda: None,
+    streams: Streams | None = None,
 ) -> tuple[float, Metrics]:
     """Add the batch's gradient to the parameters'; this rank's part of the loss and of the metrics.
 
     `backward(loss)` runs the backward pass; `unsynced()` holds back the exchange of gradients between ranks, for all
-    pieces but the last; `check` is called between pieces and may raise to give the step up.
+    pieces but the last; `check` is called between pieces and may raise to give the step up. With `streams`, pieces
+    run side by side without these two.
     """
-    total, metrics = 0.0, []
-    mine = work.share.of(work.pieces)
-    for turn, (index, piece, counts) in enumerate(mine):
-        check()
-        with nullcontext() if turn == len(mine) - 1 else unsynced():
-            scored = model(piece)
-            work.old.setdefault(index, scored.logp.detach())
-            inputs = loss_inputs(work, index, piece, scored)
-            per_token = policy_loss(inputs, work.options, entropy_threshold=work.entropy_threshold)
-            loss = reduce(per_token, inputs, work.options.loss_type, work.denominators)
-            # DDP averages gradients over ranks; the parts are to be summed.
-            backward(loss * (work.share.world if counts else 0.0))
+    done: dict[int, tuple[float, Metrics]] = {}
+    one_at_a_time = Lock()
+
+    def loss_of(index: int, piece: MicroBatch, counts: bool) -> Tensor:
+        with one_at_a_time:
+            check()
+        scored = model(piece)
+        work.old.setdefault(index, scored.logp.detach())
+        inputs = loss_inputs(work, index, piece, scored)
+        per_token = policy_loss(inputs, work.options, entropy_threshold=work.entropy_threshold)
+        loss = reduce(per_token, inputs, work.options.loss_type, work.denominators)
         if counts:
-            total += float(loss.detach())
-            metrics.append(per_token.metrics)
-    return total, combine(metrics)
+            done[index] = float(loss.detach()), per_token.metrics
+        # DDP averages gradients over ranks; the parts are to be summed.
+        return loss * (work.share.world if counts else 0.0)
+
+    mine = work.share.of(work.pieces)
+    if streams is not None and len(mine) > 1:
+        streams.add_gradients([partial(loss_of, *part) for part in mine])
+    else:
+        for turn, part in enumerate(mine):
+            with nullcontext() if turn == len(mine) - 1 else unsynced():
+                backward(loss_of(*part))
+    in_order = [done[index] for index in sorted(done)]
+    return sum((loss for loss, _ in in_order), 0.0), combine([metrics for _, metrics in in_order])
 
 
 def score(model: Callable[[MicroBatch], TokenLogprobs], work: Work) -> dict[int, TokenLogprobs]:

@@ -134,6 +134,8 @@ def _choices(context: Mapping[str, Any]) -> list[str]:
 def fields_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     """The field names of the section at `loc` below `model`."""
     for part in loc:
+        if isinstance(part, int):
+            continue  # a place in a list of sections
         field = model.model_fields.get(str(part))
         inner = next(_models(field.annotation), None) if field is not None else None
         if inner is None:

@@ -148,6 +148,8 @@ class TrainerConfig(LossOptions):
     """Token budget of one forward and backward pass; more tokens are accumulated over several."""
     threads: Positive | None = None
     """CPU threads of the trainer; null is one per core."""
+    streams: Positive = 2
+    """Micro-batches that a CPU works on side by side, sharing `threads`; each keeps a gradient of its own."""
 
     save_steps: Positive | None = None
     """Write a checkpoint every so many steps; one is always written at the end and when stopped."""

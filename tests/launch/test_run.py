@@ -115,6 +115,7 @@ def test_a_policy_learns_what_its_environment_rewards(run: Run) -> None:
     "changes",
     [
         {"rollout.max_staleness": 1},
+        {"trainer.threads": 2, "trainer.streams": 2},
         {"model.lora": {"r": 4, "alpha": 8}, "trainer.beta": 0.05},
         {"trainer.beta": 0.05, "trainer.num_iterations": 2, "model.gradient_checkpointing": True},
         {
@@ -126,6 +127,7 @@ def test_a_policy_learns_what_its_environment_rewards(run: Run) -> None:
     ],
     ids=[
         "staleness 1",
+        "two streams",
         "lora with kl",
         "frozen reference, two iterations, checkpointing",
         "entropy mask",

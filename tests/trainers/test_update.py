@@ -23,7 +23,8 @@ from quintain.trainers.batch import micro_batches
 from quintain.trainers.forward import PolicyForward
 from quintain.trainers.grpo import credit
 from quintain.trainers.losses.metrics import metric_values
-from quintain.trainers.update import Share, Work, accumulate
+from quintain.trainers.streams import Streams, draws_random_numbers
+from quintain.trainers.update import Share, Work, accumulate, parameters_of
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
@@ -76,15 +77,21 @@ def config(**changes: Any) -> TrainerConfig:
 
 def gradient(
     batch: list[Group], trainer: TrainerConfig, *, layout: str = "tree", max_tokens: int = 10_000,
-    share: Share | None = None, model: nn.Module | None = None,
+    share: Share | None = None, model: nn.Module | None = None, streams: int = 1,
 ) -> tuple[Tensor, float, dict[str, float]]:  # fmt: skip
     model = model or tiny()
     credited = credit(batch, trainer, version=0, longest=8)
     rows = credited.rows
-    pieces = micro_batches([r.segment for r in rows], [r.group for r in rows], layout=layout, max_tokens=max_tokens)
+    pieces = micro_batches(
+        [r.segment for r in rows], [r.group for r in rows], layout=layout, max_tokens=max_tokens, at_least=streams
+    )
+    assert len(pieces) >= streams
     work = Work(pieces, rows, credited.denominators, trainer, share or Share())
     forward = PolicyForward(model, temperature=0.8)
-    loss, metrics = accumulate(forward, work, backward=lambda value: value.backward())
+    beside = Streams(streams, streams, parameters_of(model)) if streams > 1 else None
+    loss, metrics = accumulate(forward, work, backward=lambda value: value.backward(), streams=beside)
+    if beside is not None:
+        beside.close()
     flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return flat, loss, metric_values(metrics)
 
@@ -105,6 +112,45 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut_or_laid_out(loss_typ
             assert near(cut, whole), (layout, max_tokens)
             assert part == pytest.approx(loss, rel=1e-5, abs=1e-7)
             assert figures == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("streams", [2, 3])
+@pytest.mark.parametrize("max_tokens", [10_000, 30])
+def test_pieces_side_by_side_give_the_same_gradient_and_always_the_same_bits(streams: int, max_tokens: int) -> None:
+    trainer = config(top_entropy_quantile=1.0, delta=2.0)
+    batch = groups(5)
+    whole, loss, metrics = gradient(batch, trainer)
+    runs = [gradient(batch, trainer, max_tokens=max_tokens, streams=streams) for _ in range(5)]
+    for found, part, figures in runs:
+        assert near(found, whole)
+        assert part == pytest.approx(loss, rel=1e-5, abs=1e-7)
+        assert figures == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+        assert torch.equal(found, runs[0][0])
+
+
+def test_a_piece_that_raises_beside_others_adds_nothing_and_is_heard() -> None:
+    model = tiny()
+    parameters = parameters_of(model)
+    streams = Streams(2, 2, parameters)
+
+    def broken() -> Tensor:
+        raise QuintainError("stopped")
+
+    with pytest.raises(QuintainError, match="stopped"):
+        streams.add_gradients([lambda: parameters[0].sum(), broken])
+    assert all(p.grad is None for p in parameters)
+    for _ in range(2):
+        streams.add_gradients(
+            [lambda: parameters[0].sum(), lambda: 2 * parameters[0].sum(), lambda: parameters[1].sum()]
+        )
+    streams.close()
+    assert torch.equal(parameters[0].grad, torch.full_like(parameters[0], 6.0))
+    assert torch.equal(parameters[1].grad, torch.full_like(parameters[1], 2.0))
+
+
+def test_a_model_with_dropout_is_known_to_draw_random_numbers() -> None:
+    assert not draws_random_numbers(tiny())
+    assert draws_random_numbers(nn.Sequential(tiny(), nn.Dropout(0.1)))
 
 
 @pytest.mark.parametrize("world", [2, 3])
