@@ -1,4 +1,4 @@
-"""Makes `.venv` and installs quintain with its math, train and dev extras into it, once per project state.
+"""Makes `.venv` and installs quintain, with the extras that its tests need, into it, once per project state.
 
 What always holds:
 - When nothing has changed since the last success (same files, same Python, same place), it does nothing and
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "quintain-setup.json"
-EXTRAS = "math,train,dev"
+EXTRAS = "math,schema,ifeval,reasoning-gym,train,dev"
 TORCH = "torch==2.13.0"  # the version the tests ran with; pyproject.toml allows many more
 CUDA_PREFIXES = ("nvidia-", "cuda-", "triton")
 

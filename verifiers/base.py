@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -26,14 +27,36 @@ class Item:
     reference: Any
 
 
+class Cost(IntEnum):
+    """What one item costs, in orders of magnitude: a rubric asks the cheap verifiers first."""
+
+    PURE = 1  # microseconds in this process
+    WORKER = 2  # milliseconds in a killable worker process
+    SANDBOX = 3  # a sandboxed program: tens of milliseconds to seconds
+    MODEL = 4  # a forward pass of a model on this machine
+    REMOTE = 5  # a request to somebody else's endpoint, which may cost money
+
+
 class Verifier(ABC):
     """Judges answers. One instance serves many concurrent calls on one event loop.
 
     `name` is what the registry calls it. `version` changes whenever the same item under the same options
-    could get another verdict, so a verdict may be cached under (name, version, options, item).
+    could get another verdict, so a verdict may be cached under (name, version, options, item). `options_type` is
+    the class of its options, a pydantic model or a dataclass.
     """
 
     name: ClassVar[str]
+    options_type: ClassVar[type | None] = None
+    cost: Cost = Cost.WORKER
+
+    @classmethod
+    def options_schema(cls) -> dict[str, Any]:
+        """The JSON schema of the options; `{}`, which allows anything, where the class declares none."""
+        from pydantic import TypeAdapter
+
+        if cls.options_type is None:
+            return {}
+        return {"additionalProperties": False} | TypeAdapter(cls.options_type).json_schema()
 
     @property
     @abstractmethod

@@ -8,19 +8,38 @@ for, and a built-in name cannot be taken over by an entry point.
 from __future__ import annotations
 
 import asyncio
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Final
 
 from quintain.failure import QuintainError
+from quintain.nearest import one_of
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Item, Verifier
 
 ENTRY_POINTS: Final = "quintain.verifiers"
 
-BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"math": "quintain.verifiers.math:make_math_verifier"})
+BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "exact": "quintain.verifiers.exact:make_exact_verifier",
+        "format": "quintain.verifiers.format:make_format_verifier",
+        "instruction_following": "quintain.verifiers.instruction_following:make_instruction_following_verifier",
+        "json_schema": "quintain.verifiers.json_schema:make_json_schema_verifier",
+        "judge": "quintain.verifiers.judge:make_judge_verifier",
+        "length": "quintain.verifiers.length:make_length_verifier",
+        "math": "quintain.verifiers.math:make_math_verifier",
+        "multiple_choice": "quintain.verifiers.multiple_choice:make_multiple_choice_verifier",
+        "reasoning_gym": "quintain.verifiers.reasoning_gym:make_reasoning_gym_verifier",
+        "regex": "quintain.verifiers.regex:make_regex_verifier",
+        "reward_model": "quintain.verifiers.reward_model:make_reward_model_verifier",
+        "rubric": "quintain.verifiers.rubric:make_rubric_verifier",
+        "sql": "quintain.verifiers.sql:make_sql_verifier",
+        "token_f1": "quintain.verifiers.token_f1:make_token_f1_verifier",
+        "tool_call": "quintain.verifiers.tool_call:make_tool_call_verifier",
+    }
+)
 
 
 def available_verifiers() -> tuple[str, ...]:
@@ -38,6 +57,16 @@ def get_verifier(name: str, **options: Any) -> Verifier:
             f"the factory of the verifier {name!r} gave a {type(verifier).__name__}: it must give a Verifier"
         )
     return verifier
+
+
+def verifier_class(name: str) -> type[Verifier] | None:
+    """The class of the verifier `name`, its dependencies not needed, or None where its factory declares none.
+
+    It is the factory itself or what the factory is annotated to return; it has `options_schema()` and `cost`.
+    """
+    factory = _factory(name)
+    found = factory if isinstance(factory, type) else typing.get_type_hints(factory).get("return")
+    return found if isinstance(found, type) and issubclass(found, Verifier) else None
 
 
 def verify_sync(
@@ -78,6 +107,4 @@ def _factory(name: str) -> Callable[..., Verifier]:
         loaded: Callable[..., Verifier] = found[0].load()
         return loaded
     known = available_verifiers()
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    raise QuintainError(f"there is no verifier {name!r}: {hint}")
+    raise QuintainError(f"there is no verifier {name!r}{one_of(name, known)}")

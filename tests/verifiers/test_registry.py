@@ -27,7 +27,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_a_name_unlike_any_is_answered_with_what_there_is() -> None:
-    with pytest.raises(QuintainError, match=r"known are .*math"):
+    with pytest.raises(QuintainError, match=r"expected one of .*math"):
         get_verifier("zzz")
 
 
@@ -54,7 +54,7 @@ async def test_verify_sync_says_what_to_do_in_an_event_loop() -> None:
 
 ENTRY_POINT = """
 [quintain.verifiers]
-length = length_verifier:make
+brevity = length_verifier:make
 math = length_verifier:make
 wrong = length_verifier:wrong
 """
@@ -63,7 +63,7 @@ from quintain.verdict import Verdict
 from quintain.verifiers import Verifier
 
 class Length(Verifier):
-    name = "length"
+    name = "brevity"
     version = "1"
 
     def __init__(self, limit):
@@ -93,8 +93,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plugin")
 def test_another_package_can_offer_a_verifier() -> None:
-    assert "length" in available_verifiers()
-    verdicts = verify_sync("length", [Item("abc", None), Item("abcdef", None)], {"limit": 4})
+    assert "brevity" in available_verifiers()
+    verdicts = verify_sync("brevity", [Item("abc", None), Item("abcdef", None)], {"limit": 4})
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0]
 
 

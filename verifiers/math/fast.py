@@ -162,4 +162,5 @@ def _words(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
+    text = text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
+    return text.encode("utf-8", "backslashreplace").decode()  # it goes out as JSON, and models write lone surrogates

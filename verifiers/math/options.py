@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from quintain.failure import QuintainError
+from quintain.nearest import one_of
 
 Extraction = Literal["auto", "boxed", "whole"]
 
@@ -50,7 +50,5 @@ class MathOptions:
         known = [option.name for option in fields(cls)]
         for name in options:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise QuintainError(f"the math verifier has no option {name!r}: {hint}")
+                raise QuintainError(f"the math verifier has no option {name!r}{one_of(name, known)}")
         return cls(**options)

@@ -36,6 +36,7 @@ class MathVerifier(Verifier):
     """
 
     name: ClassVar[str] = "math"
+    options_type: ClassVar[type | None] = MathOptions
 
     def __init__(self, options: MathOptions | None = None) -> None:
         self.options = options or MathOptions()

@@ -1,0 +1,93 @@
+"""The multiple-choice verifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quintain.verifiers import Item, verify_sync
+from quintain.verifiers.multiple_choice import chosen_letters
+
+CAPITALS = {"answer": "B", "choices": ["Paris", "Rome", "Oslo", "None of these"]}
+CHOSEN = [
+    ("B", "B"),
+    ("b", "B"),
+    ("(B)", "B"),
+    ("B.", "B"),
+    ("**B**", "B"),
+    ("$B$", "B"),
+    ("B) Rome", "B"),
+    ("(B) Rome", "B"),
+    ("B. Rome", "B"),
+    ("**B.** Rome", "B"),
+    (r"\boxed{B}", "B"),
+    (r"\boxed{\text{(B)}}", "B"),
+    (r"\boxed{B. Rome}", "B"),
+    (r"First \boxed{A}, no: \boxed{B}", "B"),
+    ("The answer is B.", "B"),
+    ("The answer is **(B)**.", "B"),
+    ("The correct answer is option B, since it is.", "B"),
+    ("The correct option is D.", "D"),
+    ("**Answer:** C", "C"),
+    ("Answer: A\nNo, wait.\nAnswer: C", "C"),
+    ("The answer is B, because A is a city.", "B"),
+    ("The answer is B, I think.", "B"),
+    ("I weigh it all.\n\nB", "B"),
+    ("Long thought.\nC. Oslo", "C"),
+    # No choice at all, or more than one
+    ("A dog", ""),
+    ("I think so", ""),
+    ("The answer is a dog.", ""),
+    ("The answer is not B", ""),
+    ("Bee", ""),
+    ("", ""),
+    (r"\boxed{}", ""),
+    ("The answer is A or B.", "AB"),
+    ("The answer is (A) and (C).", "AC"),
+    (r"\boxed{A, B}", "AB"),
+    ("A/B", "AB"),
+    ("A. Paris\nB. Rome\nC. Oslo\nD. None", "ABCD"),
+]
+
+
+@pytest.mark.parametrize(("answer", "letters"), CHOSEN)
+def test_the_letters_that_an_answer_chooses(answer: str, letters: str) -> None:
+    assert "".join(sorted(chosen_letters(answer))) == letters
+
+
+TABLE: list[tuple[str, Any, float | None]] = [
+    ("B", "B", 1.0),
+    ("B", "(b)", 1.0),
+    ("B", 1, 1.0),
+    ("A", 1, 0.0),
+    ("A or B", "B", 0.0),
+    ("Rome", CAPITALS, 1.0),
+    ("The last line decides:\nrome.", CAPITALS, 1.0),
+    ("Paris", CAPITALS, 0.0),
+    ("E", CAPITALS, 0.0),
+    ("<think>A</think>B", CAPITALS, 1.0),
+    ("B", "AB", None),
+    ("B", 26, None),
+    ("B", True, None),
+    ("B", None, None),
+    ("B", {"answer": "E", "choices": ["x", "y"]}, None),
+    ("B", {"answer": "A", "choices": "xy"}, None),
+]
+
+
+@pytest.mark.parametrize(("answer", "reference", "score"), TABLE)
+def test_the_table(answer: str, reference: Any, score: float | None) -> None:
+    [verdict] = verify_sync("multiple_choice", [Item(answer, reference)])
+    assert verdict.score == score
+
+
+@given(st.sampled_from("ABCDE"), st.sampled_from("ABCDE"))
+def test_hedging_between_two_letters_never_scores(one: str, other: str) -> None:
+    if one != other:
+        for text in (f"{one} or {other}", f"The answer is {one} or {other}.", rf"\boxed{{{one},{other}}}"):
+            for right in (one, other):
+                [verdict] = verify_sync("multiple_choice", [Item(text, right)])
+                assert verdict.score == 0.0

@@ -1,0 +1,63 @@
+"""The part of a model's text that is its answer, and text that is fit to be shown. Pure, linear in the text."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from quintain.verifiers.math.extract import after_thinking as _after_thinking
+
+SHOWN_CHARS: Final = 200
+MAX_ANSWER_CHARS: Final = 4 << 20
+"""No verifier reads a longer answer: it is unparsable."""
+
+_FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
+
+
+def answer_in(text: str, *, after_thinking: bool = True, tag: str | None = None) -> str | None:
+    """The answer in `text`, stripped: after the thinking, in the last `<tag>…</tag>`; None where there is none."""
+    body: str | None = _after_thinking(text) if after_thinking else text
+    if body is not None and tag is not None:
+        body = last_element(body, tag)
+    return None if body is None else body.strip()
+
+
+def last_element(text: str, tag: str) -> str | None:
+    """What is in the last complete `<tag>…</tag>` of `text`, or None."""
+    end = text.rfind(f"</{tag}>")
+    start = text.rfind(f"<{tag}>", 0, max(end, 0))
+    return None if start < 0 else text[start + len(tag) + 2 : end]
+
+
+def last_fence(text: str, languages: frozenset[str]) -> str | None:
+    """What is in the last fenced block of `text` whose language is one of `languages` ("" is no language), or None.
+
+    A fence is a line that begins with three or more backticks or tildes; the word behind them is the language. A block
+    ends at a fence of the same kind, at least as long, without a language; one that never ends is none.
+    """
+    found, opened = None, None
+    for fence in _FENCE.finditer(text):
+        marks, info = fence[1], fence[2].strip()
+        if opened is None:
+            if marks[0] == "~" or "`" not in info:  # ```like this``` is code within a line
+                opened = fence
+        elif marks[0] == opened[1][0] and len(marks) >= len(opened[1]) and not info:
+            if (opened[2].split() or [""])[0].lower() in languages:
+                found = text[opened.end() + 1 : fence.start()]
+            opened = None
+    return found
+
+
+def shown(value: object, limit: int = SHOWN_CHARS) -> str:
+    """`value` as text for a verdict's detail: at most `limit` characters, fit for UTF-8 and for one line of a log."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def texts_of(reference: object) -> list[str] | None:
+    """The accepted answers that `reference` names: a text or a list of texts, none of them empty; else None."""
+    texts = [reference] if isinstance(reference, str) else reference
+    if not isinstance(texts, (list, tuple)) or not texts:
+        return None
+    return [text for text in texts] if all(isinstance(text, str) and text.strip() for text in texts) else None
