@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from quintain.envs.check import check_environment as check_environment
     from quintain.envs.client import EnvClient as EnvClient
     from quintain.envs.client import RemoteEnv as RemoteEnv
+    from quintain.envs.code import CodeEnv as CodeEnv
+    from quintain.envs.judging import JudgingEnv as JudgingEnv
     from quintain.envs.limits import Limits as Limits
     from quintain.envs.local import LocalClient as LocalClient
     from quintain.envs.math import MathEnv as MathEnv
@@ -38,6 +40,8 @@ _HOMES = {
     "quintain.envs.base": ("Action", "Environment", "Observation", "Step"),
     "quintain.envs.check": ("check_environment",),
     "quintain.envs.client": ("EnvClient", "RemoteEnv"),
+    "quintain.envs.code": ("CodeEnv",),
+    "quintain.envs.judging": ("JudgingEnv",),
     "quintain.envs.limits": ("Limits",),
     "quintain.envs.local": ("LocalClient",),
     "quintain.envs.math": ("MathEnv",),

@@ -12,37 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import time
 import uuid
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self
 
-from quintain.codec import from_json, to_json
+from quintain.calling.caller import Caller
+from quintain.calling.retry import RetryPolicy
+from quintain.codec import to_json
 from quintain.envs.base import Action, Environment, Observation, Step
-from quintain.envs.connections import Connections
 from quintain.envs.remote_tasks import remote_tasks
-from quintain.envs.retry import Retry, RetryPolicy
-from quintain.envs.wire import (
-    CreateEpisode,
-    EpisodeCreated,
-    FailureBody,
-    Metadata,
-    StepAnswer,
-    StepRequest,
-    TaskPage,
-)
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.envs.wire import CreateEpisode, EpisodeCreated, Metadata, StepAnswer, StepRequest, TaskPage
+from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.task import Task, TaskSource
 
-if TYPE_CHECKING:
-    import httpx
-
-T = TypeVar("T")
-
-CONNECT_S = 5.0
 CLOSE_S = 5.0
-RETRIED = frozenset({429, 502, 503})
 
 
 class EnvClient:
@@ -62,14 +45,16 @@ class EnvClient:
         max_connections: int = 256,
         seed: int = 0,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise QuintainError(f"an environment's address looks like http://127.0.0.1:8000, not {url!r}")
-        self.url = url.rstrip("/")
-        self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._policy = RetryPolicy(timeout_s, patience_s)
-        self._max_connections = max_connections
-        self._rng = random.Random(seed)
-        self._connections: Connections | None = None
+        self._caller = Caller(
+            url,
+            token,
+            server="environment server",
+            policy=self._policy,
+            max_connections=max_connections,
+            seed=seed,
+        )
+        self.url = self._caller.url
 
     def episode(self) -> RemoteEnv:
         """An environment that runs on the server."""
@@ -83,13 +68,11 @@ class EnvClient:
 
     async def metadata(self) -> Metadata:
         """Which environment the server has. Raises FailureError."""
-        return self._parsed(await self.call("GET", "/metadata", Stage.TASKS), Metadata, Stage.TASKS)
+        return self._caller.parsed(await self.call("GET", "/metadata", Stage.TASKS), Metadata, Stage.TASKS)
 
     async def aclose(self) -> None:
         """Close the connections. The next call opens new ones."""
-        connections, self._connections = self._connections, None
-        if connections is not None:
-            await connections.aclose()
+        await self._caller.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,7 +85,7 @@ class EnvClient:
     async def create(self, request: CreateEpisode) -> EpisodeCreated:
         """Begin an episode. Raises FailureError."""
         # those that wait in the server's queue must not keep the steps that free a slot from a connection
-        creating = self._here().creating
+        creating = self._caller.here().creating
         try:
             async with asyncio.timeout(self._policy.timeout_s):
                 await creating.acquire()
@@ -113,12 +96,12 @@ class EnvClient:
             body = await self.call("POST", "/v1/episodes", Stage.RESET, to_json(request))
         finally:
             creating.release()
-        return self._parsed(body, EpisodeCreated, Stage.RESET)
+        return self._caller.parsed(body, EpisodeCreated, Stage.RESET)
 
     async def step(self, episode: str, request: StepRequest) -> StepAnswer:
         """Play a turn. Raises FailureError."""
         body = await self.call("POST", f"/v1/episodes/{episode}/step", Stage.STEP, to_json(request))
-        return self._parsed(body, StepAnswer, Stage.STEP)
+        return self._caller.parsed(body, StepAnswer, Stage.STEP)
 
     async def dismiss(self, episode: str) -> None:
         """Close an episode, if the server can be reached at once; if not, its lease will."""
@@ -130,90 +113,14 @@ class EnvClient:
         self, method: str, path: str, stage: Stage, body: str | None = None, policy: RetryPolicy | None = None
     ) -> bytes:
         """The body of the answer, asking again where that can help. Raises FailureError."""
-        import httpx
-
-        retry = Retry(policy or self._policy, self._rng, time.monotonic())
-        connections = self._here()
-        while True:
-            left_s = retry.left(time.monotonic())
-            timeout = httpx.Timeout(left_s, connect=min(CONNECT_S, left_s))
-            try:
-                async with asyncio.timeout(left_s), connections.one() as connection:
-                    response = await connection.request(method, path, content=body, timeout=timeout)
-            except (httpx.TransportError, TimeoutError) as error:
-                wait_s = retry.silent(self._silence(error, stage), time.monotonic())
-            else:
-                if response.is_success:
-                    return response.content
-                wait_s = self._refusal(response, stage, retry)
-            await asyncio.sleep(wait_s)
+        return await self._caller.call(method, path, stage, body, policy)
 
     def page(self, split: str, start: int, count: int) -> TaskPage:
         """Tasks of `split`, without an event loop. Raises FailureError."""
-        import httpx
-
-        retry = Retry(self._policy, self._rng, time.monotonic())
         params: dict[str, str | int] = {"split": split, "start": start, "count": count}
-        with httpx.Client(**self._settings()) as client:
-            while True:
-                timeout = httpx.Timeout(retry.left(time.monotonic()), connect=CONNECT_S)
-                try:
-                    response = client.get("/v1/tasks", params=params, timeout=timeout)
-                except httpx.TransportError as error:
-                    wait_s = retry.silent(self._silence(error, Stage.TASKS), time.monotonic())
-                else:
-                    if response.is_success:
-                        return self._parsed(response.content, TaskPage, Stage.TASKS)
-                    wait_s = self._refusal(response, Stage.TASKS, retry)
-                time.sleep(wait_s)
-
-    def _here(self) -> Connections:
-        """The connections of the running event loop."""
-        if self._connections is None or self._connections.loop is not asyncio.get_running_loop():
-            self._connections = Connections(self._settings(), self._max_connections)
-        return self._connections
-
-    def _settings(self) -> dict[str, Any]:
-        # a proxy for the world outside is none for a service of ours; certificates are read only where they matter
-        return {
-            "base_url": self.url,
-            "headers": {"content-type": "application/json", **self._headers},
-            "trust_env": False,
-            "verify": self.url.startswith("https"),
-        }
-
-    def _silence(self, error: Exception, stage: Stage) -> Failure:
-        import httpx
-
-        slow = isinstance(error, (httpx.ReadTimeout, TimeoutError))
-        kind = FailureKind.TIMEOUT if slow else FailureKind.UNREACHABLE
-        said = f"{type(error).__name__}: {error}".rstrip(": ")
-        return Failure.of(kind, stage, f"no answer from the environment server at {self.url} ({said})")
-
-    def _refusal(self, response: httpx.Response, stage: Stage, retry: Retry) -> float:
-        """How long to wait before asking again, or FailureError with what the server said."""
-        try:
-            body: FailureBody = from_json(response.content, FailureBody)
-            failure = body.failure
-        except QuintainError:
-            text = one_line(response.text, 80)
-            message = f"{self.url} answered {response.status_code} {text!r}: is it an environment server?"
-            kind = FailureKind.UNREACHABLE if response.status_code in RETRIED else FailureKind.INVALID
-            failure = Failure.of(kind, stage, message)
-        if response.status_code not in RETRIED:
-            raise FailureError(failure)
-        try:
-            retry_after_s = float(response.headers.get("retry-after", "0"))
-        except ValueError:  # a date: our own waits do as well
-            retry_after_s = 0.0
-        return retry.refused(failure, time.monotonic(), retry_after_s)
-
-    def _parsed(self, body: bytes, kind: type[T], stage: Stage) -> T:
-        try:
-            return from_json(body, kind)
-        except (QuintainError, FailureError) as error:
-            message = f"the answer of {self.url} is no {kind.__name__}: {error}"
-            raise FailureError(Failure.of(FailureKind.INVALID, stage, message)) from None
+        return self._caller.parsed(
+            self._caller.call_sync("GET", "/v1/tasks", Stage.TASKS, params), TaskPage, Stage.TASKS
+        )
 
 
 class RemoteEnv(Environment):

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from quintain.envs.base import Action, Environment, Observation, Step, invalid
+from quintain.envs.judging import JudgingEnv
 from quintain.envs.options import Bound
-from quintain.envs.single_turn import SingleTurnEnv
-from quintain.envs.verifying import Verifiers
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
 from quintain.task import Task, TaskOrigin, TaskSource, size_of
+from quintain.verifiers.service.kept import Verifiers
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Host:
             found = task if isinstance(task, Task) else await self._find(task, deadline)
             live.task = found
             live.env = self.bound()
-            if isinstance(live.env, SingleTurnEnv):
+            if isinstance(live.env, JudgingEnv):
                 live.env.verifiers = self._verifiers
             chosen = seed if seed is not None else found.seed or 0
             return await live.env.reset(found, seed=chosen)

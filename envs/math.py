@@ -9,17 +9,19 @@ version.
 from __future__ import annotations
 
 import hashlib
-import json
 import operator
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
+from quintain.envs.jsonl import read_rows
 from quintain.envs.single_turn import SingleTurnEnv
 from quintain.failure import QuintainError
 from quintain.messages import user
 from quintain.task import EndlessTasks, Task, TaskSource
 
+EXPECTED: Final = '{"question": ..., "answer": ...} in JSON'
 _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
@@ -119,19 +121,11 @@ def _from_file(path: Path, split: str, heldout: int, seed: int) -> list[Task]:
 
 def _rows(path: Path) -> list[tuple[str, str]]:
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuintainError(f"cannot read the questions in {path}: {error}") from None
-    for at, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            question, answer = row["question"], row["answer"]
-        except (ValueError, TypeError, KeyError):
-            raise QuintainError(f'{path} line {at}: expected {{"question": ..., "answer": ...}} in JSON') from None
+    for line, row in read_rows(path, EXPECTED):
+        if not {"question", "answer"} <= row.keys():
+            raise QuintainError(f"{path} line {line}: expected {EXPECTED}")
+        question, answer = row["question"], row["answer"]
         if not isinstance(question, str) or not isinstance(answer, (str, int, float)):
-            raise QuintainError(f"{path} line {at}: a question is text, an answer text or a number")
+            raise QuintainError(f"{path} line {line}: a question is text, an answer text or a number")
         rows.append((question, str(answer).rpartition("####")[2].strip()))  # GSM8K's answers end in "#### 42"
     return rows

@@ -24,7 +24,12 @@ from quintain.nearest import did_you_mean
 
 ENTRY_POINTS: Final = "quintain.envs"
 
-BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"math": "quintain.envs.math:MathEnv"})
+BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "code": "quintain.envs.code:CodeEnv",
+        "math": "quintain.envs.math:MathEnv",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

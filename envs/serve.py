@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quintain.envs.limits import Limits
 from quintain.failure import QuintainError
+from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
 
 if TYPE_CHECKING:
     import uvicorn
-    from starlette.applications import Starlette
 
     from quintain.envs.pool import Backend
     from quintain.envs.sessions import Sessions
@@ -35,9 +32,6 @@ TOKEN_ENV = "QUINTAIN_ENV_TOKEN"
 SWEEP_S = 5.0
 GRACE_S = 3
 """How long requests in progress may take to be answered when the server stops."""
-KEEP_ALIVE_S = 75
-BACKLOG = 2048
-SOCKETS = 65536
 
 
 def serve_env(
@@ -65,48 +59,14 @@ def serve_env(
 
     hold_lifeline(lifeline_fd, grace_s=GRACE_S + 5.0)
     token = token or os.environ.get(TOKEN_ENV) or None
-    check_bind(host, token)
+    check_bind(host, token is not None, TOKEN_ENV)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    _allow_many_sockets()
+    allow_many_sockets()
     backend = _backend(spec, options or {}, min(4, os.cpu_count() or 1) if workers is None else workers)
     with bound_socket(host, port) as sock:
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{sock.getsockname()[1]}"
+        url = url_of(host, sock)
         ready = json.dumps({"event": "ready", "url": url, "pid": os.getpid()}) if json_ready else f"{spec} is at {url}"
         asyncio.run(_serve(sock, backend, token, limits or Limits(), lambda: print(ready, flush=True)))
-
-
-def check_bind(host: str, token: str | None) -> None:
-    """Raise QuintainError unless `host` is loopback or there is a `token`."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False  # a name may point anywhere
-    if not loopback and token is None:
-        raise QuintainError(
-            f"refusing to listen on {host} without a token, since anybody could use it: set {TOKEN_ENV}, or listen on"
-            " 127.0.0.1"
-        )
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises QuintainError where the port is taken or the address is not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay off only where the protocol is spelled out: without it each answer takes 40 ms more
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-        return sock
-    except OverflowError:
-        sock.close()
-        raise QuintainError(f"a port is a number from 0 to 65535, not {port}") from None
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise QuintainError(f"port {port} on {host} is taken: choose another, or 0 for any free one") from None
-        raise QuintainError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
 async def _serve(
@@ -116,18 +76,19 @@ async def _serve(
     limits: Limits,
     ready: Callable[[], None],
 ) -> None:
-    from quintain.envs.metrics import Metrics
     from quintain.envs.sessions import Sessions
+    from quintain.serving.metrics import Metrics
 
-    metrics = Metrics()
+    metrics = Metrics("quintain_env_")
     sessions = Sessions(backend, limits, metrics)
     starting = asyncio.create_task(sessions.start())
     await asyncio.sleep(0)  # the workers start while we import the rest
 
     from quintain.envs.server import EnvApp
+    from quintain.serving.run import quiet_server
 
     app = EnvApp(sessions, metrics, token=token)
-    server = _server(app.asgi, ready)
+    server = quiet_server(app.asgi, ready, grace_s=GRACE_S + 2)
     serving = asyncio.ensure_future(_run(starting, sessions, server, sock))
 
     def stop() -> None:
@@ -163,33 +124,6 @@ async def _sweep(sessions: Sessions) -> None:
         sessions.sweep()
 
 
-def _server(app: Starlette, ready: Callable[[], None]) -> uvicorn.Server:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        """uvicorn's, with the signals left to us: it would die of them again after a graceful stop."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            ready()
-
-    return Server(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S + 2,
-            server_header=False,
-        )
-    )
-
-
 def _backend(spec: str, options: Mapping[str, Any], workers: int) -> Backend:
     if workers < 0:
         raise QuintainError(f"the number of workers must be at least 0, not {workers}")
@@ -205,10 +139,3 @@ def _backend(spec: str, options: Mapping[str, Any], workers: int) -> Backend:
     from quintain.envs.registry import resolve
 
     return Inline(Desk(spec, Host(bind(resolve(spec), options))))
-
-
-def _allow_many_sockets() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = SOCKETS if hard == resource.RLIM_INFINITY else min(SOCKETS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

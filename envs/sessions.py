@@ -24,11 +24,12 @@ from typing import Any
 from quintain.envs.episode import Episode, Refuse, Replay, Run, State
 from quintain.envs.frames import Advance, Close, Describe, Open, Page, Reply, Request, stage_of
 from quintain.envs.limits import Limits
-from quintain.envs.metrics import Metrics
 from quintain.envs.pool import Backend
 from quintain.envs.slots import Full, Slots
-from quintain.envs.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, StepRequest, refused
+from quintain.envs.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, StepRequest
 from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.serving.metrics import Metrics
+from quintain.serving.refusals import refused
 from quintain.task import TaskOrigin
 
 log = logging.getLogger(__name__)

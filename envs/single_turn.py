@@ -24,8 +24,8 @@ import inspect
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from quintain.envs.base import Action, Environment, Observation, Step
-from quintain.envs.verifying import Verifiers
+from quintain.envs.base import Action, Observation, Step
+from quintain.envs.judging import JudgingEnv
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.messages import system
 from quintain.task import Task
@@ -38,7 +38,7 @@ Score = float | Mapping[str, float] | Verdict
 """A reward, its named parts (the reward is their sum), or a verifier's verdict."""
 
 
-class SingleTurnEnv(Environment):
+class SingleTurnEnv(JudgingEnv):
     """A task's prompt, one answer, and a score: subclasses give `tasks`, and `score` or `verifier`.
 
     `system`, where set, is the system message before the prompt; it is an option too. `verifier` is the name
@@ -47,8 +47,6 @@ class SingleTurnEnv(Environment):
 
     system: str | None = None
     verifier: ClassVar[str | Verifier | None] = None
-    verifiers: Verifiers | None = None  # a host's, shared by its episodes; else this environment makes its own
-    _own: Verifiers | None = None
     _task: Task | None = None
     _asked: bool = False
 
@@ -74,23 +72,14 @@ class SingleTurnEnv(Environment):
         """What `answer` is worth: a float, named parts, or a verdict; `async def` or not. Asks `verifier`."""
         return self._verify(answer, reference)
 
-    async def close(self) -> None:
-        """Close the verifier, unless it is shared."""
-        if self._own is not None:
-            await self._own.close()
-
     async def _verify(self, answer: str, reference: Any) -> Verdict:
         from quintain.verifiers.base import Item
 
         if self.verifier is None:
             raise NotImplementedError(f"{type(self).__name__} needs a `score` method or a `verifier`")
         if isinstance(self.verifier, str):
-            if self.verifiers is None:
-                self.verifiers = self._own = Verifiers()
-            verifier = self.verifiers.get(self.verifier)
-        else:
-            verifier = self.verifier
-        (verdict,) = await verifier.verify([Item(answer, reference)])
+            return await self.judge(self.verifier, answer, reference)
+        (verdict,) = await self.verifier.verify([Item(answer, reference)])
         return verdict
 
 

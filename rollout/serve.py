@@ -67,8 +67,8 @@ def serve(run: Path, *, environment: str, host: str = "127.0.0.1", port: int = 0
     import uvicorn
 
     from quintain.envs.client import EnvClient
-    from quintain.envs.serve import bound_socket
     from quintain.rollout.server import rollout_app
+    from quintain.serving.listen import bound_socket
 
     config = load_config(run / "config.yaml")
     quiet_transformers()

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "quintain-setup.json"
-EXTRAS = "math,schema,ifeval,reasoning-gym,train,dev"
+EXTRAS = "math,schema,ifeval,reasoning-gym,docker,train,dev"
 TORCH = "torch==2.13.0"  # the version the tests ran with; pyproject.toml allows many more
 CUDA_PREFIXES = ("nvidia-", "cuda-", "triton")
 

@@ -6,7 +6,10 @@ set -eu
 
 # Debian package | program that shows it is there | pytest marker of the tests that need it | what those test
 needed='
-bubblewrap | bwrap | needs_bubblewrap | the namespace sandbox of the code verifier
+docker.io | dockerd | needs_docker | the docker sandbox
+g++ | g++ | needs_gxx | programs in C and C++
+nodejs | node | needs_node | programs in JavaScript
+bubblewrap | bwrap | needs_bubblewrap | the sandbox benchmark
 '
 
 log=$(mktemp)
@@ -30,3 +33,7 @@ printf '%s\n' "$needed" | while IFS='|' read -r package program marker what; do
     command -v "$program" >/dev/null ||
         printf '%s\t%s\n' "$marker" "$package is missing, so tests of $what are left out; install it with your package manager (Debian: apt-get install $package)"
 done
+
+if [ "$(id -u)" != 0 ] && command -v dockerd >/dev/null; then
+    printf 'needs_docker\tonly root can start dockerd, so tests of the docker sandbox are left out; run make test as root for them\n'
+fi

@@ -3,48 +3,22 @@
 The reference is a letter ("B"), the choice's number (0 is A), or `{"answer": letter or number, "choices":
 ["Paris", "Rome", …]}`, with which an answer may also be the text of a choice.
 
-Where the letter is found, first match wins:
-1. In the last `\\boxed{…}`: a letter, or a letter and a choice's text ("B. Rome").
-2. Behind the last "answer is", "answer:", "answer =" or "correct option is": "the answer is **(B)**".
-3. The last line is a letter, or begins with one as a list does ("B", "(B)", "B) Rome", "B. Rome"), and no other
-   line is or does so with another letter.
-In a box and in a last line, the text of exactly one choice stands for its letter.
-
-Who hedges chooses nothing: two letters in the place that counts ("A or B") are `unparsable`, and so is a letter
-beyond the choices. A letter in prose is never taken: "A dog" names no choice.
+Where the letter is found, and what counts as one: `quintain.verifiers.math.choices`. Who hedges chooses nothing: two
+letters in the place that counts ("A or B") are `unparsable`, and so is a letter beyond the choices.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from quintain.verdict import Verdict
-from quintain.verifiers.math.extract import last_box
+from quintain.verifiers.math.choices import LETTERS, chosen_letters
 from quintain.verifiers.options import TextOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
 from quintain.verifiers.text import answer_in, shown
-
-LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-PROSE_WINDOW_CHARS: Final = 8_000
-"""Only the end of a long answer is searched for a letter."""
-
-_MARKS = r"[\s*_`\"'$({\[]{0,8}"
-_WRAPPED = r"(?:\\(?:text|textbf|mathrm|mathbf)\s{0,2}\{\s{0,2}\(?)?"
-_END = r"(?![A-Za-z0-9’'])"
-_LETTER = rf"{_MARKS}{_WRAPPED}(?P<letter>[A-Za-z]){_END}"
-_ANNOUNCED = re.compile(
-    rf"\b(?:answers?|(?:correct|right|best)\s(?:option|choice))\b[^.\n:=]{{0,40}}?(?:\bis\b|:|=)"
-    rf"\s{{0,4}}(?:(?:option|choice)\b)?{_LETTER}",
-    re.IGNORECASE,
-)
-_START = re.compile(_LETTER)
-_LISTED_END = re.compile(r"[\s.*_`\"'$)}\]]{0,8}$|[)}\]*_]{0,4}[.:)][)}\]*_]{0,4}\s")
-_HEDGE = re.compile(rf"[)}}\]*_`\"'$.\s]{{0,8}}(?:,|/|&|\bor\b|\band\b){{1,2}}{_MARKS}(?P<letter>[A-Za-z]){_END}")
-_ARTICLE_END = re.compile(r"\s+(?!(?:or|and|because|since|as)\b)[a-z]{2,}")
 
 
 class MultipleChoiceOptions(TextOptions):
@@ -81,48 +55,6 @@ class MultipleChoiceVerifier(PureVerifier):
         if LETTERS.index(letter) >= known:
             return unparsable(f"there is no choice {letter}: the last is {LETTERS[known - 1]}")
         return Verdict.scored(float(letter == right), chosen=letter)
-
-
-def chosen_letters(text: str, choices: Sequence[str] = ()) -> frozenset[str]:
-    """The letters that `text` chooses by the policy above: none, one, or the several that it hedges between."""
-    box = last_box(text)
-    if box is not None:
-        return _listed(box, choices)
-    window = text[-PROSE_WINDOW_CHARS:]
-    for announced in reversed(list(_ANNOUNCED.finditer(window))):
-        if not _is_article(announced, window):
-            return _with_hedges(announced, window)
-    lines = [line for line in window.splitlines() if line.strip()]
-    if not lines or not _listed(lines[-1], choices):
-        return frozenset()
-    return frozenset().union(*(_listed(line, choices) for line in lines))  # who lists all the choices chooses none
-
-
-def _listed(text: str, choices: Sequence[str]) -> frozenset[str]:
-    """The letters that `text` is, or begins with as a list does, or whose choice's text it is."""
-    text = text.strip()
-    start = _START.match(text)
-    if start is not None and (_LISTED_END.match(text, start.end()) or _HEDGE.match(text, start.end())):
-        return _with_hedges(start, text)
-    named = [LETTERS[place] for place, choice in enumerate(choices) if _plain(choice) == _plain(text)]
-    return frozenset(named) if len(named) == 1 else frozenset()
-
-
-def _with_hedges(found: re.Match[str], text: str) -> frozenset[str]:
-    letters, at = {found["letter"].upper()}, found.end("letter")
-    while (hedge := _HEDGE.match(text, at)) and not _is_article(hedge, text):
-        letters.add(hedge["letter"].upper())
-        at = hedge.end()
-    return frozenset(letters)
-
-
-def _is_article(found: re.Match[str], text: str) -> bool:
-    """Whether the letter is the word "a" or "I" of a sentence: "the answer is a dog", "B, I think"."""
-    return found["letter"] in "aAiI" and _ARTICLE_END.match(text, found.end()) is not None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).strip(" .\"'*$").casefold()
 
 
 def _asked(reference: Any, choices: int) -> tuple[str, Sequence[str]] | None:

@@ -23,6 +23,7 @@ ENTRY_POINTS: Final = "quintain.verifiers"
 
 BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "code": "quintain.verifiers.code:make_code_verifier",
         "exact": "quintain.verifiers.exact:make_exact_verifier",
         "format": "quintain.verifiers.format:make_format_verifier",
         "instruction_following": "quintain.verifiers.instruction_following:make_instruction_following_verifier",
@@ -33,6 +34,7 @@ BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
         "multiple_choice": "quintain.verifiers.multiple_choice:make_multiple_choice_verifier",
         "reasoning_gym": "quintain.verifiers.reasoning_gym:make_reasoning_gym_verifier",
         "regex": "quintain.verifiers.regex:make_regex_verifier",
+        "remote": "quintain.verifiers.remote:make_remote_verifier",
         "reward_model": "quintain.verifiers.reward_model:make_reward_model_verifier",
         "rubric": "quintain.verifiers.rubric:make_rubric_verifier",
         "sql": "quintain.verifiers.sql:make_sql_verifier",

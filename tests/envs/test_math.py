@@ -90,7 +90,7 @@ def test_hashed_numbers_are_spread_evenly():
         ({"low": 5, "high": 4}, "low must not be more than high, but 5 > 4"),
         ({"heldout": 900}, "there are 900 questions: heldout must leave some, not be 900"),
         ({"heldout": 0}, "heldout must be at least 1"),
-        ({"data": "/nowhere.jsonl"}, "cannot read the questions in /nowhere.jsonl"),
+        ({"data": "/nowhere.jsonl"}, "cannot read the tasks in /nowhere.jsonl"),
     ],
 )
 def test_a_wrong_option_is_one_line(options, complaint):

@@ -76,7 +76,7 @@ def test_a_module_in_the_current_folder_is_found(file, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("mth", "there is no environment 'mth': did you mean 'math'? (known: math"),
+        ("mth", "there is no environment 'mth': did you mean 'math'? (known: code, math"),
         ("quintain.envs.nowhere:MathEnv", "there is no module 'quintain.envs.nowhere'"),
         ("quintain.envs.math:MathsEnv", "no 'MathsEnv' there: did you mean 'MathEnv'? (its environments: MathEnv)"),
         ("quintain.envs.math:hashed", "is no environment: it must be a subclass of quintain.envs.Environment"),

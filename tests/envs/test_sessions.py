@@ -14,12 +14,13 @@ from quintain.envs.desk import Desk
 from quintain.envs.host import Host
 from quintain.envs.inline import Inline
 from quintain.envs.limits import Limits
-from quintain.envs.metrics import Metrics
 from quintain.envs.options import bind
 from quintain.envs.registry import resolve
 from quintain.envs.sessions import Sessions
-from quintain.envs.wire import CreateEpisode, StepRequest, status_of
+from quintain.envs.wire import CreateEpisode, StepRequest
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
+from quintain.serving.metrics import Metrics
+from quintain.serving.refusals import status_of
 
 SAMPLES = Path(__file__).parent / "samples.py"
 
@@ -36,7 +37,7 @@ class Table:
 
     def __init__(self, **limits) -> None:
         self.clock = Clock()
-        self.metrics = Metrics()
+        self.metrics = Metrics("quintain_env_")
         self.host = Host(bind(resolve(f"{SAMPLES}:Probe")))
         self.sessions = Sessions(Inline(Desk("probe", self.host)), Limits(**limits), self.metrics, clock=self.clock)
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from quintain.envs import Action, FailureError, Limits, Task
-from quintain.envs.serve import check_bind
 from quintain.failure import FailureKind, QuintainError, Stage
+from quintain.serving.listen import check_bind
 
 REFERENCE = "the-hidden-reference-7391"
 
@@ -251,12 +251,12 @@ def test_a_server_without_workers_plays_the_same_episodes(serve):
 
 
 async def test_a_server_without_a_living_worker_says_that_it_is_not_well():
-    from quintain.envs.metrics import Metrics
     from quintain.envs.pool import WorkerPool
     from quintain.envs.server import EnvApp
     from quintain.envs.sessions import Sessions
+    from quintain.serving.metrics import Metrics
 
-    metrics = Metrics()
+    metrics = Metrics("quintain_env_")
     app = EnvApp(Sessions(WorkerPool("math", {}, 1), Limits(), metrics), metrics)  # never started
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app.asgi), base_url="http://here") as http:
         assert failure(await http.get("/health"))[:2] == (503, "unreachable")
@@ -314,13 +314,13 @@ async def test_a_server_with_a_token_lets_nobody_else_in(serve):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
 def test_only_loopback_is_bound_without_a_token(host):
     with pytest.raises(QuintainError, match=r"refusing to listen on .* without a token"):
-        check_bind(host, None)
-    check_bind(host, "token")
+        check_bind(host, False, "A_TOKEN")
+    check_bind(host, True, "A_TOKEN")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_loopback_is_bound_without_a_token(host):
-    check_bind(host, None)
+    check_bind(host, False, "A_TOKEN")
 
 
 def test_a_server_that_would_be_open_to_anybody_does_not_start(serve):

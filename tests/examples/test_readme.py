@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +18,11 @@ from quintain.envs.registry import resolve
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 async def test_the_environment_in_the_readme_is_sound_and_is_the_example(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = (block for block in PYTHON if "SingleTurnEnv" in block)
     assert code.partition("class ")[2].strip() in (ROOT / "examples" / "custom_env.py").read_text(encoding="utf-8")
     file = tmp_path / "mine.py"
     file.write_text(code)
@@ -54,12 +57,26 @@ def test_every_command_and_option_in_the_readme_exists() -> None:
     for line in shown:
         for command in re.split(r"\s{2,}", line):
             words = command.split()
-            group = 3 if words[1] in ("env", "config") else 2
+            group = 3 if words[1] in ("env", "config") or words[1:3] == ["verify", "serve"] else 2
             help_text = subprocess.run(
                 [sys.executable, "-m", *words[:group], "--help"], capture_output=True, text=True, check=True
             ).stdout
             for option in re.findall(r"--[a-z-]+", command):
                 assert option in help_text, command
+
+
+def test_the_service_in_the_readme_judges_as_it_is_shown() -> None:
+    (code,) = (block for block in PYTHON if "VerifierClient" in block)
+    ready = [sys.executable, "-m", "quintain", "verify", "serve", "--port", "0", "--json"]
+    with subprocess.Popen(ready, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = json.loads(server.stdout.readline())["url"]
+            names: dict[str, Any] = {}
+            exec(code.replace("http://127.0.0.1:8100", url), names)
+        finally:
+            server.terminate()
+    assert [names[name].score for name in ("right", "wrong", "verdict")] == [1.0, 0.0, 1.0]
 
 
 def test_no_placeholder_is_left_in_the_readme() -> None:

@@ -186,7 +186,7 @@ print(len(imported), *lacking, sep="\\n")
     count, *lacking = result.stdout.splitlines()
     assert int(count) > 10
     allowed = re.compile(
-        r"quintain\.verifiers\.math\.\w+: (sympy|math_verify|latex2sympy2_extended)(\.\w+)*"
+        r"quintain\.verifiers\.math\.\w+: (mpmath|sympy|math_verify|latex2sympy2_extended)(\.\w+)*"
         r"|quintain\.verifiers\.json_schema\.check: jsonschema"
         r"|quintain\.verifiers\.reasoning_gym\.score: reasoning_gym"
         r"|quintain\.verifiers\.reward_model\.classifier: torch"

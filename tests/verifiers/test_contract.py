@@ -35,7 +35,15 @@ LEGS = {"dataset": "leg_counting", "entry": {"question": "?", "answer": "12", "m
 NO_COMMA = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 NOT_A_TEXT = (None, 5, [], {}, "", object())
 
+ADD = {"kind": "function", "entry_point": "add", "tests": "def check(add): assert add(1, 2) == 3"}
+
 CASES: dict[str, Case] = {
+    "code": Case(
+        {},
+        Item("```python\ndef add(a, b): return a + b\n```", ADD),
+        Item("```python\ndef add(a, b): return a - b\n```", ADD),
+        (None, 5, [], {}, "x", {"kind": "x"}, ADD | {"tests": ""}, ADD | {"tests": "def check(add): ("}, object()),
+    ),
     "exact": Case({}, Item("a", "a"), Item("b", "a"), NOT_A_TEXT),
     "format": Case({"tags": ["a"]}, Item("<a>1</a>", None), Item("1", None)),
     "instruction_following": Case({}, Item("a b", NO_COMMA), Item("a, b", NO_COMMA), (None, 5, [], {}, "x", object())),
@@ -53,6 +61,7 @@ CASES: dict[str, Case] = {
     "multiple_choice": Case({}, Item("B", "B"), Item("A", "B"), (None, [], {}, "", "BB", -1, object())),
     "reasoning_gym": Case({"deadline_s": 60.0}, Item("12", LEGS), Item("13", LEGS), (None, 5, [], {}, "x", object())),
     "regex": Case({"deadline_s": 10.0}, Item("abc", "b"), Item("abc", "x"), (None, 5, [], {}, "", "(", object())),
+    "remote": Case({"verifier": "exact", "patience_s": 0.0}, None, None, (object(), float("nan"))),
     "reward_model": Case({}, None, None, (5, [], {}, "", object())),
     "rubric": Case({"parts": [{"verifier": "exact"}]}, Item("a", "a"), Item("b", "a"), NOT_A_TEXT),
     "sql": Case(
@@ -107,7 +116,7 @@ async def made(request: pytest.FixtureRequest) -> AsyncIterator[Made]:
         options = dict(CASES.get(name, Case()).options)
         if name == "reward_model":
             options["model"] = request.getfixturevalue("tiny_classifier")
-        if name == "judge":
+        if name in ("judge", "remote"):
             with socket.socket() as free:  # nobody is at this address
                 free.bind(("127.0.0.1", 0))
                 options["url"] = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -143,7 +152,7 @@ async def test_nothing_asked_is_nothing_answered_and_closing_twice_is_allowed(na
 async def test_verdicts_come_one_for_each_item_in_order(name: str, made: Made) -> None:
     case = CASES.get(name, Case())
     if case.right is None or case.wrong is None:
-        assert name not in CASES or name in ("judge", "reward_model")  # their scores are somebody else's
+        assert name not in CASES or name in ("judge", "remote", "reward_model")  # their scores are somebody else's
         return
     items = [case.right if n % 3 == 0 else case.wrong for n in range(30)]
     verifier = made(name)
@@ -193,4 +202,4 @@ def test_the_options_have_a_json_schema_and_an_unknown_one_is_refused_in_one_lin
 
 
 def test_every_verifier_is_known_here() -> None:
-    assert set(CASES) >= set(BUILT_IN) - {"code"}  # which has a suite of its own
+    assert set(CASES) >= set(BUILT_IN)

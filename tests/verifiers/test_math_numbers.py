@@ -1,4 +1,4 @@
-"""Plain numbers: exact against fraction arithmetic, and in agreement with math-verify."""
+"""Plain numbers: exact against fraction arithmetic, and in agreement with the full check."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from quintain.verifiers.math import slow
-from quintain.verifiers.math.numbers import Digits, parse_plain, rounds_to, same
+from quintain.verdict import Outcome
+from quintain.verifiers.math.numbers import Digits, decimal_comma, parse_plain, rounds_to, same, within
+
+from .math_pairs_judged import checked
 
 INTEGERS = st.integers(-(10**12), 10**12)
 
@@ -96,7 +98,7 @@ def test_a_whole_number_is_matched_exactly(value: Fraction, nudge: Fraction) -> 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(-(10**6), 10**6), st.sampled_from([1, 2, 3, 4, 7, 10, 100]), st.integers(-50, 50))
-def test_the_fast_path_agrees_with_math_verify(
+def test_the_fast_path_agrees_with_the_full_check(
     data: st.DataObject, numerator: int, denominator: int, difference: int
 ) -> None:
     value = Fraction(numerator, denominator)
@@ -105,8 +107,7 @@ def test_the_fast_path_agrees_with_math_verify(
     a, b = parse_plain(left), parse_plain(right)
     assert a is not None
     assert b is not None
-    reply = slow.check({"answer": left, "reference": right, "factor": [1, 1], "places": 6})
-    assert reply["outcome"] == ("correct" if same(a, b, 6) else "wrong"), (left, right, reply)
+    assert (checked(left, right) is Outcome.CORRECT) is same(a, b, 6), (left, right)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,15 @@ def test_huge_numbers_are_compared_exactly(one: str, other: str, equal: bool) ->
     assert a is not None
     assert b is not None
     assert same(a, b, 6) is equal
+    assert within(a, b, Fraction(1, 2), None) is equal or (one, equal) == ("9" * 100_000, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "pointed"),
+    [("2,74", "2.74"), ("-0,111", "-0.111"), ("1000,99", "1000.99"), ("1,234", None), ("1, 5", None), ("1,2,3", None)],
+)
+def test_a_comma_is_a_point_only_where_it_can_be_nothing_else(text: str, pointed: str | None) -> None:
+    assert decimal_comma(text) == pointed
 
 
 def test_a_huge_number_is_never_written_out() -> None:

@@ -43,7 +43,7 @@ def test_a_unit_is_taken_off(text: str, value: str) -> None:
         r"\sin 30^\circ",
         "x^2",
         "3 + 2i",
-        "25 foo",
+        "25 or so",
         "(1, 2)",
         "m",
         "cm",
@@ -80,9 +80,16 @@ def test_units_are_converted_exactly(one: str, other: str, factor: Fraction | No
     assert conversion(a, b) == factor
 
 
-def test_a_missing_unit_is_anything() -> None:
-    assert conversion(parse_unit("km"), None) == 1
-    assert conversion(None, parse_unit("km")) == 1
+def test_a_missing_unit_is_anything_unless_units_are_strict() -> None:
+    for one, other in ((parse_unit("km"), None), (None, parse_unit("km"))):
+        assert conversion(one, other) == 1
+        assert conversion(one, other, strict=True) is None
+    assert conversion(None, None, strict=True) == 1
+
+
+def test_a_letter_right_behind_a_number_is_a_unit_only_on_demand() -> None:
+    assert split_unit("5m") == ("5m", None)
+    assert split_unit("5m", attached=True) == ("5", parse_unit("m"))
 
 
 @pytest.mark.parametrize("text", ["", " ", "foo", "km foo", "km/", "square", "m^m", "m^2^3", "5"])

@@ -19,6 +19,10 @@ from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier, verify_sync
 from quintain.verifiers.math import MathOptions, MathVerifier
 from quintain.verifiers.math.fast import Question, decide
+from quintain.verifiers.math.verifier import POLICY_VERSION
+
+HANGING = r"\int_0^{\pi} \frac{\sin(\cos(x^3))}{x^7+x+1} dx"
+"""What no guard can see: sympy looks for an antiderivative for minutes."""
 
 CATASTROPHES = [
     ("9**9**9**9", "5"),
@@ -36,6 +40,17 @@ CATASTROPHES = [
     (r"\boxed{" * 2_000, "5"),
     ("x" + "^x" * 300, "x"),
     ("1/" * 2_000 + "3", r"\sqrt{2}"),
+    ("10^{10^{10}}", r"\sqrt{2}"),
+    ("2004!^{2004!}", "5"),
+    (r"\sin(10^{10^{10}})", r"\sqrt{2}"),
+    (r"\sqrt" * 1_000 + "2", r"\sqrt{2}"),
+    ("-" * 3_000 + "x", r"x"),
+    ("x" * 1_400, "y"),
+    ("(x+1)^{1000000}", "(x+2)^{1000000}"),
+    (r"\binom{10^{12}}{10^{11}}", r"\sqrt{2}"),
+    (r"\begin{pmatrix}" + r"1 & 2 \\" * 400 + r"\end{pmatrix}", "x"),
+    (r"\int_0^{9^{9^{9}}} x dx", r"\sqrt{2}"),
+    (r"\sum_{k=1}^{10^{10}} k", r"\sqrt{2}"),
 ]
 
 
@@ -48,23 +63,24 @@ async def verifier() -> AsyncIterator[MathVerifier]:
 async def test_catastrophes_are_never_correct_and_change_no_other_verdict(verifier: MathVerifier) -> None:
     sound = [Item(rf"\sqrt{{{n}}} + 1", rf"1 + \sqrt{{{n + n % 2}}}") for n in range(2, 42)]
     for place, (answer, reference) in enumerate(CATASTROPHES):
-        sound.insert(place * 3, Item(answer, reference))
+        sound.insert(place * 2, Item(answer, reference))
+    sound.append(Item(HANGING, r"\int_0^1 x dx"))
     verdicts = await verifier.verify(sound, deadline_s=2.0)
-    bad = [verdicts.pop(place * 3) for place in reversed(range(len(CATASTROPHES)))]
-    assert all(verdict.score in (0.0, None) for verdict in bad)
-    assert Outcome.TIMEOUT in {verdict.outcome for verdict in bad}
+    assert verdicts.pop().outcome is Outcome.TIMEOUT
+    bad = [verdicts.pop(place * 2) for place in reversed(range(len(CATASTROPHES)))]
+    assert all(verdict.score == 0.0 for verdict in bad)  # the guards see them, and no deadline is needed
     assert [verdict.outcome for verdict in verdicts] == [
         Outcome.CORRECT if n % 2 == 0 else Outcome.WRONG for n in range(2, 42)
     ]
 
 
 async def test_a_timeout_is_a_failure_and_no_score(verifier: MathVerifier) -> None:
-    [verdict] = await verifier.verify([Item("9**9**9**9", "5")], deadline_s=0.5)
+    [verdict] = await verifier.verify([Item(HANGING, r"\int_0^1 x dx")], deadline_s=0.5)
     assert verdict.outcome is Outcome.TIMEOUT
     assert verdict.score is None
     assert verdict.failure is not None
     assert (verdict.failure.kind, verdict.failure.stage) == (FailureKind.TIMEOUT, Stage.VERIFY)
-    assert verdict.detail["answer"] == "9**9**9**9"
+    assert verdict.detail["answer"] == HANGING
 
 
 async def test_plain_numbers_start_no_process(verifier: MathVerifier) -> None:
@@ -93,8 +109,8 @@ async def test_closing_twice_and_leaving_nothing(verifier: MathVerifier) -> None
 
 
 def test_the_version_names_what_takes_part_in_the_judgement() -> None:
-    assert MathVerifier(MathOptions(full=False)).version == "1"
-    assert MathVerifier(MathOptions(full=True)).version.startswith("1+math-verify-")
+    assert MathVerifier(MathOptions(full=False)).version == POLICY_VERSION == "2"
+    assert MathVerifier(MathOptions(full=True)).version.startswith("2+math-verify-")
 
 
 def test_an_unworked_sum_is_wrong_unless_it_is_allowed() -> None:
@@ -108,6 +124,26 @@ def test_an_unworked_sum_is_wrong_unless_it_is_allowed() -> None:
 def test_places_say_how_far_a_decimal_must_agree(places: int, outcome: Outcome) -> None:
     [verdict] = verify_sync("math", [Item("0.333333", "1/3")], {"places": places})
     assert verdict.outcome is outcome
+
+
+def test_what_a_reference_asks_for_reaches_the_full_check() -> None:
+    items = [
+        Item(r"\frac{22}{7}", {"answer": r"\pi", "rel_tol": 1e-3}),
+        Item(r"\frac{22}{7}", {"answer": r"\pi", "rel_tol": 1e-4}),
+        Item(r"\sqrt{2} \text{ m}", {"answer": r"100\sqrt{2}", "unit": "cm"}),
+        Item(r"\sqrt{2} \text{ m}", {"answer": r"\sqrt{2}", "unit": "cm"}),
+        Item("3", {"answer": "3", "rel_tl": 0.1}),
+    ]
+    verdicts = verify_sync("math", items, {"deadline_s": 60.0, "workers": 1})
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0, 0.0, None]
+    assert verdicts[4].failure is not None
+    assert "did you mean 'rel_tol'" in verdicts[4].failure.message
+
+
+@pytest.mark.parametrize("option", [{"units": "metric"}, {"percent": "maybe"}, {"places": -1}, {"extraction": "all"}])
+def test_an_option_that_there_is_not_is_an_error(option: dict[str, Any]) -> None:
+    with pytest.raises(QuintainError, match=next(iter(option))):
+        get_verifier("math", **option)
 
 
 def test_a_box_can_be_insisted_on() -> None:

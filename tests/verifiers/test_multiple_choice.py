@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.verifiers import Item, verify_sync
-from quintain.verifiers.multiple_choice import chosen_letters
+from quintain.verifiers.math.choices import chosen_letters
 
 CAPITALS = {"answer": "B", "choices": ["Paris", "Rome", "Oslo", "None of these"]}
 CHOSEN = [
@@ -37,6 +37,12 @@ CHOSEN = [
     ("The answer is B, I think.", "B"),
     ("I weigh it all.\n\nB", "B"),
     ("Long thought.\nC. Oslo", "C"),
+    ("C. Oslo\n\nBecause Oslo is in Norway.", "C"),
+    ("I choose option (b)", "B"),
+    ("I pick C.", "C"),
+    ("（Ｂ）", "B"),
+    (r"$\textbf{(C)}\ 25$", "C"),
+    ("Choice D", "D"),
     # No choice at all, or more than one
     ("A dog", ""),
     ("I think so", ""),
@@ -49,6 +55,15 @@ CHOSEN = [
     ("The answer is (A) and (C).", "AC"),
     (r"\boxed{A, B}", "AB"),
     ("A/B", "AB"),
+    (r"\boxed{A} or \boxed{B}", "AB"),
+    (r"\boxed{(A) 12 (B) 25}", "AB"),
+    ("The answer is (A) or option (b).", "AB"),
+    ("I choose A; B", "AB"),
+    ("A² is it", ""),
+    ("E = mc^2", ""),
+    ("The answer is E = mc^2", ""),
+    ("AB", ""),
+    ("B1", ""),
     ("A. Paris\nB. Rome\nC. Oslo\nD. None", "ABCD"),
 ]
 
@@ -69,6 +84,8 @@ TABLE: list[tuple[str, Any, float | None]] = [
     ("Paris", CAPITALS, 0.0),
     ("E", CAPITALS, 0.0),
     ("<think>A</think>B", CAPITALS, 1.0),
+    ("D. Both (A) and (B)", {"answer": "D", "choices": ["x", "y", "z", "Both (A) and (B)"]}, 1.0),
+    ("D. Both (A) and (B)", {"answer": "D", "choices": ["x", "y", "z", "w"]}, 0.0),
     ("B", "AB", None),
     ("B", 26, None),
     ("B", True, None),

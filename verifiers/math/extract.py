@@ -1,33 +1,60 @@
 """Where in a model's text the answer is.
 
-The policy of `auto`, first match wins:
-1. Thinking is no answer: only what follows the last `</think>` counts, and nothing after an open `<think>`.
-2. The last complete `\\boxed{…}`; one that is empty, or never closed, is no answer.
-3. What follows the last `####` on its line, as in GSM8K.
-4. The whole text, where it is one line of mathematics and no prose: `25`, `$\\frac12$`, `17 + 8 = 25.`, `(1, 2)`.
-5. The first mathematics after the last "answer is", "answer:" or "answer =".
-6. The last mathematics in the last sentence that has any with a digit or a command in it, else any at all.
+The policy of `auto`; what is tried first stands first:
 
-`boxed` stops after 2. `whole` takes the text after thinking as it is.
+| the text | the answer |
+|---|---|
+| thinking: `</think>`, `</thinking>`, `[/THINK]` … | what follows the last such mark; nothing if one never closes |
+| one `\\boxed{…}` (or `\\fbox`) | what is in it, with a percent sign or unit right behind it |
+| several, with prose between them | the last one: earlier ones were steps, or were corrected |
+| several, with only `and`, `or`, commas or nothing between | the list of them all: two candidates are two answers |
+| several, with "and then", "so", "no, wait" between | the last one |
+| a box in a box | the outer one, the inner one's frame dropped |
+| `\\boxed{}`, `\\boxed{25` | no answer, unless an earlier box is complete |
+| text after the box | ignored, but for "final answer" with mathematics behind it, which is later than the box |
+| `#### 25` | what follows the last `####` on its line, as in GSM8K |
+| one line of mathematics and no prose: `25`, `$\\frac12$`, `17 + 8 = 25.`, `(1, 2)` | all of it |
+| "the answer is", "answer:", "answer =" | the first mathematics after the last of these |
+| anything else | the last mathematics in the last sentence that has any with a digit or a command in it |
+| "25 or 26", "25, maybe 26", "25. Or 26." | the list of them all: it is not 25 |
+| "not 25 but 26", "less than 25" | 26; nothing |
+| a formula in `$…$` or `\\(…\\)` that runs over a line's end | broken, and no mathematics |
+| no mathematics, at most five words | the words |
+| a letter, where the reference is a choice from A to J | see `quintain.verifiers.math.choices` |
 
-Mathematics in prose is the longest run of words that are no prose: numbers, operators, commands, `$…$`,
-single letters beside operators, and units behind numbers; "2 and 3" is one run, the list `2 , 3`. Of an
-equation whose left side is arithmetic ("17 + 8 = 25") the answer is the right side.
+`boxed` stops after the boxes. `whole` takes the text after thinking as it is. Of an equation whose left side is
+arithmetic ("17 + 8 = 25") the answer is the right side, if the equation is true; else it is the equation, which is
+wrong.
 
-What always holds: time is linear in the length of the text, up to a fixed window for prose.
+What always holds: exactly one candidate comes out, or a list that counts as a list, so hedging never wins; time is
+linear in the length of the text, up to a fixed window for prose.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
-from quintain.verifiers.math.numbers import parse_plain
+from quintain.verifiers.math.exact import is_true
+from quintain.verifiers.math.numbers import SCALES, parse_plain
 from quintain.verifiers.math.options import Extraction
-from quintain.verifiers.math.text import closing_brace, plain_spelling, unwrapped
-from quintain.verifiers.math.units import UNITS
+from quintain.verifiers.math.prose import (
+    EMPHASIS,
+    STRONG,
+    Run,
+    first,
+    is_denied,
+    is_mathematics,
+    joined,
+    last,
+    mathematics_in,
+    runs,
+    sentences,
+)
+from quintain.verifiers.math.text import closing_brace, comparable, grouped, plain_spelling, unwrapped
+from quintain.verifiers.math.units import parse_unit
 
 PROSE_WINDOW_CHARS: Final = 8_000
 """Only the end of a long text is searched for an answer that nothing marks."""
@@ -35,45 +62,46 @@ MAX_WORDS: Final = 5
 """An answer without mathematics ("Tuesday", "not enough information") has at most so many words."""
 MAX_BOXES: Final = 32
 """Only so many of the last boxes are looked at, in case none is ever closed."""
+MAX_GAP_CHARS: Final = 80
+"""Boxes further apart are no list."""
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 HASHES: Final = "####"
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_THINKING: Final = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad"
+_THINKING_ENDS = re.compile(
+    rf"<\s?/\s?(?:{_THINKING})\s?>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷|<\|channel\|>final<\|message\|>",
+    re.IGNORECASE,
+)
+_THINKING_BEGINS = re.compile(
+    rf"<\s?(?:{_THINKING})\s?>|\[THINK\]|<\|begin_of_thought\|>|◁think▷|<\|channel\|>analysis<\|message\|>",
+    re.IGNORECASE,
+)
 _SPECIAL_TOKEN = re.compile(r"<\|[^<|>]{1,40}\|>|</?s>")
+_CALCULATED = re.compile(r"<<[^<>\n]{1,200}>>")  # GSM8K's notes of its calculator
 _ANSWER = re.compile(r"\banswers?\b(?:[^.\n:=]|\.(?=\d)){0,80}?(?:\b(?:is|are|was|be|equals)\b|:|=)\s*", re.IGNORECASE)
-_DISPLAY = re.compile(r"\$\$.{1,600}?\$\$|\\\[.{1,600}?\\\]|\\begin\{(\w{1,20}\*?)\}.{1,600}?\\end\{\1\}", re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?:[*_\"')]*)\s+|\n+")
-_TOKEN = re.compile(
-    r"""\$\$.{1,600}?\$\$                                       # display mathematics
-      | \$(?!\s)(?:\\.|[^$\\\n]){1,600}?(?<!\s)\$(?!\d)         # inline mathematics; "$5 or $6" is money
-      | \\\(.{1,600}?\\\) | \\\[.{1,600}?\\\]
-      | \\begin\{(?P<env>\w{1,20}\*?)\}.{1,600}?\\end\{(?P=env)\}
-      | (?:\\[A-Za-z]+\s*\{[^{}]*\}|\\.|[^\s$])+               # a word; blanks within \text{ } are part of it
-      | \$""",
-    re.VERBOSE | re.DOTALL,
+_FINAL_ANSWER = re.compile(r"\bfinal\s+answer\b[^.\n:=]{0,40}?(?:\b(?:is|are)\b|:|=)\s*", re.IGNORECASE)
+_BROKEN = re.compile(r"(?<!\$)\$[ \t]*\n[^$A-Za-z]{1,80}\n[ \t]*\$(?!\$)|\\\([ \t]*\n[^$A-Za-z]{1,80}\n[ \t]*\\\)")
+_JOINING = re.compile(
+    r"(?<![A-Za-z])(?:and|or|vs|versus|alternatively|maybe|perhaps|possibly|otherwise|else|unless)(?![A-Za-z])"
 )
-_COMMAND = re.compile(r"\\(?:text|mathrm|textrm|mbox|textbf|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
-_LETTERS = re.compile(r"[A-Za-z]+")
-_STRONG = re.compile(r"\d|\\[A-Za-z]")
-_OPERATORS: Final = frozenset("+-*/=<>^|&,;:(")
-_ORDINAL = re.compile(r"\d(?:st|nd|rd|th)$")
-_NUMBER_END = re.compile(r"[\d})\]%]$")
-_EQUALS = re.compile(r"(?<![\\<>!])=|\\approx(?![A-Za-z])")
+_STEPS = re.compile(r"\b(?:then|so|next|finally|wait|no|not|actually|hence|therefore|thus)\b", re.IGNORECASE)
+_BETWEEN = re.compile(r"\\(?:text|mathrm|mbox|q?quad)|\\[,;!()\[\]\\]|[$\s{}]")
+_BEHIND = re.compile(
+    r"\s{0,5}(?:\$|\\\)|\\\])?\s{0,5}(?:(?P<percent>\\?%|(?:percent(?:age)?|per cent|pct)\b)"
+    rf"|(?P<scale>(?:{'|'.join(SCALES)})\b)"
+    r"|(?P<unit>\\(?:text|mathrm|mbox)\s*\{[^{}]{1,30}\}(?:\^\{?\d\}?)?|[A-Za-z][A-Za-z/^\d ]{0,30}(?=[.,;:!?\n$]|$)))"
+)
+_EQUALS = re.compile(r"(?<![\\<>!:])=|\\approx(?![A-Za-z])")
 _ARITHMETIC = re.compile(r"(?=\D*\d)(?:[\d\s.,+\-*/^()%{}]|\\times|\\cdot|\\div|\\frac|\\left|\\right)+", re.ASCII)
-
-_SHORT_PROSE = re.compile("am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|oh|ok|on|so|to|up|us|we")
-_FUNCTION = re.compile(
-    "(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|cbrt|lim|max|min|gcd|lcm|mod|det|abs|inf(?:inity)?"
-)
-_LIST_WORDS: Final = frozenset(("and", "or"))
-_EMPHASIS: Final = "*_`\"'"
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """The answer in a text, unwrapped, and the rule that found it."""
+    """The answer in a text, unwrapped, and the rule that found it; `groups`: its braces only group."""
 
     text: str
     rule: str
+    groups: bool = False
 
 
 def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
@@ -81,11 +109,13 @@ def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
     body = after_thinking(text)
     if body is None:
         return None
+    body = _CALCULATED.sub("", _SPECIAL_TOKEN.sub(" ", body))
     if mode == "whole":
         return _extracted(body, "whole")
-    box = last_box(body)
+    box = boxes_of(body)
     if box is not None:
-        return _extracted(box, "boxed")
+        later = None if mode == "boxed" else _final_answer(body)
+        return later or _extracted(box, "boxed", groups=True)
     if mode == "boxed":
         return None
     if HASHES in body:
@@ -93,13 +123,39 @@ def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
     stripped = unwrapped(body)
     if parse_plain(stripped) is not None:
         return Extracted(stripped, "whole")
-    return _from_prose(plain_spelling(body[-PROSE_WINDOW_CHARS:]))
+    return _from_prose(_BROKEN.sub(" ", plain_spelling(body[-PROSE_WINDOW_CHARS:])))
 
 
 def after_thinking(text: str) -> str | None:
     """What follows the thinking, or None where the thinking never ended."""
-    body = text.rpartition("</think>")[2]
-    return None if "<think>" in body else _SPECIAL_TOKEN.sub(" ", body)
+    end = 0
+    for mark in _THINKING_ENDS.finditer(text):
+        end = mark.end()
+    body = text[end:]
+    return None if _THINKING_BEGINS.search(body) else body
+
+
+def boxes_of(text: str) -> str | None:
+    """What is in the last box, or boxes that belong together; None without a box, "" where none is ever closed."""
+    found = list(_BOX.finditer(text)) if "\\" in text else []
+    spans: list[tuple[int, int, int]] = []  # (start of the command, start and end of the content)
+    for box in found[-MAX_BOXES:]:
+        end = closing_brace(text, box.end())
+        if end is not None and not (spans and box.start() < spans[-1][2]):
+            spans.append((box.start(), box.end(), end))
+    if not spans:
+        return "" if found else None
+    chosen = [spans[-1]]
+    for span in reversed(spans[:-1]):
+        if not _belong_together(text[span[2] + 1 : chosen[0][0]]):
+            break
+        chosen.insert(0, span)
+    contents = [text[start:end] for _, start, end in chosen]
+    contents[-1] += _behind(text[chosen[-1][2] + 1 :], contents[-1])
+    contents = [_BOX.sub("{", content) if "\\" in content else content for content in contents]
+    if len(contents) == 1 or len({comparable(unwrapped(content)) for content in contents}) == 1:
+        return contents[-1]
+    return " , ".join(contents)
 
 
 def last_box(text: str) -> str | None:
@@ -112,130 +168,108 @@ def last_box(text: str) -> str | None:
     return "" if boxes else None
 
 
-def is_mathematics(text: str) -> bool:
-    """Whether `text` has no prose in it, and anything to compute with at all."""
-    seen = False
-    for token in _tokens(text):
-        if not token.math:
-            return False
-        seen = True
-    return seen
+def open_box(text: str) -> str | None:
+    """What is in a box that opens last and never closes, if nothing else is open in it and no line ends."""
+    found = list(_BOX.finditer(text))
+    if not found or closing_brace(text, found[-1].end()) is not None:
+        return None
+    content = text[found[-1].end() :].strip()
+    return content if "\n" not in content and closing_brace(content + "}", 0) == len(content) else None
 
 
-def mathematics_in(text: str) -> list[str]:
-    """The runs of mathematics in `text` that have a digit or a command in them, in order."""
-    return [run for sentence in _sentences(text) for run in _runs(sentence) if _STRONG.search(run)]
+def _belong_together(gap: str) -> bool:
+    """Whether what stands between two boxes makes them one list."""
+    if len(gap) > MAX_GAP_CHARS or "\n\n" in gap:
+        return False
+    gap = _BETWEEN.sub(" ", gap)
+    if re.search(r"[.!?]\s+[A-Za-z]", gap):
+        return False
+    if _STEPS.search(gap):
+        return False
+    return _JOINING.search(gap) is not None or re.search(r"[A-Za-z0-9]", gap) is None
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    text: str
-    math: bool
+def _behind(text: str, content: str) -> str:
+    """The percent sign or unit right behind a box, where there is none in it."""
+    found = _BEHIND.match(text)
+    if found is None or re.search(r"[\d})\]!]\s*$", content) is None:
+        return ""
+    if found["percent"]:
+        return r"\%"
+    if found["scale"]:
+        return " " + found["scale"]
+    unit = found["unit"].strip()
+    inside = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", unit).strip()
+    return rf" \text{{{inside}}}" if parse_unit(inside) is not None else ""
+
+
+def _final_answer(body: str) -> Extracted | None:
+    """The final answer in words, where it comes after the last box."""
+    box = list(_BOX.finditer(body))[-1]
+    phrases = [phrase for phrase in _FINAL_ANSWER.finditer(body) if phrase.start() > box.start()]
+    if not phrases:
+        return None
+    after = next(sentences(body[phrases[-1].end() :]), "")
+    run = first(plain_spelling(after))
+    if run is None or not STRONG.search(run.text):
+        return None
+    return _of_run(run, "answer")
 
 
 def _from_prose(body: str) -> Extracted | None:
-    lines = _joined(body).strip()
+    lines = joined(body).strip()
     if "\n" not in lines and is_mathematics(lines):
         return _extracted(lines, "whole")
     answers = list(_ANSWER.finditer(body))
     if answers:
-        for sentence in _sentences(body[answers[-1].end() :]):
-            runs = list(_runs(sentence))
-            if runs:
-                return _extracted(next(filter(_STRONG.search, runs), runs[0]), "answer")
-            words = unwrapped(sentence.strip(_EMPHASIS + " "))
+        for sentence, following in pairwise([*sentences(body[answers[-1].end() :]), ""]):
+            run = first(sentence, following)
+            if run is not None:
+                return _of_run(run, "answer")
+            words = unwrapped(sentence.strip(EMPHASIS + " "))
             if words and len(words.split()) <= MAX_WORDS and not sentence.endswith(":"):
                 return Extracted(words, "answer")
-    weak = None
-    for sentence in reversed(list(_sentences(body))):
-        for run in reversed(list(_runs(sentence))):
-            if _STRONG.search(run):
-                return _extracted(run, "last")
-            weak = weak or run
+    weak: Run | None = None
+    for sentence in reversed(list(sentences(body))):
+        run = last(sentence)
+        if run is not None:
+            return _of_run(run, "last")
+        if weak is None:
+            weak = next((run for run in reversed(list(runs(sentence))) if not is_denied(run)), None)
     if weak is not None:
-        return _extracted(weak, "last")
-    words = unwrapped(body.strip(_EMPHASIS + " \n"))
+        return _of_run(weak, "last")
+    words = unwrapped(body.strip(EMPHASIS + " \n"))
     return Extracted(words, "words") if 0 < len(words.split()) <= MAX_WORDS else None
 
 
-def _extracted(text: str, rule: str) -> Extracted | None:
-    text = unwrapped(text.strip(" \n_`\"'="))
-    parts = _EQUALS.split(text)
+def _of_run(run: Run, rule: str) -> Extracted | None:
+    return _extracted(run.text, rule, groups=run.groups)
+
+
+def _extracted(text: str, rule: str, *, groups: bool = False) -> Extracted | None:
+    text = text.replace('\\"', " ").strip(' \n_`"=')
+    text = text.strip("'") if text.startswith("'") else text
+    groups = groups or grouped(text)
+    text = unwrapped(text)
+    parts = _EQUALS.split(text) if "=" in text or "approx" in text else [text]
+    parts[:-1] = [part.replace("$", " ") for part in parts[:-1]]  # 2 * $9 = $18
     worked_out = len(parts) > 1 and _ARITHMETIC.fullmatch(parts[0]) is not None and parts[-1].strip() != ""
-    if worked_out:
-        text = unwrapped(parts[-1])
     if text[-1:] == "!" and (worked_out or rule in ("answer", "last")):
         text = text[:-1]  # in prose that is joy, and no factorial
-    return Extracted(text, rule) if text else None
+    if worked_out and is_true(text.replace("$", " ")):
+        text = unwrapped(parts[-1].rstrip("!"))
+    return Extracted(text, rule, groups) if text else None
 
 
-def _joined(text: str) -> str:
-    """`text` with every display and environment on one line."""
-    return _DISPLAY.sub(lambda display: display[0].replace("\n", " "), text)
-
-
-def _sentences(text: str) -> Iterator[str]:
-    for sentence in _SENTENCE_END.split(_joined(text)):
-        if sentence and sentence.strip():
-            yield sentence
-
-
-def _runs(sentence: str) -> Iterator[str]:
-    """The runs of mathematics in `sentence`, in order."""
-    run: list[str] = []
-    for token in _tokens(sentence):
-        word = token.text.strip(_EMPHASIS)
-        if word.lower().strip(",") in _LIST_WORDS:
-            run.append(",")
-        elif token.math and word:
-            run.append(unwrapped(word) if word.startswith(("$", r"\(", r"\[")) else word)
-            if word[-1] in ".;!?" and not word.startswith("\\"):
-                yield from _whole_run(run)
-                run = []
-        else:
-            yield from _whole_run(run)
-            run = []
-    yield from _whole_run(run)
-
-
-def _whole_run(run: list[str]) -> Iterator[str]:
-    text = re.sub(r",\s*,", ",", " ".join(run)).strip(" ,:;")
-    if re.search(r"[A-Za-z0-9]", text):
-        yield text
-
-
-def _tokens(text: str) -> Iterator[_Token]:
-    words = (match[0] for match in _TOKEN.finditer(text))
-    before, word = "", next(words, "")
-    while word:
-        after = next(words, "")
-        math = _is_math_word(word, before, after)
-        yield _Token(word, math)
-        before, word = (word if math else ""), after
-
-
-def _is_math_word(word: str, before: str, after: str) -> bool:
-    """Whether `word` is mathematics, given the mathematics `before` it (or "") and the word `after` it."""
-    if word.startswith(("$", r"\(", r"\[", r"\begin")) and len(word) > 1:
-        return True
-    word = word.strip(_EMPHASIS + ".,;:!?()[]") or word
-    if word.lower() in _LIST_WORDS:
-        return False
-    letters = _LETTERS.findall(_COMMAND.sub(" ", word))
-    if not letters:
-        return not any(char in "—…#~" for char in word)
-    if word in UNITS or word.lower() in UNITS or word in ("square", "cubic", "per", "percent"):
-        if before and _NUMBER_END.search(before.rstrip(_EMPHASIS)):
-            return True
-        if before in ("square", "cubic", "per") or before in UNITS:
-            return True
-    if word in ("a", "A", "I"):  # an article, unless something is done with it or it stands alone
-        return before[-1:] in _OPERATORS if before else not after or after[:1] in _OPERATORS
-    return not _ORDINAL.search(word) and all(_is_name(part) for part in letters)
-
-
-def _is_name(letters: str) -> bool:
-    """Whether `letters` are a variable, two of them, or a function, and no word."""
-    if len(letters) <= 2:
-        return len(letters) == 1 or not _SHORT_PROSE.fullmatch(letters.lower())
-    return _FUNCTION.fullmatch(letters) is not None
+__all__ = [
+    "HASHES",
+    "PROSE_WINDOW_CHARS",
+    "Extracted",
+    "after_thinking",
+    "boxes_of",
+    "extract",
+    "is_mathematics",
+    "last_box",
+    "mathematics_in",
+    "open_box",
+]

@@ -1,33 +1,46 @@
-"""The fast path: decide what can be decided without computer algebra, in this process, and exactly.
+"""The fast path: decide what can be decided without algebra, in this process, and exactly.
 
-`decide` gives a verdict, or the question that only math-verify can answer. It decides: whatever is missing or
-too long, plain numbers with units on both sides, texts, and answers spelled like the reference. It never
+`decide` gives a verdict, or the question that only the full check can answer. It decides: whatever is missing or
+too long, plain numbers with units on both sides, choices, texts, and answers spelled like the reference. It never
 guesses.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final
 
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.math.extract import HASHES, extract, is_mathematics, last_box, mathematics_in
-from quintain.verifiers.math.numbers import Plain, parse_plain, same
+from quintain.verifiers.math.choices import chosen_letters, listed_letters
+from quintain.verifiers.math.exact import is_true
+from quintain.verifiers.math.extract import Extracted, after_thinking, extract, is_mathematics
+from quintain.verifiers.math.lexer import MAX_CHARS
+from quintain.verifiers.math.numbers import Plain, decimal_comma, parse_plain, same, within
 from quintain.verifiers.math.options import MathOptions
-from quintain.verifiers.math.text import comparable, plain_spelling, unwrapped
+from quintain.verifiers.math.reference import Reference, read_reference
+from quintain.verifiers.math.text import comparable, unwrapped, words_of
 from quintain.verifiers.math.units import Unit, conversion, split_unit
 
-MAX_MATHEMATICS_CHARS: Final = 4_000
-"""What is longer and no plain number is not sent to a computer algebra system."""
 SHOWN_CHARS: Final = 200
 
+_CHOICE = re.compile(r"\(?([A-J])\)?[.)]?")
+"""A reference that is a choice; letters beyond J are variables, mostly."""
+_SET = re.compile(r"(?<![A-Za-z^_}\]\\])\s*\{")
+_BASED = re.compile(r"(\d{1,200})_(?:\{\d{1,2}\}|\d)", re.ASCII)
 _NUMERIC = re.compile(r"(?:[\d\s.,+\-*/^(){}%]|\\(?:times|cdot|div|frac|sqrt|pm)(?![A-Za-z]))+", re.ASCII)
 _POWER_OF_TEN = re.compile(r"(?:\\times|\\cdot|\*|[xX])\s*10\s*(?=\^|\*\*)|(?<=\d)[eE][+-]?(?=\d)|\*\*")
 _BINARY = re.compile(
-    r"[\d)\]}%!]\s*(?:[+*-]|\\times|\\cdot|\\div)\s*[-+]?\s*[\d.({\\]|\d\s+\d"  # 12 13 is read as 12 + 13
+    r"[\d)\]}%!]\s*(?:[+*-]|\\times|\\cdot|\\div)\s*[-+]?\s*[\d.({\\]|\d\s+\d"  # 12 13 was once read as 12 + 13
 )
+_OPERATIONS = re.compile(
+    r"\\(?:sum|prod|i{1,3}nt|oint|lim|det|gcd|lcm|max|min|b?mod)(?![A-Za-z])"
+    r"|\\frac\s*\{\s*(?:d|\\partial)\s*\}|(?<![A-Za-z\\])(?:gcd|lcm|max|min|mod|det|lim)(?=[\s({_])"
+)
+"""Operations whose result is what a question asks for. Roots, powers, logarithms, factorials, binomials and the like
+are none: an answer may be left in terms of them."""
+_RELATION = re.compile(r"(?<![\\<>!:])=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,100 +54,85 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the fast path leaves open: is `answer` times `factor` the same as `reference`?"""
+    """What the fast path leaves open: is `answer` the same as `reference`, under `policy`?"""
 
     answer: str
     reference: str
-    factor: Fraction
-    detail: dict[str, Any]
+    answer_groups: bool
+    reference_groups: bool
+    policy: dict[str, Any]
+    detail: dict[str, Any] = field(default_factory=dict)
 
 
 def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Question:
     """The verdict on `answer`, or what is left to ask."""
-    expected = reference_text(reference)
-    if expected is None:
-        return Verdict.failed(
-            Outcome.BAD_REFERENCE,
-            "a reference is a finite number or a text that says something, not "
-            + (_shown(repr(reference)) if isinstance(reference, (str, float)) else f"this {type(reference).__name__}"),
-        )
+    expected = read_reference(reference)
+    if isinstance(expected, str):
+        return Verdict.failed(Outcome.BAD_REFERENCE, expected)
     found = extract(answer, options.extraction)
     if found is None:
         return _unparsable("there is no answer in the text")
     detail: dict[str, Any] = {"answer": _shown(found.text), "rule": found.rule}
-    right, given = expression(expected), expression(found.text)
-    if right.plain is None and len(expected) > MAX_MATHEMATICS_CHARS:
-        return Verdict.failed(
-            Outcome.BAD_REFERENCE,
-            f"a reference has at most {MAX_MATHEMATICS_CHARS} characters, this has {len(expected)}",
-        )
-    factor = conversion(given.unit, right.unit)
-    if factor is None:
-        return _scored(False, detail, reason="the units measure different things")
+    choice = _CHOICE.fullmatch(expected.text)
+    if choice is not None:
+        letters = _letters(answer, found)
+        if letters:
+            reason = {"reason": "more than one choice"} if len(letters) > 1 else {}
+            return _scored(letters == {choice[1]}, detail, **reason)
+    right, given = expression(expected.text), expression(found.text)
     if right.plain is not None:
-        return _against_number(given, right, factor, options, detail)
-    if comparable(given.text) == comparable(right.text) and factor == 1:
+        return _against_number(found, given, right, expected, options, detail)
+    same_units = conversion(given.unit, right.unit, strict=options.units == "strict") == 1
+    same_braces = found.groups == expected.groups or _SET.search(given.text) is None
+    if comparable(given.text) == comparable(right.text) and same_units and same_braces:
         return _scored(True, detail)
-    if len(given.text) > MAX_MATHEMATICS_CHARS:
+    based = _BASED.fullmatch(right.text) if options.units == "lenient" else None
+    if based is not None and given.plain is not None:  # the question names the base, mostly
+        return _scored(given.text == based[1], detail)
+    if len(given.text) > MAX_CHARS:
         return _unparsable("the answer is too long", **detail)
+    if not options.allow_unevaluated and is_repeated(last_side(found.text), expected.text):
+        return _scored(False, detail, reason="the answer is not worked out")
     if not is_mathematics(right.text):
-        return _scored(_words(given.text) == _words(right.text), detail)
+        words = words_of(found.text)
+        return _scored(words != "" and words == words_of(expected.text), detail)
+    if words_of(given.text) == words_of(right.text) and right.text.isalpha():
+        return _scored(given.text == right.text or len(right.text) > 2, detail)
     if not is_mathematics(given.text):
         return _unparsable("the answer is no mathematics", **detail)
-    return Question(given.text, right.text, factor, detail)
+    return _question(found, expected, options, detail)
 
 
-def reference_text(reference: Any) -> str | None:
-    """The mathematics of `reference`, or its words where it has none; None where it is of no use.
-
-    It is what is in its box or behind its `####` if it has one, and of "5 apples" it is the 5.
-    """
-    if isinstance(reference, bool) or not isinstance(reference, (str, int, float)):
-        return None
-    try:
-        text = str(reference)
-    except ValueError:  # an integer with more digits than Python writes out
-        return None
-    box = last_box(text)
-    if box is not None:
-        text = box
-    elif HASHES in text:
-        text = text.rpartition(HASHES)[2]
-    text = unwrapped(text)
-    if parse_plain(text) is None and len(text) <= MAX_MATHEMATICS_CHARS and not is_mathematics(text):
-        runs = mathematics_in(text)
-        text = unwrapped(runs[0]) if len(runs) == 1 else text
-    return None if not text or text in ("nan", "inf", "-inf") else text
+def _letters(answer: str, found: Extracted) -> frozenset[str]:
+    """The letters that an answer names as choices."""
+    if found.rule in ("boxed", "marked", "whole"):
+        return listed_letters(found.text, bare_small=False)
+    return chosen_letters(after_thinking(answer) or "", bare_small=False)
 
 
 def expression(text: str) -> Expression:
     """`text`, unwrapped already, taken apart."""
     plain = parse_plain(text)
-    if plain is not None or len(text) > MAX_MATHEMATICS_CHARS:
+    if plain is not None or len(text) > MAX_CHARS:
         return Expression(text, None, plain)
     value, unit = split_unit(text)
     value = unwrapped(value)
     return Expression(value, unit, parse_plain(value))
 
 
-def _against_number(
-    given: Expression, right: Expression, factor: Fraction, options: MathOptions, detail: dict[str, Any]
-) -> Verdict | Question:
-    assert right.plain is not None
-    if given.plain is not None:
-        return _compare(given.plain, right.plain, factor, options, detail)
-    if len(given.text) > MAX_MATHEMATICS_CHARS:
-        return _unparsable("the answer is too long", **detail)
-    if not is_mathematics(given.text):
-        return _unparsable("the answer is no mathematics", **detail)
-    sides = re.split(r"(?<![\\<>!])=", given.text)
-    if len(sides) == 2 and re.fullmatch(r"\s*(?:[A-Za-z]|\\[A-Za-z]+)\s*", sides[0]):  # x = 25
-        named = expression(unwrapped(sides[1]))
-        if named.plain is not None:
-            return _compare(named.plain, right.plain, conversion(named.unit, right.unit), options, detail)
-    if not options.allow_unevaluated and is_unevaluated(sides[-1]):
-        return _scored(False, detail, reason="the answer is not worked out")
-    return Question(given.text, right.text, factor, detail)
+def is_repeated(given: str, right: str) -> bool:
+    """Whether the answer leaves an operation to be carried out that the reference does not name."""
+    left = {operation[0] for operation in _OPERATIONS.finditer(given)}
+    return bool(left - {operation[0] for operation in _OPERATIONS.finditer(right)})
+
+
+def last_side(text: str) -> str:
+    """What stands behind the last equals sign that is in no braces."""
+    for sign in reversed(list(_RELATION.finditer(text))):
+        side = text[sign.end() :]
+        if side.count("{") == side.count("}"):
+            return side
+    return text
 
 
 def is_unevaluated(text: str) -> bool:
@@ -142,11 +140,77 @@ def is_unevaluated(text: str) -> bool:
     return _NUMERIC.fullmatch(text) is not None and _BINARY.search(_POWER_OF_TEN.sub("^", text)) is not None
 
 
+def _against_number(
+    found: Extracted,
+    given: Expression,
+    right: Expression,
+    expected: Reference,
+    options: MathOptions,
+    detail: dict[str, Any],
+) -> Verdict | Question:
+    assert right.plain is not None
+    if given.plain is None and (pointed := decimal_comma(given.text)) is not None:
+        given = Expression(pointed, given.unit, parse_plain(pointed))
+    if given.plain is None and given.unit is None and len(given.text) <= MAX_CHARS:
+        value, unit = split_unit(given.text, attached=True)  # beside a number, the m of 5m is no variable
+        if unit is not None and parse_plain(value) is not None:
+            given = Expression(value, unit, parse_plain(value))
+    if given.plain is not None:
+        return _compare(given, right, expected, options, detail)
+    if len(given.text) > MAX_CHARS:
+        return _unparsable("the answer is too long", **detail)
+    if not is_mathematics(given.text):
+        return _unparsable("the answer is no mathematics", **detail)
+    if is_true(given.text) is False:
+        return _scored(False, detail, reason="the equation is not true")
+    sides = _RELATION.split(found.text)
+    if len(sides) == 2 and re.fullmatch(r"\s*(?:[A-Za-z]|\\[A-Za-z]+)\s*", sides[0]):  # x = 25
+        named = expression(unwrapped(sides[1]))
+        if named.plain is not None:
+            return _compare(named, right, expected, options, detail)
+    last = expression(unwrapped(last_side(found.text))).text
+    if not options.allow_unevaluated and (is_unevaluated(last) or is_repeated(last, right.text)):
+        return _scored(False, detail, reason="the answer is not worked out")
+    return _question(found, expected, options, detail)
+
+
 def _compare(
-    given: Plain, right: Plain, factor: Fraction | None, options: MathOptions, detail: dict[str, Any]
+    given: Expression, right: Expression, expected: Reference, options: MathOptions, detail: dict[str, Any]
 ) -> Verdict:
-    scaled = given.times(factor) if factor is not None else None
-    return _scored(scaled is not None and same(scaled, right, options.places), detail)
+    assert given.plain is not None
+    assert right.plain is not None
+    factor = conversion(given.unit, right.unit, strict=options.units == "strict")
+    if factor is None:
+        return _scored(False, detail, reason="the units do not go together")
+    equal = _near(given.plain, right.plain, factor, expected, options)
+    if not equal and options.percent == "lenient" and right.text.rstrip().endswith(("%", "percent")):
+        bare = not given.text.rstrip().endswith(("%", "percent"))
+        equal = bare and _near(given.plain, right.plain, factor / 100, expected, options)
+    return _scored(equal, detail)
+
+
+def _near(given: Plain, right: Plain, factor: Fraction, expected: Reference, options: MathOptions) -> bool:
+    scaled = given.times(factor)
+    if scaled is None:
+        return False
+    if expected.rel_tol is not None or expected.abs_tol is not None:
+        return within(scaled, right, expected.rel_tol, expected.abs_tol)
+    return same(scaled, right, options.places)
+
+
+def _question(found: Extracted, expected: Reference, options: MathOptions, detail: dict[str, Any]) -> Question:
+    policy: dict[str, Any] = {
+        "places": options.places,
+        "units": options.units,
+        "percent": options.percent,
+        "relations_are_sets": options.relations_are_sets,
+        "rename": options.rename,
+    }
+    for name in ("rel_tol", "abs_tol"):
+        value = getattr(expected, name)
+        if value is not None:
+            policy[name] = [value.numerator, value.denominator]
+    return Question(found.text, expected.text, found.groups, expected.groups, policy, detail)
 
 
 def _scored(correct: bool, detail: dict[str, Any], **more: Any) -> Verdict:
@@ -155,10 +219,6 @@ def _scored(correct: bool, detail: dict[str, Any], **more: Any) -> Verdict:
 
 def _unparsable(reason: str, **detail: Any) -> Verdict:
     return Verdict(0.0, Outcome.UNPARSABLE, None, 0.0, {**detail, "reason": reason})
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", plain_spelling(text).casefold()))
 
 
 def _shown(text: str) -> str:

@@ -10,15 +10,19 @@ sign, thousands separators, power of ten and percent sign. What always holds:
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 LIMIT_DIGITS: Final = 1_000
 """Beyond so many digits, or powers of ten, a number is kept as its digits and compared as such."""
 
-SIGNIFICANT: Final = Fraction(1, 200_000)
-"""The relative error of a rounded decimal: without it, six decimal places say nothing about 1e-7."""
+SCALES: Final[Mapping[str, int]] = MappingProxyType(
+    {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+)
+"""Words that stand for a power of ten."""
 
 _WHOLE = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_WHOLE}(?:\.\d*)?|\.\d+)"
@@ -37,10 +41,14 @@ _PLAIN = re.compile(
       | (?P<above>{_NUMBER})\s*/\s*(?P<below>{_NUMBER})
       | (?P<sign>[+-]?)\s*(?:(?P<whole>\d{{1,18}})\s*)?\\frac\s*(?:
             \{{\s*(?P<top>{_NUMBER})\s*\}}\s*\{{\s*(?P<bottom>{_NUMBER})\s*\}} | (?P<digits>\d\s*\d) )
-      | (?P<msign>[+-]?)\s*(?P<mwhole>\d{{1,18}})\s+(?P<mtop>\d{{1,18}})\s*/\s*(?P<mbottom>\d{{1,18}})
-    )\s*(?(open)\))\s*(?P<percent>%|percent\b|per\ cent\b)?\s*""",
+      | (?P<msign>[+-]?)\s*(?P<mwhole>\d{{1,18}}|\d{{1,3}}(?:\ \d{{3}}){{1,5}})\s+
+            (?P<mtop>\d{{1,18}})\s*/\s*(?P<mbottom>\d{{1,18}})
+    )\s*(?(open)\))\s*(?:(?P<scale>hundred|thousand|million|billion|trillion)\b)?
+    \s*(?P<percent>%|percent(?:age)?\b|per\ cent\b|pct\b)?\s*""",
     re.VERBOSE | re.ASCII,
 )
+_INTEGER = re.compile(r"-?\d{1,30}", re.ASCII)
+_COMMA = re.compile(r"[+-]?\s*(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))", re.ASCII)  # 1,234 is 1234
 _POWER_DIGITS = re.compile(r"(?:[eE]\s*|10\s*(?:\^|\*\*)\s*[{(]?\s*)([+-]?)\s*(\d+)\s*[})]?$", re.ASCII)
 
 
@@ -68,12 +76,19 @@ class Plain:
 
 def parse_plain(text: str) -> Plain | None:
     """The plain number that `text` is, from end to end, or None."""
+    if _INTEGER.fullmatch(text):
+        return Plain(Fraction(int(text)), False)
     match = _PLAIN.fullmatch(" ".join(text.split()))  # single blanks: the pattern is linear on those
     if match is None:
         return None
     value = _value(match)
     if value is None:
         return None
+    if match["scale"]:
+        if isinstance(value, Digits):
+            value = value._replace(exponent=value.exponent + SCALES[match["scale"]])
+        else:
+            value *= 10 ** SCALES[match["scale"]]
     if match["percent"]:
         if isinstance(value, Digits):
             value = value._replace(exponent=value.exponent - 2)
@@ -83,6 +98,18 @@ def parse_plain(text: str) -> Plain | None:
         value = value._replace(negative=not value.negative) if isinstance(value, Digits) else -value
     written = match["number"]
     return Plain(value, written is not None and not written.isdecimal())
+
+
+def within(one: Plain, reference: Plain, rel_tol: Fraction | None, abs_tol: Fraction | None) -> bool:
+    """Whether a number is within max(rel_tol·|reference|, abs_tol) of the reference."""
+    if isinstance(one.value, Digits) or isinstance(reference.value, Digits):
+        return one.value == reference.value
+    return abs(one.value - reference.value) <= max((rel_tol or 0) * abs(reference.value), abs_tol or 0)
+
+
+def decimal_comma(text: str) -> str | None:
+    """`text` with a point, where it is a number with a decimal comma and nothing else could be meant by it."""
+    return text.replace(",", ".") if _COMMA.fullmatch(text.strip()) else None
 
 
 def same(one: Plain, other: Plain, places: int) -> bool:
@@ -100,12 +127,13 @@ def same(one: Plain, other: Plain, places: int) -> bool:
 def rounds_to(one: Fraction, other: Fraction, places: int) -> bool:
     """Whether two different numbers, neither of them whole, agree to `places` decimal places.
 
-    Also to about six significant digits, and never where `places` is 0.
+    Also to as many significant digits, without which six decimal places would say nothing about 1e-7, and never
+    where `places` is 0.
     """
     if places == 0 or one.denominator == 1 or other.denominator == 1:
         return False
-    difference = abs(one - other)
-    return 2 * difference * 10**places <= 1 and difference <= SIGNIFICANT * max(abs(one), abs(other))
+    error = 2 * abs(one - other) * 10**places
+    return bool(error <= 1 and error <= 10 * max(abs(one), abs(other)))
 
 
 def _value(match: re.Match[str]) -> Fraction | Digits | None:
@@ -118,7 +146,7 @@ def _value(match: re.Match[str]) -> Fraction | Digits | None:
     if match["above"] is not None:
         return _ratio(match["above"], match["below"])
     if match["mwhole"] is not None:
-        return _mixed(match["msign"], match["mwhole"], _ratio(match["mtop"], match["mbottom"]))
+        return _mixed(match["msign"], match["mwhole"].replace(" ", ""), _ratio(match["mtop"], match["mbottom"]))
     top, bottom = match["top"], match["bottom"]
     if match["digits"] is not None:  # \frac12
         top, bottom = match["digits"][0], match["digits"][-1]

@@ -1,184 +1,120 @@
-"""The full check, with math-verify. Imported only in the pool's processes: it loads sympy, and it may hang.
+"""The full check of one item, in a worker process: reads both sides into shapes and judges them.
 
-math-verify parses and compares; what it is known to get wrong is corrected here, where both sides are
-numbers:
-- two numbers are compared by value, exactly or by the rule of `numbers.rounds_to`, so that 12 % is not 12,
-  2^-99 is not 2^-98 and 1e-7 is not 2e-7;
-- an equation is unwrapped to its right side only if its left side is a name or arithmetic: x^2 = 25 is not
-  25. Neither raises nor catches what says that the process is unfit (memory, recursion): the pool must know.
+It never raises but for what says that the process is unfit (memory, recursion), which the pool must know. What
+the reference says decides about the reference alone: where it cannot be read, or computed, that is
+`bad_reference` whatever the answer is.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 from fractions import Fraction
 from typing import Any, Final
 
-import sympy
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy.core.relational import Equality, Relational
-from sympy.parsing.sympy_parser import parse_expr
-
 from quintain.failure import one_line
 from quintain.verdict import Outcome
-from quintain.verifiers.math.numbers import rounds_to
-
-EVALUATED_DIGITS: Final = 40
-"""Precision to which numbers that are neither rational nor decimal are computed."""
-EXACT_DIGITS: Final = 25
-"""Two such numbers are different where they differ within so many digits."""
-
-_ARITHMETIC = re.compile(r"[\d\s.+\-*/^()]+", re.ASCII)
-_WORDS: Final = {
-    "infinity": r"\infty ",
-    "inf": r"\infty ",
-    "pi": r"\pi ",
-    "theta": r"\theta ",
-    "and": ",",
-    "or": ",",
-    "percent": r"\%",
-}
-_NAMES = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|pi|theta|and|or|percent)(?![A-Za-z])")
-_FUNCTIONS = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan)(?![A-Za-z])")
-_MIXED = re.compile(r"(?<![\d.])(\d+) +(\d+) */ *(\d+)(?![\d.])")
-_SCIENTIFIC = re.compile(r"(?<=[\d.])\s*[eE]\s*([+-]?\d+)(?![\d.])")
-_ROOT = re.compile(r"(?<![A-Za-z\\])(?:sqrt)\s*\(([^()]*)\)")
-_POWER = re.compile(r"(?:\*\*|\^)\s*(?:\(([^()]*)\)|([+-]?\d+))")
+from quintain.verifiers.math import algebra
+from quintain.verifiers.math.compare import Closeness, has_value
+from quintain.verifiers.math.judge import Judge
+from quintain.verifiers.math.numbers import decimal_comma
+from quintain.verifiers.math.reading import read
+from quintain.verifiers.math.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value
+from quintain.verifiers.math.tree import Refused, Unreadable
 
 _WARM_UP: Final = (
-    (r"\frac{1}{2}", "0.5"),
     (r"2\sqrt{3}+1", r"1+\sqrt{12}"),
     (r"\frac{\pi}{3}", "1.047198"),
     (r"\{1, -2\}", r"\{-2, 1\}"),
-    ("(1, 2)", "(1, 3)"),
     (r"[0, 1) \cup (2, \infty)", r"(2, \infty) \cup [0, 1)"),
     (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & 5 \end{bmatrix}"),
     ("y = 2x + 1", "y - 2x = 1"),
     ("(x+1)^2", "x^2+2x+1"),
-    (r"12\%", "0.12"),
-    (r"3 \times 10^{-4}", r"\frac{3}{10000}"),
-    (r"5!", r"\binom{10}{3}"),
-    (r"3 + 2i", "2i + 3"),
+    (r"e^{i\pi}", "-1"),
+    (r"\int_0^1 x dx", r"\frac12"),
+    (r"\sum_{k=1}^{3} k", "6"),
 )
 
 
 def check(item: dict[str, Any]) -> dict[str, Any]:
-    """The verdict on `{"answer", "reference", "factor": [numerator, denominator], "places"}`."""
-    gold = parsed(item["reference"])
-    if gold is None:
-        message = f"math-verify cannot read the reference {item['reference'][:100]!r}"
-        return {"outcome": Outcome.BAD_REFERENCE, "message": message}
-    if is_number(gold) and gold.doit() in (sympy.zoo, sympy.nan):
-        return {"outcome": Outcome.BAD_REFERENCE, "message": "the reference divides by zero"}
-    given = parsed(item["answer"])
-    if given is None:
-        return {"outcome": Outcome.UNPARSABLE, "detail": {"reason": "math-verify cannot read the answer"}}
+    """The verdict on `{"answer", "reference", "answer_groups", "reference_groups", "policy"}`.
+
+    `policy` has the fields of `Closeness` and of `Judge` by name, the tolerances as pairs of integers.
+    """
+    judge = _judge(item["policy"])
     try:
-        if item["factor"] != [1, 1]:
-            given = given * sympy.Rational(*item["factor"])
-        equal = equivalent(given, gold, item["places"])
+        reference = read(item["reference"], braces_group=item["reference_groups"])
+        _must_be_read(reference)
+    except (Refused, Unreadable) as reason:
+        return {"outcome": Outcome.BAD_REFERENCE, "message": f"{item['reference'][:100]!r} cannot be used: {reason}"}
+    try:
+        answer = read(item["answer"], braces_group=item["answer_groups"])
+        equal = judge.same(answer, reference)
+        if not equal:
+            equal = _with_decimal_comma(judge, item, answer, reference)
+    except (Refused, Unreadable) as reason:
+        return {"outcome": Outcome.UNPARSABLE, "detail": {"reason": one_line(str(reason), 200)}}
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # the boundary: what cannot be compared with the reference is not equal to it
-        reason = one_line(f"{type(error).__name__}: {error}", 200)
-        return {"outcome": Outcome.WRONG, "detail": {"reason": reason}}
+        return {"outcome": Outcome.WRONG, "detail": {"reason": one_line(f"{type(error).__name__}: {error}", 200)}}
     return {"outcome": Outcome.CORRECT if equal else Outcome.WRONG}
 
 
 def warm_up() -> None:
     """Load the parser's tables and caches, which are then there in every forked worker."""
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    algebra.quiet()
     for answer, reference in _WARM_UP:
-        check({"answer": answer, "reference": reference, "factor": [1, 1], "places": 6})
-
-
-def parsed(text: str) -> Any:
-    """`text` as a sympy object, unevaluated, or None."""
-    if _ARITHMETIC.fullmatch(text):
-        try:
-            return parse_expr(text.replace("^", "**"), evaluate=False)
-        except (SyntaxError, TypeError, ValueError, AttributeError, sympy.SympifyError):
-            pass  # "2(3)" and "007" are mathematics all the same
-    found = parse(
-        f"${as_latex(text)}$",
-        [LatexExtractionConfig(boxed_match_priority=-1)],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
-    return found[0] if found else None
-
-
-def as_latex(text: str) -> str:
-    """`text`, which may be written as in a programme or an e-mail, as LaTeX on one line."""
-    text = " ".join(text.replace("$", " ").split())
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
-    text = _SCIENTIFIC.sub(r" \\times 10^{\1}", text)
-    text = _ROOT.sub(r"\\sqrt{\1}", text)
-    text = _POWER.sub(lambda power: "^{" + (power[1] or power[2] or "") + "}", text)
-    text = _NAMES.sub(lambda name: _WORDS[name[0]], text)
-    text = _FUNCTIONS.sub(r"\\\1", text)
-    text = text.replace(r"\varnothing", r"\emptyset")
-    return re.sub(r"(?<!\\)%", r"\\%", text)
-
-
-def equivalent(given: Any, gold: Any, places: int) -> bool:
-    """Whether `given` is `gold`, both as `parsed` gives them."""
-    if isinstance(given, Equality) and not isinstance(gold, Relational):
-        left, right = given.args
-        if not (left.is_Symbol or left.is_Function or not left.free_symbols):
-            return False
-        if is_number(right) and is_number(gold):
-            return same_number(right.doit(), gold.doit(), places)
-    if is_number(given) and is_number(gold):
-        return same_number(given.doit(), gold.doit(), places)
-    return bool(
-        verify(
-            gold,
-            given,
-            float_rounding=places,
-            allow_set_relation_comp=True,
-            timeout_seconds=None,
-            raise_on_error=True,
+        policy = {"places": 6, "units": "lenient", "percent": "strict", "relations_are_sets": True}
+        check(
+            {
+                "answer": answer,
+                "reference": reference,
+                "answer_groups": False,
+                "reference_groups": False,
+                "policy": policy,
+            }
         )
+
+
+def _judge(policy: dict[str, Any]) -> Judge:
+    close = Closeness(
+        places=policy["places"],
+        rel_tol=Fraction(*policy["rel_tol"]) if policy.get("rel_tol") else None,
+        abs_tol=Fraction(*policy["abs_tol"]) if policy.get("abs_tol") else None,
+        rename=policy.get("rename", False),
+    )
+    return Judge(
+        fallback=lambda answer, reference: algebra.same(answer, reference, close),
+        close=close,
+        units=policy["units"],
+        percent=policy["percent"],
+        relations_are_sets=policy["relations_are_sets"],
     )
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is an expression without variables."""
-    return isinstance(value, sympy.Expr) and not value.free_symbols and bool(value.is_number)
+def _must_be_read(shape: Shape) -> None:
+    """Raise `Unreadable` where an expression in `shape` is read neither here nor by math-verify, or has no value."""
+    if isinstance(shape, Value):
+        if shape.tree is None and not algebra.readable(shape.text):
+            raise Unreadable(f"{shape.text[:100]!r} is no expression")
+        if shape.tree is not None and not has_value(shape.tree):
+            raise Unreadable(f"{shape.text[:100]!r} has no value")
+    if isinstance(shape, Group):
+        parts: tuple[Shape, ...] = shape.items
+    elif isinstance(shape, Span):
+        parts = (shape.low, shape.high)
+    elif isinstance(shape, Combined | Ratio):
+        parts = shape.parts
+    else:
+        parts = shape.sides[-1:] if isinstance(shape, Relation) else ()
+    for part in parts:
+        _must_be_read(part)
 
 
-def same_number(one: Any, other: Any, places: int) -> bool:
-    """Whether two evaluated numbers are the same; decimals may be rounded (`numbers.rounds_to`)."""
-    exact, decimal = (exactly(one), exactly(other)), one.has(sympy.Float) or other.has(sympy.Float)
-    if exact[0] is not None and exact[1] is not None:
-        return exact[0] == exact[1] or (decimal and rounds_to(exact[0], exact[1], places))
-    if not (one.is_finite and other.is_finite):
-        return bool(one == other) and one is not sympy.nan and one is not sympy.zoo
-    if decimal:
-        return all(
-            rounds_to(*parts, places) or parts[0] == parts[1]
-            for parts in zip(computed(one), computed(other), strict=True)
-        )
-    if one == other:
-        return True
-    difference = abs(sympy.N(one - other, EVALUATED_DIGITS))
-    scale = max(abs(sympy.N(one, EVALUATED_DIGITS)), abs(sympy.N(other, EVALUATED_DIGITS)))
-    return bool(difference <= scale * sympy.Float(10) ** -EXACT_DIGITS)
-
-
-def exactly(value: Any) -> Fraction | None:
-    """The exact value of an integer, a fraction, or a decimal as it was written; None for everything else."""
-    if isinstance(value, sympy.Rational):
-        return Fraction(int(value.p), int(value.q))
-    if isinstance(value, sympy.Float) and value.is_finite:
-        return Fraction(str(value))
-    return None
-
-
-def computed(value: Any) -> tuple[Fraction, Fraction]:
-    """The real and imaginary parts of a number, as decimals of enough digits."""
-    number = sympy.N(value, EVALUATED_DIGITS)
-    real, imaginary = number.as_real_imag()
-    return Fraction(str(real)), Fraction(str(imaginary))
+def _with_decimal_comma(judge: Judge, item: dict[str, Any], answer: Shape, reference: Shape) -> bool:
+    """`2,74` beside `2.74`: where one side is a number, the other may have a decimal comma."""
+    answered, expected = decimal_comma(item["answer"]), decimal_comma(item["reference"])
+    if isinstance(reference, Value) and answered is not None:
+        return judge.same(read(answered), reference)
+    if isinstance(answer, Value) and expected is not None:
+        return judge.same(answer, read(expected))
+    return False

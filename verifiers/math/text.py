@@ -17,7 +17,7 @@ SYMBOLS: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63", "-"),
         **dict.fromkeys("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
-        **dict.fromkeys("\u2044\u2215", "/"),
+        **dict.fromkeys("\u2044\u2215\u29f8", "/"),
         "×": r"\times ",
         "·": r"\cdot ",
         "⋅": r"\cdot ",
@@ -42,6 +42,26 @@ SYMBOLS: Final[Mapping[str, str]] = MappingProxyType(
         "ℤ": r"\mathbb{Z}",
         "ℕ": r"\mathbb{N}",
         "°": r"^\circ",
+        "√": r"\sqrt ",
+        "∖": r"\setminus ",
+        "⟨": r"\langle ",
+        "⟩": r"\rangle ",
+        "∣": "|",
+        "≡": r"\equiv ",
+        "γ": r"\gamma ",
+        "δ": r"\delta ",
+        "ε": r"\epsilon ",
+        "λ": r"\lambda ",
+        "μ": r"\mu ",
+        "µ": r"\mu ",
+        "σ": r"\sigma ",
+        "φ": r"\phi ",
+        "ω": r"\omega ",
+        "ℚ": r"\mathbb{Q}",
+        "ℂ": r"\mathbb{C}",
+        "٫": ".",
+        "٬": ",",
+        "。": ".",
         "′": "'",
         "“": '"',
         "”": '"',
@@ -57,13 +77,37 @@ MAX_WRAPPINGS: Final = 20
 
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
+_HIGHER_ROOT = re.compile(r"([∛∜])\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\)|\{[^{}]*\})")
 _ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\)|\{[^{}]*\})")
-_SPACING = re.compile(r"(?<!\\)\\(?:[,;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~")
-_SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![A-Za-z])")
+_SPACING = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad|hspace\s*\{[^{}]*\}|h?phantom\s*\{[^{}]*\}|thinspace|enspace)|~")
+_NO_SPACE = re.compile(r"\\!\s*")
+_SIZING = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|mathstrut)(?![A-Za-z])\.?")
+_SIZED_BAR = re.compile(r"\\(?:[bB]igg?)?(?=[lr])(left|right|l|r)\s*\|")
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z{}%$#&,;!])")
+_MATHEMATICS: Final = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_SWITCHES = re.compile(r"\\(?:color\s*\{[^{}]*\}|(?:bf|rm|it|sf|tt|bfseries|boldmath)(?![A-Za-z])\s*)")
+_CHOOSE = re.compile(r"\{\s*([^{}]{1,50}?)\s*\\choose(?![A-Za-z])\s*([^{}]{1,50}?)\s*\}")
 _ESCAPED = re.compile(r"\\([%$#&])")
+_SCALED = re.compile(
+    r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*(hundred|thousand|million|billion|trillion|percent|per cent|pct)\s*\}"
+)
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_WRAPPERS = re.compile(r"\\(?:boxed|fbox|text|textbf|textrm|textit|mathrm|mathbf|mbox|ensuremath)\s*\{")
+_WRAPPED_WORDS = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_NOON = re.compile(r"(?<=:\d\d)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([ap])\.?\s?m\b\.?(?:\s*\})?", re.IGNORECASE)
+_BRACED_COMMA = re.compile(r" ?\{ ?, ?\} ?")
+_GLUED = re.compile(r"(?<=[\d)\]}])(or|and)(?=[-A-Z(\[\d\\])")  # x = 1or x = 2
+_SIMPLE = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_DELIMITERS: Final = (*_MATHEMATICS, ("**", "**"), ("`", "`"))
+_FIRST: Final = ("$", "\\", "*", "`", "{")
+_SEPARATOR = re.compile(r"[,;]|\\mid(?![A-Za-z])|\|")
+_UNENDED = re.compile(r",\s*\.{2,}$")  # 1, 2, ... names more than two numbers
+_WRAPPERS = re.compile(r"\\(?:boxed|fbox|underline|text|textbf|textrm|textit|mathrm|mathbf|mbox|ensuremath)\s*\{")
+
+
+def word_set(words: str) -> frozenset[str]:
+    """The words in `words`, for tables of them."""
+    return frozenset(words.split())
 
 
 def plain_spelling(text: str) -> str:
@@ -72,6 +116,7 @@ def plain_spelling(text: str) -> str:
         return text
     text = _RAISED.sub(lambda run: "^{" + run[0].translate(SUPERSCRIPTS) + "}", text)
     text = _LOWERED.sub(lambda run: "_{" + run[0].translate(SUBSCRIPTS) + "}", text)
+    text = _HIGHER_ROOT.sub(lambda root: rf"\sqrt[{3 if root[1] == '∛' else 4}]{{{root[2].strip('{}')}}}", text)
     text = _ROOT.sub(lambda root: r"\sqrt{" + root[1].strip("{}") + "}", text)
     return "".join(char if char.isascii() else _spelled(char) for char in text)
 
@@ -84,21 +129,36 @@ def _spelled(char: str) -> str:
     digit = unicodedata.decimal(char, None)
     if digit is not None:
         return str(digit)
-    above, bar, below = unicodedata.normalize("NFKC", char).partition("\u2044")
+    compatible = unicodedata.normalize("NFKC", char)
+    above, bar, below = compatible.partition("\u2044")
     if bar and above and below:  # ½ and its like; after a whole number this is a mixed number, as in LaTeX
         return rf"\frac{{{above}}}{{{below}}}"
+    if char != compatible and (compatible.isascii() or compatible in SYMBOLS):  # 𝑥, ㎝, 𝜋
+        return SYMBOLS.get(compatible, compatible)
     return char
 
 
 def unwrapped(text: str) -> str:
     """`text` without the delimiters, emphasis, boxes, spacing and full stop around the mathematics."""
+    if _SIMPLE.fullmatch(text):
+        return text
     text = plain_spelling(text)
     if "\\" in text or "~" in text:
-        text = _SPACING.sub(" ", text).replace(r"\!", "")
-        text = _SIZING.sub("", text)
+        if r"\\" in text and r"\begin" not in text:  # escaped twice on its way here
+            text = _DOUBLED.sub(r"\\", text)
+        text = _SPACING.sub(" ", _NO_SPACE.sub("", text))
+        text = _SIZING.sub("", _SIZED_BAR.sub(lambda bar: rf"\{bar[1][0].lower()}vert ", text))
         text = _FRACTIONS.sub(r"\\frac", text)
+        text = _CHOOSE.sub(r"\\binom{\1}{\2}", _SWITCHES.sub("", text))
+        text = _SCALED.sub(r" \1", text)
         text = _ESCAPED.sub(r"\1", text)
-    text = " ".join(text.replace("{,}", ",").split())
+    text = " ".join(text.split())
+    if ":" in text:
+        text = _NOON.sub(lambda noon: f" {noon[1].lower()}m", text)
+    if "{" in text:
+        text = _BRACED_COMMA.sub(",", text)
+    if "or" in text or "and" in text:
+        text = _GLUED.sub(r" \1 ", text)
     for _ in range(MAX_WRAPPINGS):
         peeled = _peeled(text)
         if peeled == text:
@@ -109,29 +169,29 @@ def unwrapped(text: str) -> str:
 
 def _peeled(text: str) -> str:
     text = text.strip()
-    if text.endswith((".", ",", ";", ":", "?")) and text[-2:-1] != "\\":
+    if text.endswith((".", ",", ";", ":", "?")) and text[-2:-1] != "\\" and not _UNENDED.search(text):
         return text.rstrip(".,;:?")
-    for opening, closing in (
-        ("$$", "$$"),
-        ("$", "$"),
-        (r"\(", r"\)"),
-        (r"\[", r"\]"),
-        ("**", "**"),
-        ("`", "`"),
-    ):
-        inner = text[len(opening) : -len(closing)]
-        if (
-            len(text) > len(opening) + len(closing)
-            and text.startswith(opening)
-            and text.endswith(closing)
-            and opening not in inner
-        ):
-            return inner
+    if not text.startswith(_FIRST):
+        return text
+    for opening, closing in _DELIMITERS:
+        if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
+            inner = text[len(opening) : -len(closing)]
+            if opening not in inner:
+                return inner
     wrapper = _WRAPPERS.match(text)
     start = wrapper.end() if wrapper else 1 if text.startswith("{") else 0
-    if start and closing_brace(text, start) == len(text) - 1:
+    if start and closing_brace(text, start) == len(text) - 1 and (wrapper or not _SEPARATOR.search(text)):
         return text[start:-1]
     return text
+
+
+def grouped(text: str) -> bool:
+    """Whether `text` is LaTeX between its delimiters, where `{1, 2}` is 1, 2 in a group and no set."""
+    text = text.strip().rstrip(".").rstrip()
+    return any(
+        text.startswith(opening) and text.endswith(closing) and len(text) > len(opening)
+        for opening, closing in _MATHEMATICS
+    )
 
 
 def closing_brace(text: str, start: int) -> int | None:
@@ -145,6 +205,12 @@ def closing_brace(text: str, start: int) -> int | None:
             if depth == 0:
                 return brace.start()
     return None
+
+
+def words_of(text: str) -> str:
+    """The words of `text` in lower case: what two texts without mathematics are compared by, in order."""
+    text = _WRAPPED_WORDS.sub(r" \1 ", plain_spelling(text))
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def comparable(text: str) -> str:

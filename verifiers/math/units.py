@@ -1,9 +1,18 @@
-"""Units of measurement behind a number: 25 cm is 0.25 m, is not 25 m, and is 25 where the other side has no
-unit.
+"""Units of measurement behind a number: 25 cm is 0.25 m and is not 25 m.
+
+| answer | reference | lenient | strict | because |
+|---|---|---|---|---|
+| 12 m | 12 cm | wrong | wrong | they are different lengths |
+| 0.12 m | 12 cm | right | right | converted exactly |
+| 12 | 12 cm | right | wrong | the question names the unit, mostly |
+| 12 cm | 12 | right | wrong | the reference leaves it out, mostly |
+| 12 m | 12 kg | wrong | wrong | they measure different things |
+| 12 apples | 12 | right | right | what is counted is no unit |
+| 12 % | 12 | wrong | wrong | a percent sign is a factor of 1/100, and no unit |
 
 Only a small table of everyday units is converted; a unit is a product of powers, so `m/s` and `km/h` follow
-from it. Words in `\\text{}` that are in no table say what is counted and are dropped; bare letters that are
-in no table are mathematics and stay.
+from it. Words behind a number that are in no table say what is counted and are dropped, unless they say anything
+about the number ("or so", "wrong", "thousand"); single letters are mathematics and stay.
 """
 
 from __future__ import annotations
@@ -14,6 +23,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
+
+from quintain.verifiers.math.text import word_set
 
 Dimension = tuple[tuple[str, int], ...]
 
@@ -62,6 +73,7 @@ def _table() -> Iterator[tuple[str, str, int, Fraction]]:
         ("euro euros EUR €", "euro", 1, Fraction(1)),
         ("£ GBP", "£", 1, Fraction(1)),
         ("¥ yen JPY", "yen", 1, Fraction(1)),
+        ("yuan RMB CNY", "yuan", 1, Fraction(1)),
         ("₹ rupee rupees INR", "rupee", 1, Fraction(1)),
         ("K kelvin", "K", 1, Fraction(1)),
         ("N newton newtons", "N", 1, Fraction(1)),
@@ -83,7 +95,7 @@ UNITS: Final[Mapping[str, Unit]] = MappingProxyType(
 CURRENCIES: Final = "$€£¥₹"
 
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)"
-_TEXT = r"\\(?:text|mathrm|textrm|mbox|textbf|rm)\s*"
+_TEXT = r"\\(?:text|mathrm|textrm|textnormal|mbox|textbf|rm)\s*"
 _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\s*\\degree(?![A-Za-z])")
 _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)")
 _TAIL = re.compile(
@@ -92,13 +104,35 @@ _TAIL = re.compile(
                  | (?P<gap>\s*)(?P<bare>[A-Za-z][A-Za-z/^{{}}\d\s.-]*) )""",
     re.VERBOSE,
 )
+_WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*[.,]?")
+_SAYING: Final = word_set(
+    "about above almost alternatively and any approximately base below between but choose cubed divided dozen either "
+    "else except false if incorrect infinity is isn't least less like maybe minus mod modulo more most negative no "
+    "none nor not or otherwise over perhaps plus possibly power probably repeated repeating root roughly squared than "
+    "through times to unless until versus vs when where without wrong "
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety half halves third thirds quarter quarters "
+    "hundred hundreds thousand thousands million millions billion billions trillion trillions percent"
+)
+"""Words that change what the number before them says, or name another."""
+_SHORT: Final = word_set("a of in at by on")
+_NAMES: Final = word_set(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt cbrt abs gcd lcm max min lim det pi inf "
+    "alpha beta gamma delta epsilon theta lambda sigma omega phi rho tau"
+)
+MAX_COUNTED_WORDS: Final = 6
 _FACTOR = re.compile(r"([A-Za-z$€£¥₹]+)\.?(?:\s*\^\s*\{?\s*(-?\d)\s*\}?)?")
 
 
-def split_unit(text: str) -> tuple[str, Unit | None]:
-    """`text` (unwrapped) without the unit behind it, and the unit if the table has it."""
+def split_unit(text: str, *, attached: bool = False) -> tuple[str, Unit | None]:
+    """`text` (unwrapped) without the unit behind it, and the unit if the table has it.
+
+    `attached`: whether a single letter right behind the number is a unit too, as in 5m; else it may be a variable.
+    """
     if text and text[0] in CURRENCIES:
         return text[1:].lstrip(), UNITS[text[0]]
+    if text[-1:] in CURRENCIES and text[:-1].rstrip()[-1:].isdigit():
+        return text[:-1].rstrip(), UNITS[text[-1]]
     if text[:2] in ("-$", "-€", "-£"):
         return "-" + text[2:].lstrip(), UNITS[text[1]]
     if not _TRIGONOMETRY.search(text):
@@ -109,12 +143,22 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     value = match["value"].strip()
     if match["text"]:
         unit = parse_unit(match["inside"] + match["power"])
-        return (value, unit)
+        return (value, unit) if unit is not None or is_counted(match["inside"] + match["power"]) else (text, None)
     bare = match["bare"].strip()
-    if len(re.sub(r"[^A-Za-z].*", "", bare)) == 1 and not match["gap"]:
+    if len(re.sub(r"[^A-Za-z].*", "", bare)) == 1 and not match["gap"] and not attached:
         return text, None  # 5m may be five times m
     unit = parse_unit(bare)
-    return (text, None) if unit is None else (value, unit)
+    if unit is None and not (match["gap"] and is_counted(bare)):
+        return text, None
+    return value, unit
+
+
+def is_counted(text: str) -> bool:
+    """Whether `text`, behind a number, says what is counted ("apples", "people in all") and nothing about how many."""
+    words = text.replace("(", " ").replace(")", " ").rstrip(". ").lower().split()
+    if len(words) > MAX_COUNTED_WORDS or any(len(word) < 3 and word not in _SHORT for word in words):
+        return False
+    return all(_WORD.fullmatch(word) and word not in _SAYING and word not in _NAMES for word in words)
 
 
 def parse_unit(text: str) -> Unit | None:
@@ -145,13 +189,15 @@ def parse_unit(text: str) -> Unit | None:
     return Unit(size, tuple(sorted((base, power) for base, power in powers.items() if power)))
 
 
-def conversion(answer: Unit | None, reference: Unit | None) -> Fraction | None:
+def conversion(answer: Unit | None, reference: Unit | None, *, strict: bool = False) -> Fraction | None:
     """What to multiply the answer's number by to compare it with the reference's.
 
-    1 where one side has no unit; None where the two measure different things.
+    None where the two measure different things, or, if `strict`, only one of them has a unit; else, where one has
+    none, 1.
     """
-    if answer is None or reference is None or not answer.dimension or not reference.dimension:
-        return Fraction(1)
+    missing = [side is None or not side.dimension for side in (answer, reference)]
+    if answer is None or reference is None or any(missing):
+        return None if strict and not all(missing) else Fraction(1)
     if answer.dimension != reference.dimension:
         return None
     return answer.size / reference.size

@@ -25,6 +25,8 @@ from quintain.verifiers.pool import WorkerPool
 INSTALL: Final = "pip install 'quintain[math]'"
 YIELD_EVERY: Final = 256
 """The event loop gets its turn after so many items of the fast path."""
+POLICY_VERSION: Final = "2"
+"""Changes with every change of the policy: what is cached under another version is judged anew."""
 SLOW: Final = "quintain.verifiers.math.slow"
 
 
@@ -53,8 +55,8 @@ class MathVerifier(Verifier):
         from importlib.metadata import version
 
         if self._pool is None:
-            return "1"
-        return f"1+math-verify-{version('math-verify')}+sympy-{version('sympy')}"
+            return POLICY_VERSION
+        return f"{POLICY_VERSION}+math-verify-{version('math-verify')}+sympy-{version('sympy')}"
 
     @property
     def pool(self) -> WorkerPool | None:
@@ -94,21 +96,24 @@ class MathVerifier(Verifier):
         if self._pool is None:
             return [_without_math_verify(question) for question in questions]
         verdicts = await self._pool.run(
-            [
-                {
-                    "answer": question.answer,
-                    "reference": question.reference,
-                    "factor": [question.factor.numerator, question.factor.denominator],
-                    "places": self.options.places,
-                }
-                for question in questions
-            ],
+            [question_item(question) for question in questions],
             deadline_s=self.options.deadline_s if deadline_s is None else deadline_s,
         )
         return [
             replace(verdict, detail={**question.detail, **verdict.detail})
             for question, verdict in zip(questions, verdicts, strict=True)
         ]
+
+
+def question_item(question: Question) -> dict[str, Any]:
+    """What a worker is sent of a question."""
+    return {
+        "answer": question.answer,
+        "reference": question.reference,
+        "answer_groups": question.answer_groups,
+        "reference_groups": question.reference_groups,
+        "policy": question.policy,
+    }
 
 
 def make_math_verifier(**options: Any) -> MathVerifier:

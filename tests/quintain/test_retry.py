@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.envs.retry import MAX_WAIT_S, Retry, RetryPolicy
+from quintain.calling.retry import MAX_WAIT_S, Retry, RetryPolicy
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 
 DOWN = Failure.of(FailureKind.UNREACHABLE, Stage.STEP, "down")

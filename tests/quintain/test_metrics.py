@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quintain.envs.metrics import Metrics
+from quintain.serving.metrics import Metrics
 
 
 def test_counters_summaries_and_gauges_are_rendered_with_their_labels():
@@ -33,4 +33,31 @@ def test_counters_summaries_and_gauges_are_rendered_with_their_labels():
 
 def test_what_was_not_declared_cannot_be_counted():
     with pytest.raises(KeyError, match="no counter 'nothing' was declared"):
-        Metrics().add("nothing")
+        Metrics("x_").add("nothing")
+
+
+def test_a_histogram_counts_what_is_at_most_each_bound():
+    metrics = Metrics("x_")
+    metrics.histogram("seconds", "Times.", [1, 0.1, 10])
+    for value in (0.05, 0.1, 0.5, 100):
+        metrics.observe("seconds", value, of="a")
+    metrics.observe("seconds", 1, of="b")
+    lines = metrics.render().splitlines()
+    assert lines[1] == "# TYPE x_seconds histogram"
+    assert [line for line in lines if 'of="a"' in line] == [
+        'x_seconds_bucket{le="0.1",of="a"} 2',
+        'x_seconds_bucket{le="1",of="a"} 3',
+        'x_seconds_bucket{le="10",of="a"} 3',
+        'x_seconds_bucket{le="+Inf",of="a"} 4',
+        'x_seconds_sum{of="a"} 100.65',
+        'x_seconds_count{of="a"} 4',
+    ]
+    assert 'x_seconds_bucket{le="1",of="b"} 1' in lines
+    assert 'x_seconds_bucket{le="0.1",of="b"} 0' in lines
+
+
+def test_large_counts_are_told_to_the_last_digit():
+    metrics = Metrics("x_")
+    metrics.counter("events_total", "Events.")
+    metrics.add("events_total", 123_456_789)
+    assert metrics.render().splitlines()[-1] == "x_events_total 123456789"

@@ -1,26 +1,28 @@
-"""Counters and gauges in Prometheus' text format.
+"""Counters, gauges, summaries and histograms in Prometheus' text format.
 
 Every name is declared once, with its help, before it is counted.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-Kind = Literal["counter", "gauge", "summary"]
+Kind = Literal["counter", "gauge", "summary", "histogram"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Numbers of one server. Names carry the prefix `quintain_env_`."""
+    """Numbers of one server. Names carry the `prefix`, such as `quintain_env_`."""
 
-    def __init__(self, prefix: str = "quintain_env_") -> None:
+    def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._declared: dict[str, tuple[Kind, str]] = {}
         self._values: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._gauges: dict[str, Callable[[], float]] = {}
+        self._bounds: dict[str, tuple[float, ...]] = {}
 
     def counter(self, name: str, help: str) -> None:
         """Declare a counter."""
@@ -29,6 +31,11 @@ class Metrics:
     def summary(self, name: str, help: str) -> None:
         """Declare a summary: a sum and a count."""
         self._declared[name] = ("summary", help)
+
+    def histogram(self, name: str, help: str, bounds: Sequence[float]) -> None:
+        """Declare a histogram: a sum, a count, and how many observations were at most each of `bounds`."""
+        self._declared[name] = ("histogram", help)
+        self._bounds[name] = tuple(sorted(bounds))
 
     def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         """Declare a gauge that is read when asked for."""
@@ -41,8 +48,10 @@ class Metrics:
         self._values[name][_labelled(name, labels)] += amount
 
     def observe(self, name: str, value: float, **labels: str) -> None:
-        """Add one observation to a summary."""
-        self._check(name, "summary")
+        """Add one observation to a summary or a histogram."""
+        self._check(name, "summary", "histogram")
+        if name in self._bounds:
+            self._count(name, value, labels)
         self._values[name][_labelled(f"{name}_sum", labels)] += value
         self._values[name][_labelled(f"{name}_count", labels)] += 1
 
@@ -52,12 +61,22 @@ class Metrics:
         for name, (kind, help) in self._declared.items():
             lines += [f"# HELP {self._prefix}{name} {help}", f"# TYPE {self._prefix}{name} {kind}"]
             values = {name: self._gauges[name]()} if kind == "gauge" else self._values[name]
-            lines += [f"{self._prefix}{labelled} {value:g}" for labelled, value in sorted(values.items())]
+            ordered = values.items() if kind == "histogram" else sorted(values.items())  # buckets: in their own order
+            lines += [f"{self._prefix}{labelled} {_number(value)}" for labelled, value in ordered]
         return "\n".join(lines) + "\n"
 
-    def _check(self, name: str, kind: Kind) -> None:
-        if name not in self._declared or self._declared[name][0] != kind:
-            raise KeyError(f"no {kind} {name!r} was declared")
+    def _count(self, name: str, value: float, labels: dict[str, str]) -> None:
+        values, bounds = self._values[name], self._bounds[name]
+        for place, bound in enumerate([*map(_number, bounds), "+Inf"]):
+            values[_labelled(f"{name}_bucket", {**labels, "le": bound})] += place >= bisect_left(bounds, value)
+
+    def _check(self, name: str, *kinds: Kind) -> None:
+        if name not in self._declared or self._declared[name][0] not in kinds:
+            raise KeyError(f"no {kinds[0]} {name!r} was declared")
+
+
+def _number(value: float) -> str:
+    return f"{value:.15g}"  # Prometheus' numbers are doubles: a count of millions is told to the last digit
 
 
 def _labelled(name: str, labels: dict[str, str]) -> str:

@@ -1,0 +1,1 @@
+"""What every HTTP client of ours shares: connections, retries, and how an answer that is no success is read."""

@@ -1,0 +1,167 @@
+"""Requests to one server of ours, asked again where that can help.
+
+What always holds: whatever breaks is a `FailureError`, within a bounded time. Every request of ours may be
+repeated, so one that got no answer is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from quintain.calling.connections import Connections
+from quintain.calling.retry import Retry, RetryPolicy
+from quintain.codec import from_json
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.serving.refusals import FailureBody
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+CONNECT_S = 5.0
+RETRIED = frozenset({429, 502, 503})
+
+
+class Caller:
+    """A server's address and a pool of connections. `server` says what is there, for messages.
+
+    Waits between tries are drawn from `seed`. Raises QuintainError for what is no address.
+    """
+
+    def __init__(
+        self, url: str, token: str | None, *, server: str, policy: RetryPolicy, max_connections: int, seed: int
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise QuintainError(f"the address of the {server} looks like http://127.0.0.1:8000, not {url!r}")
+        self.url = url.rstrip("/")
+        self.policy = policy
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._server = server
+        self._max_connections = max_connections
+        self._rng = random.Random(seed)
+        self._connections: Connections | None = None
+
+    async def aclose(self) -> None:
+        """Close the connections. The next call opens new ones."""
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.aclose()
+
+    async def call(
+        self, method: str, path: str, stage: Stage, body: str | None = None, policy: RetryPolicy | None = None
+    ) -> bytes:
+        """The body of the answer. Raises FailureError."""
+
+        async def whole(response: httpx.Response) -> bytes:
+            return await response.aread()
+
+        return await self.consume(method, path, stage, lambda: body, whole, policy=policy)
+
+    async def consume(
+        self,
+        method: str,
+        path: str,
+        stage: Stage,
+        body: Callable[[], str | None],
+        read: Callable[[httpx.Response], Awaitable[T]],
+        *,
+        headers: Mapping[str, str] | None = None,
+        policy: RetryPolicy | None = None,
+    ) -> T:
+        """What `read` makes of a successful answer. Each try asks for the `body` anew. Raises FailureError."""
+        import httpx
+
+        retry = self._retry(policy)
+        connections = self.here()
+        while True:
+            left_s = retry.left(time.monotonic())
+            timeout = httpx.Timeout(left_s, connect=min(CONNECT_S, left_s))
+            try:
+                async with (
+                    asyncio.timeout(left_s),
+                    connections.one() as connection,
+                    connection.stream(method, path, content=body(), timeout=timeout, headers=headers) as response,
+                ):
+                    if response.is_success:
+                        return await read(response)
+                    await response.aread()
+            except (httpx.TransportError, TimeoutError) as error:
+                wait_s = retry.silent(self._silence(error, stage), time.monotonic())
+            else:
+                wait_s = self._refusal(response, stage, retry)
+            await asyncio.sleep(wait_s)
+
+    def call_sync(self, method: str, path: str, stage: Stage, params: Mapping[str, str | int] | None = None) -> bytes:
+        """`call` without an event loop and without a body. Raises FailureError."""
+        import httpx
+
+        retry = self._retry(None)
+        with httpx.Client(**self._settings()) as client:
+            while True:
+                timeout = httpx.Timeout(retry.left(time.monotonic()), connect=CONNECT_S)
+                try:
+                    response = client.request(method, path, params=params, timeout=timeout)
+                except httpx.TransportError as error:
+                    wait_s = retry.silent(self._silence(error, stage), time.monotonic())
+                else:
+                    if response.is_success:
+                        return response.content
+                    wait_s = self._refusal(response, stage, retry)
+                time.sleep(wait_s)
+
+    def parsed(self, body: bytes, kind: type[T], stage: Stage) -> T:
+        """The `kind` that an answer holds. Raises FailureError."""
+        try:
+            return from_json(body, kind)
+        except (QuintainError, FailureError) as error:
+            message = f"the answer of {self.url} is no {kind.__name__}: {error}"
+            raise FailureError(Failure.of(FailureKind.INVALID, stage, message)) from None
+
+    def here(self) -> Connections:
+        """The connections of the running event loop."""
+        if self._connections is None or self._connections.loop is not asyncio.get_running_loop():
+            self._connections = Connections(self._settings(), self._max_connections)
+        return self._connections
+
+    def _retry(self, policy: RetryPolicy | None) -> Retry:
+        return Retry(policy or self.policy, self._rng, time.monotonic())
+
+    def _settings(self) -> dict[str, Any]:
+        # a proxy for the world outside is none for a service of ours; certificates are read only where they matter
+        return {
+            "base_url": self.url,
+            "headers": {"content-type": "application/json", **self._headers},
+            "trust_env": False,
+            "verify": self.url.startswith("https"),
+        }
+
+    def _silence(self, error: Exception, stage: Stage) -> Failure:
+        import httpx
+
+        slow = isinstance(error, (httpx.ReadTimeout, TimeoutError))
+        kind = FailureKind.TIMEOUT if slow else FailureKind.UNREACHABLE
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        return Failure.of(kind, stage, f"no answer from the {self._server} at {self.url} ({said})")
+
+    def _refusal(self, response: httpx.Response, stage: Stage, retry: Retry) -> float:
+        """How long to wait before asking again, or FailureError with what the server said."""
+        try:
+            body: FailureBody = from_json(response.content, FailureBody)
+            failure = body.failure
+        except QuintainError:
+            text = one_line(response.text, 80)
+            message = f"{self.url} answered {response.status_code} {text!r}: is the {self._server} there?"
+            kind = FailureKind.UNREACHABLE if response.status_code in RETRIED else FailureKind.INVALID
+            failure = Failure.of(kind, stage, message)
+        if response.status_code not in RETRIED:
+            raise FailureError(failure)
+        try:
+            retry_after_s = float(response.headers.get("retry-after", "0"))
+        except ValueError:  # a date: our own waits do as well
+            retry_after_s = 0.0
+        return retry.refused(failure, time.monotonic(), retry_after_s)

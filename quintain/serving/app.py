@@ -1,0 +1,153 @@
+"""Pages as a Starlette application: who is let in, how a request is read, what every refusal looks like.
+
+What always holds: every answer that is no success is a `FailureBody` of the closed vocabulary, whatever broke;
+no stack trace is in any answer; a request is read only up to its limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from quintain.codec import to_json
+from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.serving.metrics import CONTENT_TYPE, Metrics
+from quintain.serving.refusals import FailureBody, Refused, refused, status_of
+from quintain.serving.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page; `stage` is where its failures are. A page that is `open` asks for no token."""
+
+    method: str
+    path: str
+    stage: Stage
+    handler: Handler
+    open: bool = False
+
+
+def application(pages: Sequence[Page], metrics: Metrics, tokens: Tokens) -> Starlette:
+    """The application of `pages`; `request.state.holder` is the name of the token that a request came with."""
+    metrics.counter("requests_total", "HTTP requests, by route and status.")
+    known = ", ".join(dict.fromkeys(page.path for page in pages if "{" not in page.path))
+
+    async def no_such_page(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path[:100]}: {error.detail}; the pages are {known}"
+        failure = Failure.of(FailureKind.REJECTED, Stage.REQUEST, message)
+        return Response(
+            to_json(FailureBody(failure)), error.status_code, headers=error.headers, media_type="application/json"
+        )
+
+    return Starlette(
+        routes=[Route(page.path, _bounded(page, metrics, tokens), methods=[page.method]) for page in pages],
+        exception_handlers={HTTPException: no_such_page},
+    )
+
+
+def metrics_page(metrics: Metrics) -> Page:
+    """`GET /metrics`."""
+
+    async def render(request: Request) -> Response:
+        return Response(metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    return Page("GET", "/metrics", Stage.REQUEST, render)
+
+
+def json_answer(text: str, status: int = 200) -> Response:
+    """The JSON `text` as an answer."""
+    return Response(text, status, media_type="application/json")
+
+
+async def read_body(
+    request: Request,
+    limit_bytes: int,
+    *,
+    within_s: float | None = None,
+    taken: Callable[[int], None] = lambda count: None,
+) -> bytes:
+    """The body of `request`. Raises Refused beyond `limit_bytes` or after `within_s`.
+
+    `taken` is told the length of each piece as it comes, and may raise.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(within_s):
+            async for chunk in request.stream():
+                taken(len(chunk))
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise refused(f"a request has at most {limit_bytes} bytes", Stage.REQUEST, FailureKind.TOO_LONG)
+    except TimeoutError:
+        message = f"the request did not come in whole within {within_s:g} s"
+        raise refused(message, Stage.REQUEST, FailureKind.TIMEOUT, status=408) from None
+    return bytes(body)
+
+
+async def attended(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, while the client waits for it; the request's body has been read.
+
+    A client that goes away cancels the work, and this raises ClientDisconnect.
+    """
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait([working])
+
+
+def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
+    async def handle(request: Request) -> Response:
+        try:
+            if not page.open:
+                request.state.holder = tokens.holder(request.headers.get("authorization", ""))
+            response = await page.handler(request)
+        except FailureError as error:
+            response = _failed(error)
+        except ClientDisconnect:
+            response = Response(status_code=400)
+        except Exception:  # the boundary: a mistake of ours, never shown to the client
+            log.exception("%s %s failed", request.method, page.path)
+            mistake = "the server made a mistake: its log says which"
+            response = _failed(refused(mistake, page.stage, FailureKind.CRASHED))
+        metrics.add("requests_total", route=f"{request.method} {page.path}", status=str(response.status_code))
+        return response
+
+    return handle
+
+
+def _failed(error: FailureError) -> Response:
+    response = json_answer(to_json(FailureBody(error.failure)), status_of(error))
+    if isinstance(error, Refused) and error.retry_after_s is not None:
+        response.headers["retry-after"] = f"{error.retry_after_s:g}"
+    if response.status_code in (408, 413):
+        response.headers["connection"] = "close"  # or the rest of the request would be read after all
+    if response.status_code == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    return response

@@ -1,0 +1,98 @@
+"""What a server says when it does not do as asked, and which status each failure has.
+
+Every answer that is no success holds a `FailureBody`. Requests refuse fields they do not know; answers may gain
+fields, and clients ignore those they do not know.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from http import HTTPStatus
+from typing import TypeVar
+
+from quintain.codec import from_builtins
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.nearest import did_you_mean
+
+T = TypeVar("T")
+
+_STATUS = {
+    FailureKind.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
+    FailureKind.CRASHED: HTTPStatus.INTERNAL_SERVER_ERROR,
+    FailureKind.UNREACHABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    FailureKind.OVERLOADED: HTTPStatus.TOO_MANY_REQUESTS,
+    FailureKind.INVALID: HTTPStatus.INTERNAL_SERVER_ERROR,
+    FailureKind.REJECTED: HTTPStatus.BAD_REQUEST,
+    FailureKind.TOO_LONG: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    FailureKind.RESOURCE: HTTPStatus.SERVICE_UNAVAILABLE,
+    FailureKind.CANCELLED: HTTPStatus.CONFLICT,
+    FailureKind.LOST: HTTPStatus.NOT_FOUND,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FailureBody:
+    """What every answer that is no success holds."""
+
+    failure: Failure
+
+
+class Refused(FailureError):
+    """A failure that asks for a status of its own, or for the client to wait `retry_after_s` seconds."""
+
+    def __init__(self, failure: Failure, status: int | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(failure)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+def refused(
+    message: str,
+    stage: Stage,
+    kind: FailureKind = FailureKind.REJECTED,
+    *,
+    status: int | None = None,
+    retry_after_s: float | None = None,
+) -> Refused:
+    """The error of a request that is not met."""
+    return Refused(Failure.of(kind, stage, message), status, retry_after_s)
+
+
+def status_of(error: FailureError) -> int:
+    """The HTTP status of `error`."""
+    asked = error.status if isinstance(error, Refused) else None
+    no_such_task = error.failure.kind is FailureKind.REJECTED and error.failure.stage is Stage.TASKS
+    return int(asked or (HTTPStatus.NOT_FOUND if no_such_task else _STATUS[error.failure.kind]))
+
+
+def read(body: bytes, kind: type[T], stage: Stage, *, lenient: bool = False) -> T:
+    """The request of `kind` that `body` is, or Refused (400) with the field's path.
+
+    Top-level fields are all known; those that are not are left out where `lenient`, for wires that are not ours.
+    """
+    try:
+        data = json.loads(body, parse_constant=_no_constant)
+        if rb"\u" in body:  # half of a surrogate pair is no text, and could not be passed on
+            json.dumps(data, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise refused(f"the request must be JSON: {error}", stage, status=400) from None
+    if not isinstance(data, dict):
+        raise refused(f"the request must be a JSON object, not {type(data).__name__}", stage, status=400)
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    if lenient:
+        data = {name: data[name] for name in known if name in data}
+    for name in data:
+        if name not in known:
+            message = (
+                f"a {kind.__name__} has no field {name!r}{did_you_mean(name, known)} (its fields: {', '.join(known)})"
+            )
+            raise refused(message, stage, status=400)
+    try:
+        return from_builtins(data, kind)
+    except (QuintainError, FailureError) as error:
+        raise refused(str(error), stage, status=400) from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

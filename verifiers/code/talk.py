@@ -1,0 +1,103 @@
+"""A program of ours in a session of its own, and frames to and from it (`guest.wire`).
+
+What always holds: a frame that is longer than a frame can be is never read; `close` ends the program and its session,
+whatever they do. Whoever talks does so under `patience`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Hashable, Mapping
+from typing import Any, Final
+
+from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.verifiers.code.guest.wire import HEADER, MAX_FRAME_BYTES, framed
+from quintain.verifiers.code.sandboxes import Guest
+from quintain.verifiers.sandbox.interface import Execution, Limits, Running, Sandbox, Session
+
+READ_BYTES: Final = 1 << 16
+PATIENCE_S: Final = 15.0
+"""How long after a program's own deadline its end may take to show."""
+
+
+class Oversized(Exception):
+    """A frame that announces more than a frame holds."""
+
+
+class Talk:
+    """One program. Made by `Talk.begin`."""
+
+    def __init__(self, session: Session, running: Running) -> None:
+        self._session = session
+        self._running = running
+        self._buffer = bytearray()
+
+    @classmethod
+    async def begin(
+        cls,
+        sandbox: Sandbox,
+        guest: Guest,
+        limits: Limits,
+        job: Mapping[str, Any] | None = None,
+        *,
+        files: Mapping[str, bytes] | None = None,
+        group: Hashable = None,
+    ) -> Talk:
+        """Start `guest` and give it its first `job`. Raises FailureError where the sandbox breaks."""
+        session = await sandbox.open(files, limits, group=group)
+        try:
+            running = await session.start(guest.program)
+            running.stdin.write(guest.first if job is None else guest.first + framed(json.dumps(job).encode()))
+        except BaseException:
+            await session.close()
+            raise
+        return cls(session, running)
+
+    async def send(self, body: bytes) -> None:
+        """Send a frame. A program that is gone does not hear it."""
+        with contextlib.suppress(OSError):  # what it says next is its end
+            self._running.stdin.write(HEADER.pack(len(body)) + body)
+            if len(body) > READ_BYTES:
+                await self._running.stdin.drain()
+
+    async def receive(self) -> bytes | None:
+        """The next frame, or None where the program has ended. Raises Oversized."""
+        buffer, needed = self._buffer, HEADER.size
+        while True:
+            if len(buffer) >= HEADER.size:
+                (length,) = HEADER.unpack_from(buffer)
+                if length > MAX_FRAME_BYTES:
+                    raise Oversized(f"a frame of {length:,} bytes")
+                needed = HEADER.size + length
+                if len(buffer) >= needed:
+                    body = bytes(buffer[HEADER.size : needed])
+                    del buffer[:needed]
+                    return body
+            try:
+                data = await self._running.stdout.read(max(READ_BYTES, needed - len(buffer)))
+            except OSError:
+                data = b""
+            if not data:
+                return None
+            buffer += data
+
+    async def wait(self) -> Execution:
+        """How it ended, once it has."""
+        return await self._running.wait()
+
+    async def close(self) -> None:
+        """End it, and give its session back."""
+        await self._session.close()
+
+
+@contextlib.asynccontextmanager
+async def patience(limits: Limits) -> AsyncIterator[None]:
+    """Time enough for programs under `limits` to end. Raises FailureError where the sandbox does not end them."""
+    try:
+        async with asyncio.timeout(limits.wall_s + PATIENCE_S):
+            yield
+    except TimeoutError:
+        message = "the sandbox did not end a program at its deadline"
+        raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.SANDBOX, message)) from None

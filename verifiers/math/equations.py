@@ -1,0 +1,120 @@
+"""Whether two equations, or two inequalities, in the same variables say the same.
+
+They do where the difference of one's sides is a constant multiple of the other's (for an inequality the constant's
+sign decides about its direction), and two equations also where both are linear in a variable and have the same
+solution for it at all points tried: x y = 1 is y = 1/x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import islice, permutations
+from typing import Any, Final
+
+import mpmath
+
+from quintain.verifiers.math.compare import FIRST_DIGITS, POINTS, RENAMED_VARIABLES, TRIALS, points
+from quintain.verifiers.math.evaluate import Evaluation
+from quintain.verifiers.math.exact import Undefined, exact
+from quintain.verifiers.math.tree import Node, Refused, substituted, symbols
+
+FLIPPED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
+"""What a relation is when its sides change places, or its signs."""
+
+
+def same_zeros(one: Node, other: Node, op: str, expected: str, *, rename: bool) -> bool:
+    """Whether `one op 0` says the same as `other expected 0`; with `rename`, in whatever variables."""
+    names = symbols(other)
+    if not names or (symbols(one) != names and not rename):
+        return False
+    renamings = [one]
+    if symbols(one) != names:
+        if len(symbols(one)) != len(names) or len(names) > RENAMED_VARIABLES:
+            return False
+        renamings = [
+            substituted(one, dict(zip(sorted(symbols(one)), order, strict=True)))
+            for order in permutations(sorted(names))
+        ]
+    for renamed in renamings:
+        factor = proportional(renamed, other)
+        if factor is not None:
+            if op in ("=", "!=", "~") or op == (expected if factor > 0 else FLIPPED[expected]):
+                return True
+        elif op in ("=", "~") and same_solution(renamed, other):
+            return True
+    return False
+
+
+def same_solution(one: Node, other: Node) -> bool:
+    """Whether two equations have the same solution for a variable in which both are linear."""
+    names = symbols(one)
+    for name in sorted(names):
+        solve, expected = linear_solution(one, name), linear_solution(other, name)
+        agreed = 0
+        for values in sample(one, other, names - {name}):
+            first, second = solve(values), expected(values)
+            if first is None or second is None:
+                continue
+            if first != second:
+                agreed = 0
+                break
+            agreed += 1
+        if agreed >= POINTS:
+            return True
+    return False
+
+
+def sample(one: Node, other: Node, names: frozenset[str]) -> Iterator[dict[str, Fraction]]:
+    """Real points to try equations at: values for each of `names`."""
+    return (values for values, _ in islice(points(one, other, names), TRIALS))
+
+
+def proportional(one: Node, other: Node) -> Fraction | None:
+    """The constant c with one = c·other at all points, by its first eight digits; None where there is none.
+
+    What makes 6x + 4y - 10 = 0 the equation 3x + 2y - 5 = 0, and -x > -1 the inequality x < 1.
+    """
+    names = symbols(one) | symbols(other)
+    found: list[Any] = []
+    for values, complex_numbers in points(one, other, names or frozenset({"x"})):
+        try:
+            above = Evaluation(FIRST_DIGITS, values, complex_numbers).of(one)
+            below = Evaluation(FIRST_DIGITS, values, complex_numbers).of(other)
+        except Undefined:
+            continue
+        with mpmath.workdps(FIRST_DIGITS):
+            if abs(above) < 1e-30 or abs(below) < 1e-30:
+                if abs(above) > 1e-20 or abs(below) > 1e-20:
+                    return None
+                continue
+            found.append(above / below)
+            if abs(found[-1] - found[0]) > abs(found[0]) * mpmath.mpf(10) ** -25:
+                return None
+        if len(found) == POINTS:
+            break
+    if len(found) < POINTS // 2 or mpmath.im(found[0]):
+        return None
+    return Fraction(str(mpmath.nstr(mpmath.re(found[0]), 8, min_fixed=1, max_fixed=0)))
+
+
+def linear_solution(node: Node, name: str) -> Callable[[dict[str, Fraction]], Fraction | None]:
+    """What solves node = 0 for `name`, given rational values of the others, where `node` is linear in it there."""
+
+    def at(values: dict[str, Fraction], value: int) -> Fraction | None:
+        try:
+            return exact(node, {**values, name: Fraction(value)})
+        except (Undefined, Refused):
+            return None
+
+    def solve(values: dict[str, Fraction]) -> Fraction | None:
+        sampled = [at(values, point) for point in (1, 2, 3, 7)]
+        if any(value is None for value in sampled):
+            return None
+        first, second, third, seventh = (value for value in sampled if value is not None)
+        slope = second - first
+        if slope == 0 or third - second != slope or seventh - third != 4 * slope:
+            return None
+        return 1 - first / slope
+
+    return solve

@@ -1,0 +1,313 @@
+"""Whether the shape of an answer is the shape of the reference, and the same inside.
+
+Shapes of different types are different, with these exceptions, each a policy of its own:
+- a name before an equals sign is not part of a value: `x = 5` is 5, and `5` is `x = 5`; but `y = 5` is not
+  `x = 5`. A name is a variable, a function's value (`f(2)`), a length (`|AB|`), a ratio of names or a tuple of
+  them, never a sum. Of a chain that begins with a name the last side counts (as in math-verify; it is still one answer
+  and no more), of a chain of numbers alone every step must be true: `17 + 8 = 25` is 25, `3 = 5` is nothing;
+- after `\\approx` comes a decimal for people: `x = 1/3 \\approx 0.33` is 1/3, and 0.33 only if that rounds it;
+- in lists and sets neither order nor repetition matters, and a list is the set of the same elements; a list in the
+  order of a tuple is the tuple (`1, 3` is `(1, 3)`, `3, 1` is not), and the set of one element is the element. A set
+  is never a tuple;
+- `(a, b)` is a point or an open interval, whichever the other side is;
+- an inequality in one variable is the interval of its solutions, `x \\in S` is S (an answer that is an inequality
+  only with `relations_are_sets`);
+- equations are the same where one is a multiple of the other, or where both are linear in a variable and have
+  the same solution for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quintain.verifiers.math import compare, real_sets, rounded
+from quintain.verifiers.math.compare import Closeness
+from quintain.verifiers.math.equations import FLIPPED, same_zeros
+from quintain.verifiers.math.naming import is_name
+from quintain.verifiers.math.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value, Words
+from quintain.verifiers.math.text import comparable, words_of
+from quintain.verifiers.math.tree import PI, Node, Op, Unreadable, number, symbols, walk
+from quintain.verifiers.math.units import conversion
+
+Fallback = Callable[[str, str], bool]
+"""Compares the texts of two expressions that this grammar cannot read: the answer's and the reference's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The comparison under one policy; `fallback` compares expressions that the grammar cannot read."""
+
+    fallback: Fallback
+    close: Closeness = field(default_factory=Closeness)
+    units: Literal["lenient", "strict"] = "lenient"
+    percent: Literal["strict", "lenient"] = "strict"
+    relations_are_sets: bool = True
+
+    def same(self, answer: Shape, reference: Shape) -> bool:
+        """Whether `answer` is `reference`. Raises `Refused` or `Unreadable` where that cannot be known."""
+        if isinstance(answer, Relation) and isinstance(reference, Relation):
+            return self._same_relation(answer, reference)
+        if isinstance(answer, Relation) or isinstance(reference, Relation):
+            return self._unwrapped(answer, reference)
+        answer, reference = _alone(answer), _alone(reference)
+        if isinstance(reference, Group):
+            if isinstance(answer, Group):
+                return self._same_group(answer, reference)
+            if isinstance(answer, Span | Combined):
+                return self._same_set(answer, reference)
+            return False
+        if isinstance(reference, Span | Combined):
+            return isinstance(answer, Span | Combined | Group) and self._same_set(answer, reference)
+        if isinstance(reference, Ratio):
+            return isinstance(answer, Ratio) and self._same_ratio(answer, reference)
+        if isinstance(answer, Group) and answer.kind == "list" and isinstance(reference, Value):  # 1/2 or 0.5
+            return all(self.same(item, reference) for item in answer.items)
+        if isinstance(reference, Words) or isinstance(answer, Words):
+            return _words(answer) == _words(reference) != ""
+        return isinstance(answer, Value) and isinstance(reference, Value) and self._same_value(answer, reference)
+
+    def _same_value(self, answer: Value, reference: Value) -> bool:
+        factor = conversion(answer.unit, reference.unit, strict=self.units == "strict")
+        if factor is None:
+            return False
+        if factor == 1 and comparable(answer.text) == comparable(reference.text):
+            return True
+        if answer.tree is None or reference.tree is None:
+            return factor == 1 and self.fallback(answer.text, reference.text)
+        if (radians := _in_radians(answer, reference)) is not None:
+            return compare.equal(*radians, self.close)
+        tree = answer.tree if factor == 1 else Node(Op.MUL, (number(factor), answer.tree))
+        expected = reference.tree
+        if self.percent == "lenient" and reference.percent and not answer.percent:
+            expected = Node(Op.MUL, (number(100), expected))
+            if compare.equal(tree, expected, self.close):
+                return True
+            expected = reference.tree
+        return self._same_tree(answer, tree, expected, reference)
+
+    def _same_tree(self, answer: Value, tree: Node, expected: Node, reference: Value) -> bool:
+        try:
+            return compare.equal(tree, expected, self.close)
+        except Unreadable:
+            return self.fallback(answer.text, reference.text)
+
+    # Groups
+
+    def _same_group(self, answer: Group, reference: Group) -> bool:
+        kinds = {answer.kind, reference.kind}
+        if kinds == {"set", "tuple"}:
+            return False
+        if "tuple" in kinds:
+            return len(answer.items) == len(reference.items) and all(
+                self.same(one, other) for one, other in zip(answer.items, reference.items, strict=True)
+            )
+        return all(any(self._is(one, other) for other in reference.items) for one in answer.items) and all(
+            any(self._is(one, other) for one in answer.items) for other in reference.items
+        )
+
+    def _is(self, one: Shape, other: Shape) -> bool:
+        """`same`, where what cannot be known about one pair is left to the other pairs."""
+        try:
+            return self.same(one, other)
+        except Unreadable:
+            return False
+
+    def _same_set(self, answer: Shape, reference: Shape) -> bool:
+        """Sets of real numbers: part by part, else by what is in them."""
+        if isinstance(answer, Span) and isinstance(reference, Span):
+            if (answer.low_open, answer.high_open) != (reference.low_open, reference.high_open):
+                return False
+            return self.same(answer.low, reference.low) and self.same(answer.high, reference.high)
+        for one, other in ((answer, reference), (reference, answer)):
+            if isinstance(one, Span) and isinstance(other, Group) and other.kind != "set":
+                if len(other.items) != 2 or other.kind == "list" or not (one.low_open and one.high_open):
+                    return False
+                return self.same(one.low, other.items[0]) and self.same(one.high, other.items[1])
+        if isinstance(answer, Combined) and isinstance(reference, Combined) and answer.op == reference.op != "minus":
+            left = list(reference.parts)
+            for part in answer.parts:
+                match = next((other for other in left if self._is(part, other)), None)
+                if match is None:
+                    break
+                left.remove(match)
+            else:
+                if not left:
+                    return True
+        return real_sets.same(answer, reference)
+
+    def _same_ratio(self, answer: Ratio, reference: Ratio) -> bool:
+        if len(answer.parts) != len(reference.parts):
+            return False
+        if comparable(answer.text) == comparable(reference.text):
+            return True
+        halves = [re.fullmatch(r"(.*?)( [ap]m)?", side.text) for side in (answer, reference)]
+        times, noons = ([half and half[group] for half in halves] for group in (1, 2))
+        if noons[0] != noons[1]:  # the question says which half of the day, mostly
+            return None in noons and times[0] == times[1]
+        if re.search(r":\s*0\d", answer.text + reference.text):  # a time of day
+            return False
+        trees = [[part.tree for part in side.parts if isinstance(part, Value)] for side in (answer, reference)]
+        if any(tree is None for side in trees for tree in side) or len(trees[0]) != len(trees[1]):
+            return False
+        one, other = ([tree for tree in side if tree is not None] for side in trees)
+        return all(
+            compare.equal(Node(Op.MUL, (one[0], second)), Node(Op.MUL, (first, other[0])), self.close)
+            for first, second in zip(one[1:], other[1:], strict=True)
+        )
+
+    # Relations
+
+    def _unwrapped(self, answer: Shape, reference: Shape) -> bool:
+        """One side is a relation, the other a value or a set."""
+        if isinstance(reference, Relation):
+            found = self._claimed(reference, trusted=True)
+            if found is not None:
+                return any(self.same(answer, claim) for claim in found)
+            return self._solves(reference, answer)
+        assert isinstance(answer, Relation)
+        found = self._claimed(answer, trusted=False)
+        if found is not None:
+            return any(self.same(claim, reference) for claim in found)
+        return self.relations_are_sets and self._solves(answer, reference)
+
+    def _solves(self, relation: Relation, other: Shape) -> bool:
+        if not isinstance(other, Span | Combined | Group):
+            return False
+        return real_sets.same(relation, other)
+
+    def _claimed(self, relation: Relation, *, trusted: bool) -> tuple[Shape, ...] | None:
+        """The value, with its rounded decimal, that a chain of equalities claims; None where it claims none."""
+        if relation.ops == ("in",):
+            return (relation.sides[1],) if is_name(relation.texts[0]) and not _is_number(relation.sides[1]) else None
+        if not set(relation.ops) <= {"=", "~"}:
+            return None
+        # Of `x = 1/3 ≈ 0.33` the exact value counts; of `x ≈ 11` there is no other.
+        named = is_name(relation.texts[0])
+        last = len(relation.ops)
+        while last > (1 if named else 0) and relation.ops[last - 1] == "~":
+            last -= 1
+        exactly = relation.sides[last]
+        claims: tuple[Shape, ...] = (exactly,)
+        for approximate in relation.sides[last + 1 :]:
+            if not (trusted or named or rounded.is_near(approximate, exactly)):
+                return None
+            if rounded.stands_for(approximate, exactly):
+                claims = (*claims, approximate)
+        if last == 0 or named or (trusted and any(is_name(text) for text in relation.texts[:last])):
+            return claims
+        if not all(_is_number(side) for side in relation.sides):
+            return None
+        true = all(self.same(side, exactly) for side in relation.sides[:last])
+        return claims if true else None
+
+    def _same_relation(self, answer: Relation, reference: Relation) -> bool:
+        if "in" in answer.ops or "in" in reference.ops:
+            inner = [
+                relation.sides[1] if relation.ops == ("in",) and is_name(relation.texts[0]) else relation
+                for relation in (answer, reference)
+            ]
+            if any(relation.ops == ("in",) and _is_number(relation.sides[1]) for relation in (answer, reference)):
+                return False
+            if inner[0] is answer and inner[1] is reference:
+                return False
+            if all(relation.ops == ("in",) for relation in (answer, reference)):
+                return self._same_name(answer.texts[0], reference.texts[0]) and self.same(inner[0], inner[1])
+            return self.same(inner[0], inner[1])
+        one, other = self._claimed(answer, trusted=False), self._claimed(reference, trusted=True)
+        if one is not None and other is not None and is_name(answer.texts[0]) and is_name(reference.texts[0]):
+            if self._same_name(answer.texts[0], reference.texts[0]):
+                if any(self.same(claim, other[0]) for claim in one):
+                    return True
+                return len(answer.ops) == len(reference.ops) == 1 and self._same_equation(answer, reference)
+            return self._same_equation(answer, reference)
+        if one is not None and other is None:
+            return self._same_equation(answer, reference)
+        return self._same_equation(answer, reference) or (
+            self.relations_are_sets and self._inequalities(answer, reference)
+        )
+
+    def _inequalities(self, answer: Relation, reference: Relation) -> bool:
+        names = [real_sets.variable(relation) for relation in (answer, reference)]
+        if None in names or (names[0] != names[1] and not self.close.rename):
+            return False
+        return real_sets.same(answer, reference)
+
+    def _same_name(self, one: str, other: str) -> bool:
+        if self.close.rename:
+            return True
+        names, arguments = zip(*(re.sub(r"[{}\s]", "", text).partition("(")[::2] for text in (one, other)), strict=True)
+        if names[0] != names[1] or "" in names:
+            return one == other
+        # f is f(x), and f(x) is f(t), but f(x) is not f(2x)
+        return (
+            "" in arguments
+            or arguments[0] == arguments[1]
+            or all(inside[:-1].isalpha() and len(inside) == 2 for inside in arguments)
+        )
+
+    def _same_equation(self, answer: Relation, reference: Relation) -> bool:
+        """Relations of one, or step by step of several operators."""
+        if len(answer.ops) != len(reference.ops):
+            return False
+        if len(answer.ops) > 1:
+            return self._same_chain(answer, reference) or self._same_chain(_reversed(answer), reference)
+        op, expected = answer.ops[0], reference.ops[0]
+        if {op, expected} <= {"=", "~"} or op == expected or FLIPPED.get(op) == expected:
+            one, other = _difference(answer), _difference(reference)
+            if one is None or other is None:
+                sides = zip(answer.sides, reference.sides, strict=True)
+                return op == expected and all(self._is(*pair) for pair in sides)
+            return same_zeros(one, other, op, expected, rename=self.close.rename)
+        return False
+
+    def _same_chain(self, answer: Relation, reference: Relation) -> bool:
+        return answer.ops == reference.ops and all(
+            self._is(*pair) for pair in zip(answer.sides, reference.sides, strict=True)
+        )
+
+
+def _in_radians(answer: Value, reference: Value) -> tuple[Node, Node] | None:
+    """Both sides in radians, where one is in degrees and the other has no unit but a pi."""
+    degrees = [value.unit is not None and value.unit.dimension == (("degree", 1),) for value in (answer, reference)]
+    if sum(degrees) != 1 or answer.tree is None or reference.tree is None:
+        return None
+    other = reference if degrees[0] else answer
+    if other.unit is not None or other.tree is None or PI not in walk(other.tree):
+        return None
+    converted = [
+        Node(Op.DIV, (Node(Op.MUL, (tree, PI)), number(180))) if in_degrees else tree
+        for tree, in_degrees in zip((answer.tree, reference.tree), degrees, strict=True)
+    ]
+    return converted[0], converted[1]
+
+
+def _alone(shape: Shape) -> Shape:
+    if isinstance(shape, Group) and shape.kind == "set" and len(shape.items) == 1:
+        return shape.items[0]
+    return shape
+
+
+def _words(shape: Shape) -> str:
+    if isinstance(shape, Words | Ratio):
+        return words_of(shape.text)
+    return words_of(shape.text) if isinstance(shape, Value) else ""
+
+
+def _is_number(shape: Shape) -> bool:
+    """Whether `shape` is an expression without variables."""
+    return isinstance(shape, Value) and shape.tree is not None and not symbols(shape.tree)
+
+
+def _difference(relation: Relation) -> Node | None:
+    left, right = relation.sides
+    if not (isinstance(left, Value) and isinstance(right, Value)) or left.tree is None or right.tree is None:
+        return None
+    return Node(Op.ADD, (left.tree, Node(Op.NEG, (right.tree,))))
+
+
+def _reversed(relation: Relation) -> Relation:
+    ops = tuple(FLIPPED.get(op, op) for op in reversed(relation.ops))
+    return Relation(ops, tuple(reversed(relation.sides)), tuple(reversed(relation.texts)))

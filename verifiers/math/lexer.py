@@ -1,0 +1,93 @@
+"""The words of an expression, and the guards that bound how long, how deep and how large it may be.
+
+What always holds: a text is refused by its size before anything else is done with it, and a number is read exactly
+or refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from quintain.verifiers.math.tree import Node, Refused, Unreadable, number
+
+MAX_CHARS: Final = 4_000
+MAX_DEPTH: Final = 50
+MAX_TOKENS: Final = 1_500
+MAX_LITERAL_DIGITS: Final = 1_000
+MAX_POWER_OF_TEN: Final = 1_000
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+      (?P<matrix>\\begin\s*\{(?:[pbB]?matrix|smallmatrix|array)\}(?:\s*\{[^{}]*\})?(?P<cells>(?:(?!\\begin).)*?)
+                 \\end\s*\{(?:[pbB]?matrix|smallmatrix|array)\})
+    | (?P<number>(?:\d+(?:\.(?:\d+|(?!\s*\\overline)))?|\.\d+)(?:[eE][+-]?\d+(?![\d.]))?)
+    | (?P<letters>[A-Za-z]+)
+    | (?P<command>\\[A-Za-z]+)
+    | (?P<sign>\*\*|[-+*/^_()\[\]{}|!%',<>])
+    )""",
+    re.VERBOSE | re.DOTALL | re.ASCII,
+)
+_WORDS = re.compile(
+    "arc(?:sin|cos|tan|cot)|asin|acos|atan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|abs|floor|ceil|gcd|lcm"
+    "|max|min|sqrt|cbrt|pi|theta|alpha|beta|infinity|inf|binom|[A-Za-z]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    kind: str  # number, name, letter, command, sign, matrix, end
+    text: str
+
+
+def check_size(text: str) -> None:
+    """Raise `Refused` for a text that is too long, or nested too deeply, to be looked at any closer."""
+    if len(text) > MAX_CHARS:
+        raise Refused(f"an expression has at most {MAX_CHARS} characters")
+    depth = deepest = 0
+    for char in text:
+        if char in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in ")]}":
+            depth -= 1
+    if deepest > MAX_DEPTH:
+        raise Refused(f"an expression has at most {MAX_DEPTH} brackets in each other")
+    if text.count("^") + text.count("**") + text.count("_") > 4 * MAX_DEPTH:
+        raise Refused("an expression has at most a few hundred exponents")
+
+
+def tokens(text: str) -> list[Token]:
+    found: list[Token] = []
+    place, end = 0, len(text.rstrip())
+    while place < end:
+        match = _TOKEN.match(text, place)
+        if match is None:
+            raise Unreadable(f"{text[place : place + 20]!r} in an expression")
+        place = match.end()
+        if match["matrix"] is not None:
+            found.append(Token("matrix", match["cells"]))
+        elif match["number"] is not None:
+            found.append(Token("number", match["number"]))
+        elif match["letters"] is not None:
+            for word in _WORDS.findall(match["letters"]):
+                found.append(Token("letter" if len(word) == 1 else "name", word))
+        elif match["command"] is not None:
+            found.append(Token("command", match["command"][1:]))
+        else:
+            found.append(Token("sign", "^" if match["sign"] == "**" else match["sign"]))
+        if len(found) > MAX_TOKENS:
+            raise Refused(f"an expression has at most {MAX_TOKENS} parts")
+    found.append(Token("end", ""))
+    return found
+
+
+def literal(text: str) -> Node:
+    """The number that `text` writes, exactly."""
+    digits, _, power = text.lower().partition("e")
+    if len(digits) > MAX_LITERAL_DIGITS or len(power) > 6 or abs(int(power or 0)) > MAX_POWER_OF_TEN:
+        raise Refused(f"a number in an expression has at most {MAX_LITERAL_DIGITS} digits")
+    value = Fraction(digits.rstrip(".") or "0") * Fraction(10) ** int(power or 0)
+    return number(value, decimal="." in digits or bool(power))

@@ -1,0 +1,272 @@
+"""Reads the shape of an answer out of its text.
+
+Shapes are read from the text, before any expression in it is: so a tuple never turns into a set, nor an equation
+into its right side, because of what is in it. What always holds: shapes nest at most `MAX_DEPTH` deep and have at
+most `MAX_ITEMS` parts, and text that is none of the others is a `Value`, whose expression may be unreadable.
+
+| written | read as |
+|---|---|
+| `1, 2` `1; 2` `1 and 2` | a list |
+| `\\{1, 2\\}` `{1, 2}` | a set. Braces in `$…$` only group: `${1, 2}$` is a list |
+| `(1, 2)` | a tuple, or the open interval |
+| `[1, 2)` `[1, 2]` | an interval; of three and more a tuple |
+| `\\{x \\mid x > 2\\}` | its condition |
+| `a = b = c`, `a < x \\le b`, `x \\in S` | a relation |
+| `A \\cup B`, `A \\cap B`, `A \\setminus B` | a combination of sets |
+| `7 : 32` | a ratio |
+| `5 \\pm 2` | the list of the two |
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Final, Literal
+
+from quintain.verifiers.math.extract import is_mathematics
+from quintain.verifiers.math.grammar import parse
+from quintain.verifiers.math.lexer import check_size
+from quintain.verifiers.math.numbers import parse_plain
+from quintain.verifiers.math.shapes import (
+    EMPTY,
+    REALS,
+    Combined,
+    Group,
+    Kind,
+    Ratio,
+    Relation,
+    Shape,
+    Span,
+    Value,
+    Words,
+)
+from quintain.verifiers.math.splitting import THOUSANDS, closes_early, split, split_at
+from quintain.verifiers.math.text import closing_brace, unwrapped
+from quintain.verifiers.math.tree import Node, Op, Refused, Unreadable, mentions, number, with_sign
+from quintain.verifiers.math.units import split_unit
+
+MAX_ITEMS: Final = 200
+MAX_DEPTH: Final = 8
+
+_AND = re.compile(
+    r"\\(?:text|mathrm|textrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
+    r"|\\(?:lor|vee|land|wedge)(?![A-Za-z])"
+)
+_RELATION = re.compile(
+    r"\\(?:leqslant|geqslant|leq?|geq?|neq?|lt|gt|in|approx|simeq|sim|equiv|coloneqq)(?![A-Za-z])|!=|<=|>=|:=|≈|[=<>]"
+)
+_OPERATORS: Final = {
+    "leqslant": "<=", "leq": "<=", "le": "<=", "geqslant": ">=", "geq": ">=", "ge": ">=", "neq": "!=", "ne": "!=",
+    "lt": "<", "gt": ">", "in": "in", "approx": "~", "simeq": "~", "sim": "~", "equiv": "=", "coloneqq": "=",
+    ":=": "=", "≈": "~",
+}  # fmt: skip
+_SETS = re.compile(r"\\(?:cup|cap|setminus|backslash)(?![A-Za-z])|(?<=\})\s*\\\s*(?=\\\{)")
+_CASES = re.compile(r"\\begin\{(cases|aligned|gathered)\}(.*?)\\end\{\1\}", re.DOTALL)
+_BAR = re.compile(r"\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\||:")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?: \d{3})+(?!\d)")
+_SCIENTIFIC = re.compile(r"(?<=\d)\s*[xX]\s*10\s*(?=\^|\*\*)")
+_SPACED_MIXED = re.compile(r"(?<![\d.^_/)}])(\d{1,18}) (\d{1,9}) ?/ ?(\d{1,9})(?![\d.])")
+_BASED = re.compile(r"(?:\\(?:text|mathrm)\s*\{|\()\s*(\d+)\s*[)}]\s*_")  # (1011)_2
+_PERCENT = re.compile(r"(?<=[\d)}\]])\s*\\?(?:%|\b(?:percentage|percent|per cent|pct)\b)\s*")
+_PARENTHESES: Final = {"(": ")", "[": "]"}
+
+
+def read(text: str, *, braces_group: bool = False, depth: int = 0, inside: bool = False) -> Shape:
+    """The shape of `text`, which is unwrapped. Raises `Refused` where it is too large or ambiguous.
+
+    `braces_group`: whether unescaped braces are only for grouping, as within `$…$`. `inside`: whether `text`
+    comes from within brackets, where a comma separates.
+    """
+    if depth == 0:
+        check_size(text)
+        logical = _logical(text, braces_group)
+        if logical is not None:
+            return logical
+        text = _tidied(text)
+    if depth > MAX_DEPTH:
+        raise Refused(f"an answer has at most {MAX_DEPTH} lists in each other")
+    text = text.strip()
+    groups = split(text, ";", inside=inside)
+    if len(groups) > 1:
+        return _group("list", groups, braces_group, depth, rows=True)
+    items = split(text, ",", inside=inside)
+    if len(items) > 1:
+        return _group("list", items, braces_group, depth)
+    relation = _relation(text, braces_group, depth)
+    if relation is not None:
+        return relation
+    combination = _combination(text, braces_group, depth)
+    if combination is not None:
+        return combination
+    return _bracketed(text, braces_group, depth) or _ratio(text, depth) or _value(text)
+
+
+def _logical(text: str, braces_group: bool) -> Combined | None:
+    """Inequalities joined by `or` or by `and`: the union, or the intersection, of their solutions."""
+    pieces = [piece.strip() for piece in split_at(text, _AND)]
+    words = {re.sub(r"[^a-z]", "", re.sub(r"\\(?:text|mathrm|textrm|mbox)", "", word)) for word in pieces[1::2]}
+    op: Literal["cup", "cap"] = "cup" if words <= {"or", "lor", "vee"} else "cap"
+    if len(pieces) < 3 or len(pieces) > 9 or (op == "cap" and not words <= {"and", "land", "wedge"}):
+        return None
+    parts = [_relation(piece.strip(" ,"), braces_group, 1) for piece in pieces[::2]]
+    if not all(isinstance(part, Relation) and not set(part.ops) & {"=", "~", "in"} for part in parts):
+        return None
+    return Combined(op, tuple(part for part in parts if part is not None))
+
+
+def _tidied(text: str) -> str:
+    text = _CASES.sub(_rows, _AND.sub(" , ", text).replace("$", " "))
+    text = re.sub(r",\s*(?:,\s*)+", ", ", text)
+    return re.sub(r"\\(?:langle|rangle)(?![A-Za-z])", lambda angle: "(" if "lan" in angle[0] else ")", text)
+
+
+def _rows(found: re.Match[str]) -> str:
+    """A system of equations in an environment, as a list; a function by cases stays as it is."""
+    if "&" in found[2].replace("&=", "").replace("= &", ""):
+        return found[0]
+    return " , ".join(row for row in re.split(r"\\\\", found[2].replace("&", "")) if row.strip())
+
+
+def _group(kind: Kind, texts: list[str], braces_group: bool, depth: int, *, rows: bool = False) -> Shape:
+    if len(texts) > MAX_ITEMS:
+        raise Refused(f"an answer has at most {MAX_ITEMS} parts")
+    items: list[Shape] = []
+    for text in texts:
+        if not text.strip():
+            continue
+        item = read(text, braces_group=braces_group, depth=depth + 1, inside=True)
+        if rows and isinstance(item, Group) and item.kind == "list":
+            item = Group("tuple", item.items)  # p = 5, q = 2; p = 7, q = 2
+        if isinstance(item, Group) and item.kind == "list":
+            items.extend(item.items)
+        else:
+            items.append(item)
+    if kind == "list" and len(items) == 1:
+        return items[0]
+    return Group(kind, tuple(items))
+
+
+def _relation(text: str, braces_group: bool, depth: int) -> Relation | Shape | None:
+    pieces = split_at(text, _RELATION)
+    if len(pieces) < 3:
+        return None
+    texts = tuple(piece.strip() for piece in pieces[::2])
+    ops = tuple(_OPERATORS.get(op.lstrip("\\"), op.lstrip("\\")) for op in pieces[1::2])
+    if not texts[-1]:
+        return None
+    sides = tuple(read(side, braces_group=braces_group, depth=depth + 1) if side else Words("") for side in texts)
+    if not texts[0]:  # "= 5"
+        return sides[1] if len(sides) == 2 and ops[0] in "=~" else None
+    return Relation(ops, sides, texts)
+
+
+def _combination(text: str, braces_group: bool, depth: int) -> Combined | None:
+    pieces = split_at(text, _SETS)
+    if len(pieces) < 3 or not all(piece.strip() for piece in pieces[::2]):
+        return None
+    ops = [op.strip().lstrip("\\") for op in pieces[1::2]]
+    parts = [read(piece, braces_group=braces_group, depth=depth + 1, inside=True) for piece in pieces[::2]]
+    if all(op == "cup" for op in ops):
+        return Combined("cup", tuple(parts))
+    if all(op == "cap" for op in ops):
+        return Combined("cap", tuple(parts))
+    if "cup" in ops and "cap" in ops:
+        raise Refused("unions and intersections need brackets between them")
+    if "cup" in ops or "cap" in ops:
+        if len(ops) > 1 and ops[0] in ("cup", "cap") and set(ops[1:]) <= {"setminus", "backslash", ""}:
+            raise Refused("unions and differences need brackets between them")
+        raise Refused("unions and differences need brackets between them")
+    return Combined("minus", tuple(parts))
+
+
+def _bracketed(text: str, braces_group: bool, depth: int) -> Shape | None:
+    """The set, tuple or interval that `text` is, from its first to its last character."""
+    inner = None
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        inner = text[2:-2]
+    elif text.startswith("{") and closing_brace(text, 1) == len(text) - 1:
+        inner = text[1:-1]
+        if braces_group:
+            return read(inner, braces_group=True, depth=depth + 1)
+    if inner is not None:
+        if closes_early(text):
+            return None
+        bar = split_at(inner, _BAR)
+        if len(bar) == 3 and _RELATION.search(bar[2]):
+            return read(bar[2], depth=depth + 1)
+        if not inner.strip():
+            return EMPTY
+        items = split(inner, ";", inside=True)
+        items = items if len(items) > 1 else split(inner, ",", inside=True)
+        found = _group("set", items, braces_group, depth)
+        return found if isinstance(found, Group) else Group("set", (found,))
+    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or closes_early(text):
+        return None
+    if text.startswith("[") and r"\begin" in text:
+        return None
+    items = split(text[1:-1], ";", inside=True)
+    items = items if len(items) > 1 else split(text[1:-1], ",", inside=True)
+    if len(items) < 2:
+        if text[0] == "(" and text[-1] == ")" and _structured(text[1:-1]):
+            return read(text[1:-1], braces_group=braces_group, depth=depth + 1)
+        return None
+    if len(items) > MAX_ITEMS:
+        raise Refused(f"an answer has at most {MAX_ITEMS} parts")
+    shapes = [read(item, braces_group=braces_group, depth=depth + 1, inside=True) for item in items]
+    if len(shapes) == 2 and (text[0], text[-1]) != ("(", ")"):
+        return Span(shapes[0], shapes[1], text[0] == "(", text[-1] == ")")
+    if _PARENTHESES[text[0]] != text[-1]:
+        raise Unreadable("brackets of two kinds around a tuple")
+    return Group("tuple", tuple(shapes))
+
+
+def _structured(text: str) -> bool:
+    return len(split_at(text, _SETS)) > 1 or text.strip().startswith(("\\{", "("))
+
+
+def _ratio(text: str, depth: int) -> Ratio | None:
+    parts = split(text, ":", inside=True)
+    if len(parts) < 2 or not all(part.strip() for part in parts):
+        return None
+    return Ratio(tuple(read(part, depth=depth + 1) for part in parts), text)
+
+
+def _value(text: str) -> Shape:
+    """The expression, or the words, that `text` is."""
+    if text in (r"\emptyset", r"\varnothing", r"\{ \}"):
+        return EMPTY
+    if text in (r"\mathbb{R}", r"\mathbb R", r"\R", r"\Reals"):
+        return REALS
+    plain = parse_plain(text)
+    value, unit = (text, None) if plain is not None else split_unit(text)
+    value = unwrapped(value)
+    percent = _PERCENT.search(value) is not None or value.endswith("%")
+    if not is_mathematics(value):
+        return Words(text)
+    try:
+        tree = _tree(value)
+    except Unreadable:
+        return Value(value, unit, None, percent)
+    if mentions(tree, Op.EITHER):
+        both = tuple(Value(value, unit, with_sign(tree, upper)) for upper in (True, False))
+        return Group("list", both)
+    return Value(value, unit, tree, percent)
+
+
+def _tree(text: str) -> Node:
+    plain = parse_plain(text)
+    if plain is not None and isinstance(plain.value, Fraction):
+        return number(plain.value, decimal=plain.decimal)
+    text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
+    text = _SPACED_MIXED.sub(_mixed, text)
+    text = _BASED.sub(r"\1_", text)
+    text = _SCIENTIFIC.sub(r"\\times 10", text)
+    text = _PERCENT.sub("% ", text)
+    return parse(text)
+
+
+def _mixed(found: re.Match[str]) -> str:
+    """A whole number and a proper fraction; with an improper one these are two numbers side by side."""
+    whole, above, below = found.groups()
+    return rf"{whole}\frac{{{above}}}{{{below}}}" if int(above) < int(below) else found[0]

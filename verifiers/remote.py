@@ -1,0 +1,86 @@
+"""The remote verifier: another verifier, asked at a verifier service.
+
+    verifier: remote
+    options: {url: "http://verifiers:8100", verifier: math, options: {}, token_env: QUINTAIN_VERIFY_TOKEN}
+
+Its verdicts are the service's. Where the service cannot be reached, the items have failed; where it refuses the
+verifier or its options, the call makes no sense and raises.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from quintain.failure import FailureError, FailureKind, QuintainError
+from quintain.verdict import Outcome, Verdict
+from quintain.verifiers.base import Cost, Item, Verifier
+from quintain.verifiers.client import AsyncVerifierClient
+from quintain.verifiers.options import Options, Seconds
+
+
+class RemoteOptions(Options):
+    """Options of the remote verifier."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
+    """The service's address, such as `http://127.0.0.1:8100`."""
+    verifier: Annotated[str, Field(min_length=1)]
+    """The name of the verifier there."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Its options."""
+    token_env: str | None = None
+    """The environment variable that has the bearer token; the token itself is in no configuration."""
+    timeout_s: Seconds = 600.0
+    """How long one request may take, waiting included."""
+    patience_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    """How long a service that cannot be reached is asked again."""
+
+
+class RemoteVerifier(Verifier):
+    """Judges with a verifier of a verifier service."""
+
+    name: ClassVar[str] = "remote"
+    options_type: ClassVar[type | None] = RemoteOptions
+    cost: Cost = Cost.REMOTE
+
+    def __init__(self, options: RemoteOptions) -> None:
+        self.options = options
+        token = os.environ.get(options.token_env) if options.token_env else None
+        if options.token_env and not token:
+            raise QuintainError(f"the remote verifier: the variable {options.token_env} is not set: it has the token")
+        self._client = AsyncVerifierClient(
+            options.url, token, timeout_s=options.timeout_s, patience_s=options.patience_s
+        )
+
+    @property
+    def version(self) -> str:
+        """The service's version of the verifier, which it is asked for: that blocks for a moment."""
+        try:
+            known = {info.name: info.version for info in self._client.verifiers_sync()}
+        except FailureError:
+            known = {}
+        return f"{self.options.verifier} {known.get(self.options.verifier) or 'unknown'}"
+
+    async def verify(self, items: Sequence[Item], *, deadline_s: float | None = None) -> list[Verdict]:
+        """A verdict for each of `items`, in order; `deadline_s` bounds each item."""
+        asked = self.options
+        try:
+            return await self._client.verify(asked.verifier, items, asked.options, deadline_s=deadline_s)
+        except FailureError as error:
+            failure = error.failure
+            if failure.kind is FailureKind.REJECTED:
+                raise QuintainError(f"the verifier service at {asked.url}: {failure.message}") from None
+            outcome = Outcome.TIMEOUT if failure.kind is FailureKind.TIMEOUT else Outcome.CRASHED
+            return [Verdict(None, outcome, failure)] * len(items)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+
+def make_remote_verifier(**options: Any) -> RemoteVerifier:
+    """The remote verifier with the named options of `RemoteOptions`; `url` and `verifier` are needed."""
+    return RemoteVerifier(RemoteOptions.of("remote", options))

@@ -1,0 +1,209 @@
+"""The keeper of a slot: runs sessions one after the other, each in fresh namespaces, and says how each command
+of theirs ended.
+
+It is process 1 of a process namespace of its own, so whatever it has started ends with it. For each session it
+starts an *init*, process 1 of the session's own process namespace, which runs no code at all: it sleeps, and
+collects orphans; where it is killed, the kernel ends everything in there. Programs cannot reach the keeper: it
+is outside of what they see, cannot be dumped or traced, and answers on a socket that they do not inherit. The
+status it reports comes from `waitpid`, never from the program. What always holds:
+- a command's deadline and its processor time are enforced here, whatever the service is doing;
+- when it reports on a command, every process of the command has been reaped; when it says that a session is
+  closed, its mounts are no more;
+- it never reads what a command brings, so nothing of one session is in the memory of another's programs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import time
+
+from . import guest, kernel
+
+ORDER = struct.Struct("=BdddQQ?")
+"""From the service: what to do; for RUN, with the command's descriptors, its wall seconds, processor seconds,
+seconds between two looks at its processes, bytes of memory over all of them, bytes of data of one of them, and
+whether the session ends with it."""
+RUN, KILL, CLOSE = range(3)
+REPORT = struct.Struct("=BiddQ")
+"""To the service: a reason, the exit code (negative for a signal), wall seconds, processor seconds, peak bytes;
+then, if it is BROKEN, what broke."""
+ENDED, WALL, CPU, MEMORY, KILLED, BROKEN, CLOSED = range(7)
+SESSION = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWCGROUP
+TICK = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SETTLE_S = 0.001
+
+
+class Keeper:
+    """One slot. `users` is a descriptor of its user namespace, `uid` its user as seen from here."""
+
+    def __init__(self, control: int, users: int, uid: int, filter_program: kernel.Filter | None) -> None:
+        self._control = control
+        self._users = users
+        self._uid = uid
+        self._filter = filter_program
+        self._init = 0
+        self._home: list[tuple[int, int]] = []
+        self._sleeper = kernel.Sleeper()
+
+    def serve(self) -> None:
+        """Serve the slot until the service closes its end of the socket."""
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()  # slots share the processors fairly where the kernel groups by session
+        kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        for name, kind in (("pid", kernel.CLONE_NEWPID), ("mnt", kernel.CLONE_NEWNS), ("ipc", kernel.CLONE_NEWIPC)):
+            self._home.append((os.open("/proc/self/ns/" + name, os.O_RDONLY | os.O_CLOEXEC), kind))
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        control = socket.socket(fileno=self._control)
+        control.send(b"ready")
+        while True:
+            data, fds, _, _ = socket.recv_fds(control, ORDER.size, 8)
+            if not data:
+                return
+            kind, *order, once = ORDER.unpack(data)
+            if kind == RUN:
+                try:
+                    report = self._run(fds, *order)
+                except OSError as error:
+                    report = REPORT.pack(BROKEN, 0, 0.0, 0.0, 0) + str(error).encode()
+                    once = True  # whatever is half made goes
+                for fd in fds:
+                    os.close(fd)
+                if once:
+                    self._close()
+                else:
+                    self._kill_others()
+                control.send(report)
+            elif kind == CLOSE:
+                self._close()
+                control.send(REPORT.pack(CLOSED, 0, 0.0, 0.0, 0))
+
+    def _open(self) -> None:
+        """Enter fresh namespaces, and start the init that keeps the new process namespace alive."""
+        kernel.unshare(SESSION)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the init inherits that, so orphans vanish by themselves
+        try:
+            self._init = self._sleeper.start()
+        finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _close(self) -> None:
+        """End every process of the session, and leave its namespaces."""
+        if self._init:
+            os.kill(self._init, signal.SIGKILL)
+            os.waitpid(self._init, 0)  # returns when the last process in there has been reaped
+            self._init = 0
+        for fd, kind in self._home:
+            kernel.setns(fd, kind)
+
+    def _run(
+        self, fds: list[int], wall_s: float, cpu_s: float, watch_s: float, memory_bytes: int, data_bytes: int
+    ) -> bytes:
+        fresh = not self._init
+        if fresh:
+            self._open()
+        begun, begins = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            guest.become(fds, begins, fresh, data_bytes, memory_bytes, self._users, self._uid, self._filter)
+        os.close(begins)
+        trouble = os.read(begun, 4096)  # its end comes when the program begins
+        os.close(begun)
+        started = time.monotonic()
+        why, used_s, peak_bytes = self._watch(pid, started + wall_s, cpu_s, watch_s, memory_bytes)
+        if why != ENDED:
+            os.kill(pid, signal.SIGKILL)
+        _, status, rusage = os.wait4(pid, 0)
+        wall_s = time.monotonic() - started
+        code = os.waitstatus_to_exitcode(status)
+        used_s = max(used_s, rusage.ru_utime + rusage.ru_stime)
+        peak_bytes = max(peak_bytes, rusage.ru_maxrss * 1024)
+        return REPORT.pack(BROKEN if trouble else why, code, wall_s, used_s, peak_bytes) + trouble
+
+    def _watch(self, pid: int, due: float, cpu_s: float, watch_s: float, memory_bytes: int) -> tuple[int, float, int]:
+        """Wait for the end of the guest `pid`, of what it may use, or of the service's patience: which of them,
+        and the processor seconds and the peak bytes that were seen."""
+        pidfd = os.pidfd_open(pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
+        used_s, peak_bytes, why = 0.0, 0, ENDED
+        now = time.monotonic()
+        look = now + watch_s
+        while why == ENDED:
+            ready = [fd for fd, _ in poll.poll(max(0.0, min(due, look) - now) * 1000 + 1)]
+            if pidfd in ready:
+                break
+            if self._control in ready:
+                data = os.read(self._control, ORDER.size)
+                if not data:
+                    os._exit(0)  # and everything in this slot ends
+                if data[0] != RUN:
+                    why = KILLED
+            now = time.monotonic()
+            if now >= look:
+                look = now + watch_s
+                used_s, resident = self._usage(memory_bytes)
+                peak_bytes = max(peak_bytes, resident)
+                why = CPU if used_s >= cpu_s else MEMORY if resident > memory_bytes else why
+            if now >= due:
+                why = WALL
+        os.close(pidfd)
+        return why, used_s, peak_bytes
+
+    def _others(self) -> list[int]:
+        """Processes of the session that live now."""
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, self._init)]
+
+    def _kill_others(self) -> None:
+        """End what the program has left behind; the session stays."""
+        if not self._others():
+            return
+        pid = os.fork()  # into the session's process namespace
+        if pid == 0:
+            try:
+                os.kill(-1, signal.SIGKILL)  # everybody in there but itself and the init
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        while self._others():
+            time.sleep(SETTLE_S)
+
+    def _usage(self, memory_bytes: int) -> tuple[float, int]:
+        """Processor seconds and resident bytes of all processes of the session that live now.
+
+        Pages that processes share are counted for each of them, unless that would be too many.
+        """
+        ticks = pages = 0
+        others = self._others()
+        for pid in others:
+            fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+            if fields:
+                ticks += sum(map(int, fields[11:15]))
+                pages += int(fields[21])
+        resident = pages * PAGE
+        if resident > memory_bytes and len(others) > 1:
+            resident = sum(map(proportional_bytes, others))
+        return ticks / TICK, resident
+
+
+def read(path: str) -> bytes:
+    """What the file of a process says, or nothing where the process has ended meanwhile."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def proportional_bytes(pid: int) -> int:
+    """Resident bytes of a process, its share only of those that it shares."""
+    for line in read(f"/proc/{pid}/smaps_rollup").splitlines():
+        if line.startswith(b"Pss:"):
+            return int(line.split()[1]) * 1024
+    fields = read(f"/proc/{pid}/statm").split()  # it lets nobody look: all of it counts
+    return int(fields[1]) * PAGE if fields else 0

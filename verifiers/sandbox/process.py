@@ -1,0 +1,291 @@
+"""Programs as plain processes with resource limits: no walls. For code that is trusted, and for tests.
+
+What always holds, and it is all that does: a program ends at its deadline with its process group, its output is
+bounded, and its folder is removed. It can read and change whatever the service can, and a process that leaves
+the group stays. So it must be asked for by name: `ProcessSandbox(unsafe=True)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from quintain.failure import FailureError, QuintainError, Stage, failure_from
+from quintain.verifiers._slots import Slots
+from quintain.verifiers.sandbox import _interpreter
+from quintain.verifiers.sandbox._capture import Capture
+from quintain.verifiers.sandbox._command import Pipes, encode, sealed
+from quintain.verifiers.sandbox.interface import (
+    Execution,
+    Limits,
+    Program,
+    Protection,
+    Running,
+    Sandbox,
+    Session,
+    check_files,
+)
+from quintain.verifiers.sandbox.jail.bare import BEGUN
+from quintain.verifiers.sandbox.outcome import End, Observed, broken, judge
+
+BOOT: Final = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from jail.bare import main; del sys.path[0];"
+    " main(*map(int, sys.argv[1:]))"
+)
+
+
+class ProcessSandbox(Sandbox):
+    """`slots` programs at a time, by default one for each processor. `python` runs Python programs.
+
+    Raises QuintainError unless `unsafe` is True.
+    """
+
+    def __init__(self, *, unsafe: bool = False, slots: int | None = None, python: str | None = None) -> None:
+        if unsafe is not True:
+            raise QuintainError(
+                "the process sandbox has no walls: a program can do whatever this service can; write unsafe: true to"
+                " have it all the same, or use the namespaces sandbox"
+            )
+        if slots is not None and slots < 1:
+            raise QuintainError(f"a sandbox has at least one slot, not {slots}")
+        self._python = python or sys.executable
+        self._slots = Slots(range(slots or len(os.sched_getaffinity(0))))
+        self._sessions: set[_Session] = set()
+        self._interpreter: _interpreter.Interpreter | None = None
+        self._closed = False
+
+    async def start(self) -> None:
+        if self._closed:
+            raise QuintainError("this sandbox is closed: make a new one")
+        if self._interpreter is None:
+            self._interpreter = await asyncio.to_thread(_interpreter.inspect, self._python)
+
+    async def protections(self) -> tuple[Protection, ...]:
+        nothing = "the process sandbox has no walls"
+        missing = ("files", "disk", "network", "processes", "verdict", "leftovers", "identity", "capabilities")
+        return (
+            *(Protection(name, False, nothing) for name in (*missing, "system calls", "process count")),
+            Protection("wall time", True, "the process group is killed at the deadline"),
+            Protection("processor time", False, "RLIMIT_CPU for each process; there is no sum"),
+            Protection("memory of one process", True, "RLIMIT_DATA"),
+            Protection("memory of all processes", False, nothing),
+            Protection("fair share of processors", False, nothing),
+        )
+
+    async def open(
+        self, files: Mapping[str, bytes] | None = None, limits: Limits | None = None, *, group: Hashable = None
+    ) -> Session:
+        checked = check_files(files)
+        await self.start()
+        assert self._interpreter is not None
+        slot = await self._slots.acquire(group)
+        try:
+            session = _Session(self, slot, self._interpreter.path, checked, limits or Limits())
+        except OSError as error:
+            self._slots.release(slot)
+            raise FailureError(failure_from(error, Stage.SANDBOX)) from None
+        self._sessions.add(session)
+        return session
+
+    async def close(self) -> None:
+        self._closed = True
+        self._slots.close()
+        for session in list(self._sessions):
+            await session.close()
+
+    def _ended(self, session: _Session, slot: int) -> None:
+        self._sessions.discard(session)
+        self._slots.release(slot)
+
+
+class _Session(Session):
+    """A temporary folder."""
+
+    def __init__(self, sandbox: ProcessSandbox, slot: int, python: str, files: dict[str, bytes], box: Limits) -> None:
+        self._sandbox = sandbox
+        self._slot = slot
+        self._python = python
+        self._files = files
+        self._box = box
+        self._folder = tempfile.mkdtemp(prefix="quintain-")
+        self._running: _Process | None = None
+        self._closed = False
+
+    async def run(
+        self,
+        program: Program,
+        *,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
+        limits: Limits | None = None,
+    ) -> Execution:
+        try:
+            return await self._begin(program, files, limits, Pipes.capturing(stdin)).finish()
+        except OSError as error:
+            return broken(str(error))
+
+    async def start(
+        self, program: Program, *, files: Mapping[str, bytes] | None = None, limits: Limits | None = None
+    ) -> Running:
+        try:
+            pipes, reader, writer = await Pipes.talking()
+        except OSError as error:
+            raise FailureError(failure_from(error, Stage.SANDBOX)) from None
+        try:
+            return _Running(self._begin(program, files, limits, pipes), reader, writer)
+        except OSError as error:
+            writer.close()
+            raise FailureError(failure_from(error, Stage.SANDBOX)) from None
+        except BaseException:
+            writer.close()
+            raise
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._running is not None:
+            self._running.kill()
+            await self._running.gone.wait()
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        self._sandbox._ended(self, self._slot)
+
+    def _begin(
+        self, program: Program, files: Mapping[str, bytes] | None, limits: Limits | None, pipes: Pipes
+    ) -> _Process:
+        try:
+            if self._closed:
+                raise QuintainError("this session is closed: open another")
+            if self._running is not None and not self._running.gone.is_set():
+                raise QuintainError("a session runs one command at a time: wait for the one that runs")
+            limits = limits or self._box
+            env = {"HOME": self._folder, "TMPDIR": self._folder}
+            program = Program(program.argv, program.source, env | dict(program.env))
+            command = encode(program, self._files | check_files(files), limits, self._box)
+            self._files = {}
+            fresh = self._running is None
+            self._running = _Process(self._python, self._folder, command, limits, pipes, fresh=fresh)
+            return self._running
+        except BaseException:
+            pipes.close()
+            raise
+
+
+class _Process:
+    """A process group with a deadline. `gone` is set when it has been reaped."""
+
+    def __init__(self, python: str, folder: str, command: bytes, limits: Limits, pipes: Pipes, *, fresh: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limits = limits
+        self._end = End.ITSELF
+        self._observed = Observed(End.BROKEN)
+        self.gone = asyncio.Event()
+        memfd = sealed(command)
+        self._begun, begins = os.pipe()
+        argv = [python, "-I", "-X", "utf8", "-c", BOOT, f"{Path(__file__).parent}"]
+        argv += map(str, (memfd, begins, int(fresh), limits.memory_bytes))
+        stdin, stdout, stderr = pipes.theirs
+        self._began = time.monotonic()
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[memfd, begins],
+                cwd=folder,
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(self._begun)
+            raise
+        finally:
+            os.close(memfd)
+            os.close(begins)
+            pipes.close_theirs()
+        self._capture = Capture(self._loop, pipes.captured, limits.output_bytes, lambda: self.kill(End.OUTPUT))
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+        self._timer = self._loop.call_later(limits.wall_s, self.kill, End.WALL)
+
+    def kill(self, why: End = End.KILLED) -> None:
+        """End its process group, if it still runs."""
+        if not self.gone.is_set():
+            if self._end is End.ITSELF:
+                self._end = why
+            self._kill_group()
+
+    async def finish(self) -> Execution:
+        """Its execution, when it is over."""
+        try:
+            await self.gone.wait()
+            outputs = self._capture.finish()
+        except asyncio.CancelledError:
+            self.kill()
+            await self.gone.wait()
+            raise
+        finally:
+            self._capture.close()
+        stdout, stderr = outputs if len(outputs) == 2 else (b"", outputs[0])
+        seen = self._observed
+        if seen.end is End.BROKEN:
+            last = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            return broken(f"the program could not be started: {last}")
+        if self._capture.overflowed and seen.end in (End.ITSELF, End.KILLED):
+            seen = replace(seen, end=End.OUTPUT)
+        return judge(seen, self._limits, stdout, stderr)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._timer.cancel()
+        self._kill_group()  # before its leader is reaped and the number may be somebody else's
+        _, status, rusage = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        begun = os.read(self._begun, 1) == BEGUN
+        os.close(self._begun)
+        self._observed = Observed(
+            end=End.BROKEN if self._end is End.ITSELF and not begun else self._end,
+            exit=self._process.returncode,
+            wall_s=time.monotonic() - self._began,
+            cpu_s=rusage.ru_utime + rusage.ru_stime,
+            peak_bytes=rusage.ru_maxrss * 1024,
+        )
+        self.gone.set()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class _Running(Running):
+    """A process that somebody talks to."""
+
+    def __init__(self, process: _Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.stdout = reader
+        self.stdin = writer
+        self._process = process
+        self._finished = asyncio.create_task(self._finish())
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def wait(self) -> Execution:
+        return await asyncio.shield(self._finished)
+
+    async def _finish(self) -> Execution:
+        try:
+            return await self._process.finish()
+        finally:
+            self.stdin.close()

@@ -1,0 +1,101 @@
+"""Runs a verifier service until it is told to stop.
+
+What always holds: nothing but loopback is bound without a token; the ready line is printed once requests are
+answered, and is the only thing on standard output; told to stop, it accepts nothing more and finishes what runs
+within the grace time; when this returns, or dies however it dies, no process is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from quintain.failure import QuintainError
+from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
+from quintain.serving.tokens import Tokens
+from quintain.verifiers.service.limits import ServiceLimits
+from quintain.verifiers.service.policy import Policy
+
+TOKEN_ENV: Final = "QUINTAIN_VERIFY_TOKEN"
+ANSWER_S: Final = 2
+"""How long the answers that the end of the grace time made may take to be sent."""
+
+
+def serve_verifiers(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tokens: Tokens | None = None,
+    policy: Policy | None = None,
+    limits: ServiceLimits | None = None,
+    json_ready: bool = False,
+    lifeline_fd: int | None = None,
+) -> None:
+    """Serve all verifiers that `policy` allows, and return after SIGTERM or SIGINT.
+
+    `port` 0 picks a free one. Clients send one of the `tokens`; without any only loopback is bound. `json_ready`
+    prints `{"event": "ready", "url": ..., "pid": ...}` instead of a sentence. `lifeline_fd`, or the environment's
+    lifeline (`quintain.lifeline`), ends the service with its launcher. Raises QuintainError, one line, where it
+    cannot begin.
+    """
+    from quintain.lifeline import hold_lifeline
+
+    tokens, policy, limits = tokens or Tokens(), policy or Policy(), limits or ServiceLimits()
+    hold_lifeline(lifeline_fd, grace_s=limits.grace_s + ANSWER_S + 5.0)
+    check_bind(host, bool(tokens), f"{TOKEN_ENV} or a file of tokens")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    allow_many_sockets()
+    with bound_socket(host, port) as sock:
+        url = url_of(host, sock)
+        ready = json.dumps({"event": "ready", "url": url, "pid": os.getpid()}) if json_ready else f"verifiers: {url}"
+        asyncio.run(_serve(sock, policy, limits, tokens, lambda: print(ready, flush=True)))
+
+
+def read_tokens(token_env: str, token_file: Path | None) -> Tokens:
+    """The tokens in the environment variable `token_env` and in `token_file`. Raises QuintainError."""
+    text, source = os.environ.get(token_env, ""), f"the variable {token_env}"
+    if token_file is not None:
+        source = f"{token_file} and {source}" if text.strip() else str(token_file)
+        try:
+            text = f"{token_file.read_text()}\n{text}"
+        except (OSError, UnicodeDecodeError) as error:
+            raise QuintainError(f"cannot read the tokens in {token_file}: {error}") from None
+    return Tokens.parsed(text, source) if text.strip() or token_file is not None else Tokens()
+
+
+async def _serve(
+    sock: socket.socket, policy: Policy, limits: ServiceLimits, tokens: Tokens, ready: Callable[[], None]
+) -> None:
+    from quintain.serving.run import quiet_server
+    from quintain.verifiers.service.app import ServiceApp
+
+    app = ServiceApp(policy, limits, tokens)
+    server = quiet_server(app.asgi, ready, grace_s=math.ceil(limits.grace_s) + ANSWER_S)
+    serving = asyncio.ensure_future(server.serve(sockets=[sock]))
+
+    def stop() -> None:
+        if server.started:
+            app.drain()
+            server.should_exit = True
+            loop.call_later(limits.grace_s, app.abandon)
+        else:
+            serving.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        await asyncio.wait([serving])
+        if not serving.cancelled():
+            serving.result()
+    finally:
+        await app.close()
