@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from quintain.calling.connections import Connections
 from quintain.calling.retry import Retry, RetryPolicy
@@ -40,7 +40,7 @@ class Caller:
             raise QuintainError(f"the address of the {server} looks like http://127.0.0.1:8000, not {url!r}")
         self.url = url.rstrip("/")
         self.policy = policy
-        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
         self._server = server
         self._max_connections = max_connections
         self._rng = random.Random(seed)
@@ -81,12 +81,15 @@ class Caller:
         while True:
             left_s = retry.left(time.monotonic())
             timeout = httpx.Timeout(left_s, connect=min(CONNECT_S, left_s))
+            request = httpx.Request(
+                method,
+                self.url + path,
+                headers={**self._headers, **(headers or {})},
+                content=body(),
+                extensions={"timeout": timeout.as_dict()},
+            )
             try:
-                async with (
-                    asyncio.timeout(left_s),
-                    connections.one() as connection,
-                    connection.stream(method, path, content=body(), timeout=timeout, headers=headers) as response,
-                ):
+                async with asyncio.timeout(left_s), connections.answer(request) as response:
                     if response.is_success:
                         return await read(response)
                     await response.aread()
@@ -101,7 +104,8 @@ class Caller:
         import httpx
 
         retry = self._retry(None)
-        with httpx.Client(**self._settings()) as client:
+        # a proxy for the world outside is none for a service of ours; certificates are read only where they matter
+        with httpx.Client(base_url=self.url, headers=self._headers, trust_env=False, verify=self._secure) as client:
             while True:
                 timeout = httpx.Timeout(retry.left(time.monotonic()), connect=CONNECT_S)
                 try:
@@ -125,20 +129,15 @@ class Caller:
     def here(self) -> Connections:
         """The connections of the running event loop."""
         if self._connections is None or self._connections.loop is not asyncio.get_running_loop():
-            self._connections = Connections(self._settings(), self._max_connections)
+            self._connections = Connections(verify=self._secure, most=self._max_connections)
         return self._connections
 
     def _retry(self, policy: RetryPolicy | None) -> Retry:
         return Retry(policy or self.policy, self._rng, time.monotonic())
 
-    def _settings(self) -> dict[str, Any]:
-        # a proxy for the world outside is none for a service of ours; certificates are read only where they matter
-        return {
-            "base_url": self.url,
-            "headers": {"content-type": "application/json", **self._headers},
-            "trust_env": False,
-            "verify": self.url.startswith("https"),
-        }
+    @property
+    def _secure(self) -> bool:
+        return self.url.startswith("https")
 
     def _silence(self, error: Exception, stage: Stage) -> Failure:
         import httpx

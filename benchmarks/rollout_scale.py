@@ -1,0 +1,143 @@
+"""A thousand agents at once: does the rollout server keep an engine busy, and does its event loop keep up?
+
+1,000 episodes of 10 turns are in flight over HTTP, each turn of the environment takes 1 s with a heavy tail, and the
+engine is a latency model (no GPU needed): 256 requests at a time, about three seconds each, so there is always more to
+sample than there is room. The conductor, the journal, the renderer with a real chat template, the environment client
+and the environment server are the real ones; the server is a process of its own.
+
+    python benchmarks/rollout_scale.py [--episodes N] [--turns N] [--capacity N]
+
+While admission has episodes to give (from the first moment the engine is full until fewer than N episodes are in
+flight), the engine's slots should never be empty. The last line is JSON: ratio `engine_busy`, the slot-seconds used by
+those there were (aim: 0.95); in detail the event loop's lag in milliseconds (aim: p99 at most 20), turns per second,
+and this process's share of a core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from _latency_engine import LatencyEngine
+from _side import ROOT, report
+
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
+STEP_S, PREFILL_S, TOKENS = 0.02, 0.1, 128
+
+
+@contextmanager
+def environment_server(turns: int, seconds: float) -> Iterator[str]:
+    """The address of `WaitingEnv` in a process of its own."""
+    spec = f"{Path(__file__).with_name('_waiting_env.py')}:WaitingEnv"
+    options = [f"--arg=turns={turns}", f"--arg=seconds={seconds}", "--workers=1", "--json", "--port=0"]
+    command = [sys.executable, "-m", "quintain", "env", "serve", spec, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class LagMeter:
+    """How late a timer of `every_s` fires, again and again: the event loop's lag, in seconds."""
+
+    def __init__(self, every_s: float = 0.005) -> None:
+        self.every_s = every_s
+        self.lags: list[float] = []
+
+    async def run(self) -> None:
+        while True:
+            asked = time.perf_counter()
+            await asyncio.sleep(self.every_s)
+            self.lags.append(time.perf_counter() - asked - self.every_s)
+
+    def quantile(self, q: float) -> float:
+        ordered = sorted(self.lags)
+        return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: int) -> dict[str, float]:
+    """Run twice as many episodes as are in flight at once; the figures of the time in which the number holds."""
+    from quintain.envs.client import EnvClient
+    from quintain.rollout.conductor import Conductor, Plan
+    from quintain.rollout.engines.base import Sampling
+    from quintain.rollout.journal import Journal
+    from quintain.rollout.renderer import load_renderer
+
+    renderer = load_renderer(str(MODEL))
+    words = [int(token) for token in renderer._encode("The answer is that we go on with the next step. ")]
+    engine = LatencyEngine(
+        [*words, *renderer.stop_ids],
+        capacity=capacity,
+        step_s=STEP_S,
+        prefill_s=PREFILL_S,
+        tokens=TOKENS,
+        max_length=8192,
+    )
+    members = 8
+    groups = 2 * episodes // members
+    sampling = Sampling(4 * TOKENS)
+    plan = Plan("train", None, False, 0, groups, members, 0, turns + 1, 8192, 1, episodes, sampling)
+    client = EnvClient(url, timeout_s=120.0, max_connections=episodes)
+    journal = Journal(folder / "journal.db", members=members, identity={})
+    conductor = Conductor(plan, engine=engine, renderer=renderer, make_env=client.episode, journal=journal)
+    meter = LagMeter()
+    total = groups * members
+
+    conductor.admit(0)
+    while engine.running < capacity:  # noqa: ASYNC110 - the engine under test tells nobody
+        await asyncio.sleep(0.01)
+    watch = asyncio.create_task(meter.run())
+    began, cpu, slots, answered = time.monotonic(), time.process_time(), engine.slot_s, engine.stats().output_tokens
+    while total - journal.balance().trajectories > episodes:  # noqa: ASYNC110 - till no more can be admitted
+        await asyncio.sleep(0.25)
+    wall = time.monotonic() - began
+    busy = (engine.slot_s - slots) / (capacity * wall)
+    cpu = (time.process_time() - cpu) / wall
+    tokens = (engine.stats().output_tokens - answered) / wall
+    watch.cancel()
+    failures = dict(conductor.failures)
+    await conductor.close()
+    await client.aclose()
+    if failures:
+        raise SystemExit(f"episodes failed, so nothing was measured: {failures}")
+    return {
+        "engine_busy": busy,
+        "lag_p50_ms": 1e3 * meter.quantile(0.5),
+        "lag_p99_ms": 1e3 * meter.quantile(0.99),
+        "lag_max_ms": 1e3 * max(meter.lags),
+        "turns_per_s": tokens / TOKENS,
+        "cores": cpu,
+        "wall_s": wall,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--capacity", type=int, default=256)
+    args = parser.parse_args()
+    with environment_server(args.turns, 1.0) as url, tempfile.TemporaryDirectory() as folder:
+        got = asyncio.run(measure(url, Path(folder), args.episodes, args.turns, args.capacity))
+    print(
+        f"{args.episodes} episodes in flight, {got['turns_per_s']:.0f} turns/s: engine {got['engine_busy']:.1%} busy"
+        f" (aim 95 %), event loop late by {got['lag_p99_ms']:.1f} ms at the 99th percentile (aim 20)"
+    )
+    detail = {name: round(value, 2) for name, value in got.items() if name != "engine_busy"}
+    aims = {"engine_busy": 0.95, "lag_p99_ms": 20}
+    report("rollout_scale", {"engine_busy": got["engine_busy"]}, {**detail, "aims": aims, "capacity": args.capacity})
+
+
+if __name__ == "__main__":
+    main()
