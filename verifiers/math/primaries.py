@@ -26,6 +26,12 @@ _NAMED: Final = {
     "inf": INFINITY,
     "mathrm{e}": Node(Op.CONSTANT, (), "e"),
 }
+_BASE_WORDS: Final = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASES: Final = {
+    f"{opening}{word}{closing}": str(base)
+    for base, word in enumerate(_BASE_WORDS.split(), 2)
+    for opening, closing in (("", ""), ("text{", "}"), ("mathrm{", "}"))
+}
 _GREEK: Final = word_set(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho "
     "sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega "
@@ -132,7 +138,8 @@ class Primaries(Cursor, ABC):
     def _number(self, text: str) -> Node:
         if self._is("_"):
             self._take()
-            return symbol(f"{text}_{self._index()}")  # digits in another base: a name, equal to itself
+            base = self._index()
+            return symbol(f"{text}_{_BASES.get(base, base)}")  # digits in another base: a name, equal to itself
         if text.isdigit() and self._is("frac"):
             mixed = self._mixed(int(text) if len(text) <= MAX_LITERAL_DIGITS else 0)
             if mixed is not None:
@@ -165,7 +172,10 @@ class Primaries(Cursor, ABC):
     def _letter(self, letter: str) -> Node:
         if self._is("_"):
             self._take()
-            name = symbol(f"{letter}_{self._index()}")
+            index = self._index()
+            if letter == "C" and (chosen := self._chosen(index)) is not None:
+                return chosen
+            name = symbol(f"{letter}_{index}")
         elif letter in "ei":
             return Node(Op.CONSTANT, (), letter)
         else:
@@ -179,6 +189,17 @@ class Primaries(Cursor, ABC):
         if letter in "fgh" and self._is("("):
             return Node(Op.APPLY, self._arguments(), name.value)
         return name
+
+    def _chosen(self, index: str) -> Node | None:
+        """`C_{10}^3`, the binomial coefficient of 10 and 3; None where it cannot be one."""
+        texts = [token.text for token in self._tokens[self._place : self._place + 4]]
+        upper = texts[2] if texts[1:2] == ["{"] and texts[3:] == ["}"] else (texts[1:2] or [""])[0]
+        if texts[:1] != ["^"] or not (index.isdigit() and upper.isdigit() and len(index) < 6):
+            return None
+        if int(upper) > int(index):
+            return None
+        self._place += 4 if texts[1] == "{" else 2
+        return Node(Op.CALL, (number(int(index)), number(int(upper))), "binom")
 
     def _arguments(self) -> tuple[Node, ...]:
         self._expect("(")

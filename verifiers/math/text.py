@@ -96,6 +96,7 @@ _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _WRAPPED_WORDS = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _NOON = re.compile(r"(?<=:\d\d)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([ap])\.?\s?m\b\.?(?:\s*\})?", re.IGNORECASE)
 _BRACED_COMMA = re.compile(r" ?\{ ?, ?\} ?")
+_ALL_REALS = re.compile(r"(?:the set of )?all real(?:s| numbers)|the set of real numbers", re.IGNORECASE)
 _GLUED = re.compile(r"(?<=[\d)\]}])(or|and)(?=[-A-Z(\[\d\\])")  # x = 1or x = 2
 _SIMPLE = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _DELIMITERS: Final = (*_MATHEMATICS, ("**", "**"), ("`", "`"))
@@ -164,7 +165,7 @@ def unwrapped(text: str) -> str:
         if peeled == text:
             break
         text = peeled
-    return text
+    return r"\mathbb{R}" if "eal" in text and _ALL_REALS.fullmatch(text) else text
 
 
 def _peeled(text: str) -> str:

@@ -100,7 +100,7 @@ _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\s*\\degree(?![A-Za-
 _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)")
 _TAIL = re.compile(
     rf"""(?P<value>.*(?:[\d)\]}}!]|\\pi))
-         (?P<unit> \s*(?P<text>{_TEXT}\{{\s*(?P<inside>[^{{}}]*?)\s*\}})(?P<power>{_POWER}?)
+         (?P<unit> \s*(?P<text>{_TEXT}\{{\s*(?P<inside>(?:[^{{}}]|\^\{{-?\d\}})*?)\s*\}})(?P<power>{_POWER}?)
                  | (?P<gap>\s*)(?P<bare>[A-Za-z][A-Za-z/^{{}}\d\s.-]*) )""",
     re.VERBOSE,
 )
@@ -121,6 +121,8 @@ _NAMES: Final = word_set(
     "alpha beta gamma delta epsilon theta lambda sigma omega phi rho tau"
 )
 MAX_COUNTED_WORDS: Final = 6
+_BETWEEN = re.compile(r"\\[,;:! ]|\\cdot(?![A-Za-z])|[·~]")
+"""What stands between the factors of a unit: a thin blank, a dot."""
 _FACTOR = re.compile(r"([A-Za-z$€£¥₹]+)\.?(?:\s*\^\s*\{?\s*(-?\d)\s*\}?)?")
 
 
@@ -163,7 +165,7 @@ def is_counted(text: str) -> bool:
 
 def parse_unit(text: str) -> Unit | None:
     """The unit that `text` ("km/h", "square meters", "m s^-1") names, or None."""
-    text = re.sub(r"\s+per\s+|\s*/\s*", " / ", text.strip())
+    text = re.sub(r"\s+per\s+|\s*/\s*", " / ", _BETWEEN.sub(" ", text).strip())
     size, powers = Fraction(1), dict[str, int]()
     sign, next_power = 1, 1
     words = text.replace("squared", "^2").replace("cubed", "^3")
