@@ -57,7 +57,7 @@ def resolve(spec: str) -> type[Environment]:
             )
         spec = named[spec]
     place, _, name = spec.rpartition(":")
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    module = load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     return _class_in(module, name, spec)
 
 
@@ -92,7 +92,8 @@ def _load_module(name: str) -> ModuleType:
         raise QuintainError(f"importing {name!r} failed: {type(error).__name__}: {one_line(str(error))}") from error
 
 
-def _load_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
+    """The module in the Python file `path`, run once in this process. Raises QuintainError, one line."""
     path = path.absolute()
     if not path.is_file():
         raise QuintainError(f"there is no file {path}: give path/file.py:Class")

@@ -174,6 +174,11 @@ def extends(prompt: Ints, before: Ints) -> bool:
     return len(prompt) >= len(before) and bool(np.array_equal(prompt[: len(before)], before))
 
 
+def versions_of(trajectory: Trajectory) -> set[int]:
+    """The policy versions that sampled its tokens."""
+    return {span.version for turn in trajectory.turns for span in turn.versions}
+
+
 def to_segments(trajectory: Trajectory) -> list[Segment]:
     """The training rows of `trajectory`, in order. Every sampled token is in exactly one of them.
 

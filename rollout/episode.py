@@ -4,7 +4,8 @@ Invariants:
 - `run_episode` always returns a trajectory: a failure is data, it never raises (only cancellation passes through);
 - a failed trajectory keeps the turns it had and has no reward;
 - the tokens of a turn's prompt are those of the turn before and the new messages, unless the turn says why not;
-- the same spec gives the same seeds at every attempt, so trying again does not change what is sampled.
+- the same spec gives the same seeds at every attempt, so trying again does not change what is sampled;
+- a `Cutoff` ends an episode at whatever it waits for, as a failure that is not tried again.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from quintain.codec import Ints
 from quintain.envs.base import Action, Environment
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.messages import Message
-from quintain.rollout.engines.base import Engine, Sampling
+from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.renderer import Renderer
 from quintain.rollout.tasks import derive_seed
 from quintain.task import Task
@@ -41,6 +44,31 @@ class EpisodeSpec:
     max_turns: int
     max_length: int
     attempts: int = 1
+    sample_timeout_s: float | None = None  # of one turn's sampling
+
+
+class Cutoff:
+    """Lets somebody else end an episode early, with `end(reason)`."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._scope: asyncio.Timeout | None = None
+
+    def end(self, reason: str) -> None:
+        """End the episode now, or as soon as it runs. The first reason stands."""
+        if self.reason is None:
+            self.reason = reason
+            if self._scope is not None:
+                self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def bound(self, play: Coroutine[Any, Any, Ending]) -> Ending:
+        """What `play` returns. Raises TimeoutError where `end` was said meanwhile."""
+        try:
+            async with asyncio.timeout(None if self.reason is None else 0) as scope:
+                self._scope = scope
+                return await play
+        finally:
+            self._scope = None
 
 
 async def run_episode(
@@ -50,10 +78,12 @@ async def run_episode(
     engine: Engine,
     renderer: Renderer,
     clock: Callable[[], float] = time.monotonic,
+    cutoff: Cutoff | None = None,
 ) -> Trajectory:
     """Run the episode, again while its failure is retryable and attempts are left."""
+    cutoff = cutoff or Cutoff()
     for attempt in range(1, spec.attempts + 1):
-        trajectory = await _Episode(spec, make_env(), engine, renderer, clock, attempt).run()
+        trajectory = await _Episode(spec, make_env(), engine, renderer, clock, attempt, cutoff).run()
         if trajectory.failure is None or not trajectory.failure.retryable:
             break
     return trajectory
@@ -70,9 +100,10 @@ class _Episode:
         renderer: Renderer,
         clock: Callable[[], float],
         attempt: int,
+        cutoff: Cutoff,
     ) -> None:
         self.spec, self.env, self.engine, self.renderer, self.clock = spec, env, engine, renderer, clock
-        self.attempt = attempt
+        self.attempt, self.cutoff = attempt, cutoff
         self.stage = Stage.RESET
         self.started = clock()
         self.turns: list[Turn] = []
@@ -82,11 +113,11 @@ class _Episode:
 
     async def run(self) -> Trajectory:
         try:
-            ending = await self._play()
+            ending = await self.cutoff.bound(self._play())
         except asyncio.CancelledError:
             raise
         except Exception as error:  # the boundary: whatever broke in this episode is data of this episode
-            return self._trajectory(Ending.FAILED, failure_from(error, self.stage))
+            return self._trajectory(Ending.FAILED, self._failure(error))
         finally:
             await self._close()
         return self._trajectory(ending, None)
@@ -107,7 +138,7 @@ class _Episode:
                 raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
             self.stage = Stage.GENERATE
             began = self.clock()
-            completion = await self.engine.generate(ids, self._sampling(room), session=self.spec.id)
+            completion = await self._sample(ids, room)
             sampled = self.clock()
             self.stage = Stage.RENDER
             message_out = self.renderer.parse(completion.output_ids)
@@ -141,6 +172,22 @@ class _Episode:
             rendered = self.renderer.extend(self.turns[-1].ids, messages, new, tools)
             messages += new
             ids, fork = rendered.ids, rendered.fork
+
+    def _failure(self, error: Exception) -> Failure:
+        if self.cutoff.reason is not None:
+            return Failure.of(FailureKind.TIMEOUT, self.stage, self.cutoff.reason, retryable=False)
+        return failure_from(error, self.stage)
+
+    async def _sample(self, ids: Ints, room: int) -> Completion:
+        limit = self.spec.sample_timeout_s
+        try:
+            async with asyncio.timeout(limit) as scope:
+                return await self.engine.generate(ids, self._sampling(room), session=self.spec.id)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            message = f"the engine did not finish a turn within {limit:g} s (rollout.sample_timeout_s)"
+            raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.GENERATE, message)) from None
 
     def _sampling(self, room: int) -> Sampling:
         base = self.spec.sampling

@@ -1,43 +1,31 @@
-"""The journal: what has been issued, completed and consumed, on disk before anybody is told.
+"""The journal: what has been issued, completed, dropped and consumed, on disk before anybody is told.
 
 Invariants:
 - a trajectory that `record` has returned for survives `kill -9` of this process;
-- a group is consumed at exactly one step, groups are consumed in the order of issue, and asking again for a step
-  gives the same groups (so a trainer that starts again from a checkpoint replays what it had);
-- after a crash, `pending` is exactly what was issued and has not been recorded.
+- a group is consumed at exactly one step or dropped for one reason, never both; groups are consumed in the order of
+  issue, and asking again for a step gives the same groups (so a trainer that starts again from a checkpoint replays
+  what it had);
+- after a crash, `pending` is exactly what was issued, is still needed and has not been recorded.
 
 SQLite in WAL mode with `synchronous=NORMAL`: safe against the death of the process, not against a power cut.
+Trajectories live here and not in memory, however slow the trainer is.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quintain.codec import pack, unpack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.rollout import journal_schema as schema
+from quintain.rollout.groups import Drop, OpenGroup, Outcome, complete, left_out, outcome_of, wanted
 from quintain.trajectory import Group, Trajectory
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS groups (
-    place INTEGER PRIMARY KEY,       -- 0, 1, 2, ... in the order of issue
-    task_index INTEGER NOT NULL,
-    issued_at INTEGER NOT NULL,      -- policy version
-    consumed_at INTEGER              -- trainer step, null until consumed
-);
-CREATE TABLE IF NOT EXISTS trajectories (
-    place INTEGER NOT NULL REFERENCES groups(place),
-    member INTEGER NOT NULL,
-    payload BLOB NOT NULL,
-    PRIMARY KEY (place, member)
-);
-CREATE INDEX IF NOT EXISTS by_step ON groups(consumed_at);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +39,32 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The journal's books, in groups and trajectories."""
+    """The journal's books, in groups and trajectories: issued = consumed + dropped + those that wait or run."""
 
     issued: int
     completed: int
     consumed: int
     trajectories: int
     steps: int
+    dropped: int = 0
 
 
 class Journal:
     """The journal of one run, in the SQLite file `path`, for groups of `members` trajectories.
 
-    Every method raises `FailureError` (stage journal) where the disk refuses, having changed nothing.
+    A group has at most `oversample` extra members, for those that failed. Every method raises `FailureError` (stage
+    journal) where the disk refuses, having changed nothing.
     """
 
-    def __init__(self, path: Path, *, members: int, identity: dict[str, object]) -> None:
-        self.members = members
+    def __init__(self, path: Path, *, members: int, identity: dict[str, object], oversample: int = 0) -> None:
+        self.members, self.oversample = members, oversample
+        self._path = path
         with _guarded(path):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-        self._path = path
+        with self._transaction():
+            schema.bring_up_to_date(self._db, path)
         self._check_identity(json.dumps({**identity, "members": members}, sort_keys=True))
 
     def _check_identity(self, identity: str) -> None:
@@ -87,64 +78,97 @@ class Journal:
                     " resume with the same seed, split and group size, or start a new run"
                 )
 
+    def describe(self, plan: Mapping[str, Any]) -> None:
+        """Keep under which rules the places from here on are issued, for `audit`."""
+        text = json.dumps(dict(plan), sort_keys=True)
+        with self._transaction():
+            last = self._db.execute("SELECT plan FROM plans ORDER BY from_place DESC LIMIT 1").fetchone()
+            if last is None or last[0] != text:
+                self._db.execute("INSERT OR REPLACE INTO plans VALUES (?, ?)", (self._next_place(), text))
+
     def issue(self, place: int, task_index: int, version: int) -> None:
         """A group was started. Places are issued in order, each once."""
         with self._transaction():
-            if place != self._count("groups"):
-                raise ValueError(f"the next place is {self._count('groups')}, not {place}")
-            self._db.execute("INSERT INTO groups VALUES (?, ?, ?, NULL)", (place, task_index, version))
+            if place != self._next_place():
+                raise ValueError(f"the next place is {self._next_place()}, not {place}")
+            row = (place, task_index, version)
+            self._db.execute("INSERT INTO groups (place, task_index, issued_at) VALUES (?, ?, ?)", row)
 
-    def record(self, place: int, trajectory: Trajectory) -> bool:
+    def record(self, place: int, trajectory: Trajectory, outcome: Outcome | None = None) -> bool:
         """Keep a finished trajectory. False if this member was recorded before: the first record stands."""
+        row = schema.columns_of(outcome or outcome_of(trajectory))
         with self._transaction():
             cursor = self._db.execute(
-                "INSERT OR IGNORE INTO trajectories VALUES (?, ?, ?)",
-                (place, trajectory.member, pack(trajectory)),
+                "INSERT OR IGNORE INTO trajectories (place, member, payload, status, scores, tokens, elapsed_s)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (place, trajectory.member, pack(trajectory), *row),
             )
             return cursor.rowcount == 1
 
+    def drop(self, place: int, reason: Drop) -> None:
+        """No step will consume this complete group; another is issued for it. The first reason stands."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE groups SET dropped = ? WHERE place = ? AND consumed_at IS NULL AND dropped IS NULL",
+                (reason.value, place),
+            )
+
     def take(self, step: int, count: int) -> list[Group] | None:
-        """The `count` oldest groups, now consumed at `step`; None while one of them is incomplete.
+        """The `count` oldest groups that were not dropped, now consumed at `step`; None while one is incomplete.
 
         A step that was taken before gives the same groups again.
         """
         with self._transaction():
-            taken = self._places("consumed_at = ?", step)
+            taken = self._column("SELECT place FROM groups WHERE consumed_at = ? ORDER BY place", step)
             if not taken:
-                places = self._places("consumed_at IS NULL ORDER BY place LIMIT ?", count)
-                done = sum(self._recorded(place) == self.members for place in places)
-                if len(places) < count or done < count:
+                taken = self._waiting(count)
+                outcomes = [self._outcomes(place) for place in taken]
+                if len(taken) < count or not all(complete(rows, self.members, self.oversample) for rows in outcomes):
                     return None
-                self._db.executemany("UPDATE groups SET consumed_at = ? WHERE place = ?", [(step, p) for p in places])
-                taken = places
+                self._db.executemany("UPDATE groups SET consumed_at = ? WHERE place = ?", [(step, p) for p in taken])
+                spare = [(p, m) for p, rows in zip(taken, outcomes, strict=True) for m in left_out(rows, self.members)]
+                self._db.executemany("UPDATE trajectories SET left_out = 1 WHERE place = ? AND member = ?", spare)
         return [self._group(place) for place in taken]
 
+    def was_taken(self, step: int) -> bool:
+        """Whether `take` has given `step` its groups before."""
+        return bool(self._column("SELECT place FROM groups WHERE consumed_at = ? LIMIT 1", step))
+
     def progress(self, step: int, count: int) -> int:
-        """How many trajectories of the groups that `take(step, count)` waits for are recorded."""
-        places = self._places("consumed_at IS NULL ORDER BY place LIMIT ?", count)
-        return sum(self._recorded(place) for place in places)
+        """How many trajectories of the groups that `take(step, count)` waits for are recorded, replaced ones not."""
+        rows = [self._outcomes(place) for place in self._waiting(count)]
+        return sum(len(found) - len(wanted(found, self.members, self.oversample)) + self.members for found in rows)
 
     def pending(self) -> list[Pending]:
-        """What was issued and not recorded, in the order of issue."""
-        rows = self._db.execute(
-            "SELECT place, task_index FROM groups g WHERE consumed_at IS NULL AND "
-            "(SELECT count(*) FROM trajectories t WHERE t.place = g.place) < ? ORDER BY place",
-            (self.members,),
-        ).fetchall()
+        """What was issued, is needed and is not recorded, in the order of issue."""
         out = []
-        for place, index in rows:
-            found = {m for (m,) in self._db.execute("SELECT member FROM trajectories WHERE place = ?", (place,))}
-            out += [Pending(place, index, member) for member in range(self.members) if member not in found]
+        for group in self.window():
+            if group.dropped is None:
+                needed = wanted(group.outcomes, self.members, self.oversample)
+                missing = [member for member in needed if member not in group.outcomes]
+                out += [Pending(group.place, group.task_index, member) for member in missing]
         return out
 
+    def window(self) -> list[OpenGroup]:
+        """Every group after the last one consumed, in the order of issue."""
+        return [
+            OpenGroup(place, index, None if dropped is None else Drop(dropped), self._outcomes(place))
+            for place, index, dropped in self._db.execute(
+                "SELECT place, task_index, dropped FROM groups WHERE place > "
+                "(SELECT coalesce(max(place), -1) FROM groups WHERE consumed_at IS NOT NULL) ORDER BY place"
+            ).fetchall()
+        ]
+
     def balance(self) -> Balance:
-        """Counts that must reconcile: consumed <= completed <= issued."""
-        complete = "SELECT count(*) FROM (SELECT place FROM trajectories GROUP BY place HAVING count(*) = ?)"
-        (completed,) = self._db.execute(complete, (self.members,)).fetchone()
-        (consumed, steps) = self._db.execute(
-            "SELECT count(consumed_at), count(DISTINCT consumed_at) FROM groups"
+        """Counts that must reconcile: consumed + dropped <= completed <= issued."""
+        (consumed, dropped, steps) = self._db.execute(
+            "SELECT count(consumed_at), count(dropped), count(DISTINCT consumed_at) FROM groups"
         ).fetchone()
-        return Balance(self._count("groups"), completed, consumed, self._count("trajectories"), steps)
+        ready = sum(
+            complete(group.outcomes, self.members, self.oversample) for group in self.window() if group.dropped is None
+        )
+        (trajectories,) = self._db.execute("SELECT count(*) FROM trajectories").fetchone()
+        return Balance(self._next_place(), consumed + dropped + ready, consumed, trajectories, steps, dropped)
 
     def used(self) -> list[tuple[int, int, int | None]]:
         """(place, task index, step or None) of every group issued, in order."""
@@ -154,20 +178,23 @@ class Journal:
         """Close the file."""
         self._db.close()
 
-    def _count(self, table: str) -> int:
-        (n,) = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()
-        return int(n)
+    def _next_place(self) -> int:
+        (place,) = self._db.execute("SELECT coalesce(max(place) + 1, 0) FROM groups").fetchone()
+        return int(place)
 
-    def _places(self, where: str, value: int) -> list[int]:
-        query = f"SELECT place FROM groups WHERE {where}"
-        return sorted(place for (place,) in self._db.execute(query, (value,)))
+    def _column(self, query: str, value: int) -> list[int]:
+        return [number for (number,) in self._db.execute(query, (value,))]
 
-    def _recorded(self, place: int) -> int:
-        (n,) = self._db.execute("SELECT count(*) FROM trajectories WHERE place = ?", (place,)).fetchone()
-        return int(n)
+    def _waiting(self, count: int) -> list[int]:
+        query = "SELECT place FROM groups WHERE consumed_at IS NULL AND dropped IS NULL ORDER BY place LIMIT ?"
+        return self._column(query, count)
+
+    def _outcomes(self, place: int) -> dict[int, Outcome]:
+        query = f"SELECT member, {schema.OUTCOME} FROM trajectories WHERE place = ? ORDER BY member"
+        return {row[0]: schema.outcome_from(*row[1:]) for row in self._db.execute(query, (place,))}
 
     def _group(self, place: int) -> Group:
-        query = "SELECT payload FROM trajectories WHERE place = ? ORDER BY member"
+        query = "SELECT payload FROM trajectories WHERE place = ? AND left_out = 0 ORDER BY member"
         rows: list[Trajectory] = [unpack(data, Trajectory) for (data,) in self._db.execute(query, (place,))]
         (index,) = self._db.execute("SELECT task_index FROM groups WHERE place = ?", (place,)).fetchone()
         return Group(rows[0].group, index, tuple(rows))

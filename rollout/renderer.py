@@ -7,6 +7,8 @@ encoded again within a segment.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +90,7 @@ class Renderer:
         ]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                [message.to_openai() for message in messages],
+                [_for_template(message) for message in messages],
                 tools=specs or None,
                 tokenize=False,
                 add_generation_prompt=generate,
@@ -97,6 +99,15 @@ class Renderer:
             message = f"the chat template refused these messages: {type(error).__name__}: {error}"
             raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RENDER, message)) from error
         return text
+
+
+def _for_template(message: Message) -> dict[str, Any]:
+    """`message` as chat templates expect it: the arguments of a call as an object, which they write as JSON."""
+    out = message.to_openai()
+    for call in out.get("tool_calls", ()):
+        with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is shown as it is
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return out
 
 
 def load_renderer(model_path: str) -> Renderer:

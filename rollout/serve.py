@@ -1,31 +1,58 @@
 """The rollout server as a process: `python -m quintain.rollout.serve --run DIR --environment URL`.
 
 It reads the run's resolved `config.yaml`, keeps the run's journal, prints one ready line, and ends with its launcher.
+`quintain rollout serve FILE.yaml` is the same on its own feet: it makes the run and starts the environment as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import json
+import logging
 import os
+import signal
+import socket
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from quintain.config import ExperimentConfig, load_config
 from quintain.envs.serve import TOKEN_ENV
 from quintain.failure import FailureError, QuintainError
 from quintain.lifeline import hold_lifeline
 from quintain.rollout.conductor import Conductor, EpisodeCount, Plan
-from quintain.rollout.engines.base import Engine, Sampling
+from quintain.rollout.engines.base import Sampling
+from quintain.rollout.engines.choose import check_engine, make_engine, say_progress
+from quintain.rollout.finished_sessions import FinishedSessions
+from quintain.rollout.groups import Patience, Rewards
 from quintain.rollout.journal import Journal
 from quintain.rollout.quiet import quiet_transformers
 from quintain.rollout.renderer import load_renderer
+from quintain.rollout.runs import RunLimits
+from quintain.serving.tokens import Tokens
 from quintain.task import size_of
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+ROLLOUT_TOKEN_ENV: Final = "QUINTAIN_ROLLOUT_TOKEN"
+GRACE_S: Final = 2
+"""How long requests in progress may take to be answered when the server stops."""
+CHECK_S: Final = 0.5
+
+REFILLS = 4
+"""`rollout.max_refills` by default: so many times trainer.prompts_per_step."""
 
 
 def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) -> Plan:
     """What `config` says about sampling; `size` is of the training split, `model_length` the model's own limit."""
     rollout, trainer = config.rollout, config.trainer
+    refills = REFILLS * trainer.prompts_per_step if rollout.max_refills is None else rollout.max_refills
+    patience = Patience(rollout.straggler_factor, rollout.straggler_floor_s)
     return Plan(
         split=config.environment.split,
         size=size,
@@ -39,44 +66,63 @@ def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) 
         attempts=rollout.attempts,
         max_concurrency=rollout.max_concurrency,
         sampling=Sampling(rollout.max_completion_length, rollout.temperature, rollout.top_p, rollout.top_k),
+        oversample=rollout.oversample,
+        refills=refills if rollout.dynamic_sampling else None,
+        rewards=Rewards(
+            tuple((trainer.reward_weights or {}).items()),
+            apart=trainer.multi_objective_aggregation == "normalize_then_sum",
+        ),
+        patience=patience if rollout.straggler == "fail" else None,
+        follow_engine=rollout.concurrency == "auto",
+        sample_timeout_s=rollout.sample_timeout_s,
     )
 
 
 def open_journal(config: ExperimentConfig, path: Path) -> Journal:
     """The journal of a run of `config`, which refuses to serve another experiment's."""
     identity: dict[str, object] = {"seed": config.seed, "split": config.environment.split}
-    return Journal(path, members=config.trainer.num_generations, identity=identity)
+    members, oversample = config.trainer.num_generations, config.rollout.oversample
+    return Journal(path, members=members, identity=identity, oversample=oversample)
 
 
-def make_engine(config: ExperimentConfig, running: EpisodeCount) -> Engine:
-    """The embedded engine. At staleness 0 it samples in lockstep, so that runs are reproducible."""
-    from quintain.rollout.engines.embedded import EmbeddedEngine
+def serve(
+    run: Path,
+    *,
+    environment: str,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tokens: Tokens | None = None,
+    limits: RunLimits | None = None,
+    for_agents: bool = False,
+    ready: Callable[[str], None] | None = None,
+    report: Callable[[str], None] = say_progress,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve the rollout of the run in folder `run` until SIGTERM or SIGINT.
 
-    return EmbeddedEngine(
-        config.model.path,
-        dtype=config.rollout.dtype,
-        max_batch=config.rollout.max_batch,
-        max_length=config.rollout.max_length,
-        threads=config.rollout.threads,
-        expected=running if config.rollout.max_staleness == 0 else None,
-    )
-
-
-def serve(run: Path, *, environment: str, host: str = "127.0.0.1", port: int = 0) -> None:
-    """Serve the rollout of the run in folder `run` until SIGTERM. QuintainError where it cannot start."""
-    import uvicorn
-
+    `token` is what the environment server at `environment` wants (or the variable QUINTAIN_ENV_TOKEN), `tokens` are
+    what clients of this one send; without any only loopback is bound. `for_agents` opens the gateway. `ready` is told
+    the address once requests are answered; by default it is printed as JSON. `report` hears how an engine comes up.
+    `check` is called every moment, and what it raises ends the server. Raises QuintainError, one line, where it cannot
+    begin.
+    """
     from quintain.envs.client import EnvClient
-    from quintain.rollout.server import rollout_app
-    from quintain.serving.listen import bound_socket
+    from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
 
+    tokens = tokens or Tokens()
+    check_bind(host, bool(tokens), f"{ROLLOUT_TOKEN_ENV} or a file of tokens")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    allow_many_sockets()
     config = load_config(run / "config.yaml")
     quiet_transformers()
     with bound_socket(host, port) as listener:
         running = EpisodeCount()
-        engine = make_engine(config, running)
+        engine = make_engine(config, running, logs=run / "logs", report=report)
         patience_s = 2 * config.environment.step_timeout_s
-        client = EnvClient(environment, token=os.environ.get(TOKEN_ENV), timeout_s=patience_s, patience_s=patience_s)
+        client = EnvClient(
+            environment, token=token or os.environ.get(TOKEN_ENV), timeout_s=patience_s, patience_s=patience_s
+        )
         size = size_of(client.tasks(config.environment.split))
         conductor = Conductor(
             make_plan(config, size=size, model_length=engine.max_length),
@@ -86,11 +132,84 @@ def serve(run: Path, *, environment: str, host: str = "127.0.0.1", port: int = 0
             journal=open_journal(config, run / "journal.db"),
             running=running,
         )
-        app = rollout_app(conductor, trajectories=run / "trajectories")
-        address = f"http://{host}:{listener.getsockname()[1]}"
-        print(json.dumps({"event": "ready", "url": address}), flush=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-        server.run(sockets=[listener])
+        url, told = url_of(host, listener), ready or _print_ready
+        with FinishedSessions(run / "sessions.bin") if for_agents else contextlib.nullcontext() as sessions:
+            served = _Served(conductor, run, tokens, limits, sessions, config.seed)
+
+            def sound() -> None:
+                check()
+                check_engine(engine)
+
+            asyncio.run(_serve(served, listener, lambda: told(url), sound))
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the application is made of."""
+
+    conductor: Conductor
+    run: Path
+    tokens: Tokens
+    limits: RunLimits | None
+    sessions: FinishedSessions | None
+    seed: int
+
+    def app(self) -> Starlette:
+        from quintain.rollout.gateway.gateway import Gateway
+        from quintain.rollout.server import rollout_app
+
+        conductor, gateway = self.conductor, None
+        if self.sessions is not None:
+            gateway = Gateway(
+                conductor.engine,
+                conductor.renderer,
+                sampling=conductor.plan.sampling,
+                on_finished=self.sessions.append,
+                seed=self.seed,
+                max_length=conductor.plan.max_length,
+            )
+        return rollout_app(
+            conductor,
+            trajectories=self.run / "trajectories",
+            tokens=self.tokens,
+            limits=self.limits,
+            gateway=gateway,
+            sessions=self.sessions,
+        )
+
+
+async def _serve(
+    served: _Served, listener: socket.socket, ready: Callable[[], None], check: Callable[[], None]
+) -> None:
+    from quintain.serving.run import quiet_server
+
+    app = served.app()
+    server = quiet_server(app, ready, grace_s=GRACE_S)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    async def watch() -> None:
+        try:
+            while True:
+                check()
+                await asyncio.sleep(CHECK_S)
+        finally:
+            stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    async with app.router.lifespan_context(app):
+        watching = asyncio.create_task(watch())
+        await server.serve(sockets=[listener])
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+
+
+def _print_ready(url: str) -> None:
+    print(json.dumps({"event": "ready", "url": url, "pid": os.getpid()}), flush=True)
 
 
 def main() -> int:

@@ -1,13 +1,27 @@
-"""What the trainer and the rollout server say to each other: one frozen type per request and answer."""
+"""What clients and the rollout server say to each other: one frozen type per request and answer.
+
+Requests refuse fields they do not know; answers may gain fields. Everything that is no success is a `FailureBody`
+(`quintain.serving.refusals`). Bodies are JSON or, with arrays as raw bytes, msgpack.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
 
 from quintain.codec import Floats, Ints
 from quintain.failure import Failure
+from quintain.task import Task
+from quintain.trajectory import Group
 
-MSGPACK = "application/msgpack"
+MSGPACK: Final = "application/msgpack"
+NDJSON: Final = "application/x-ndjson"
+FRAMES: Final = "application/vnd.quintain.frames"
+"""A stream of msgpack objects, each after its length in bytes (`FRAME`)."""
+FRAME: Final = struct.Struct(">I")
+"""Four bytes, big-endian."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +54,59 @@ class AdmitRequest:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """Run tasks outside the journal: `samples` episodes of each index. Temperature 0 is greedy."""
+    """Run tasks outside the journal: `samples` episodes of each, the tasks `indices` of `split` or `tasks` in full.
 
-    split: str
-    indices: tuple[int, ...]
+    Sampling is the experiment's but for what is given; temperature 0 is greedy. The same `seed` gives the same
+    episodes the same seeds. A client that chooses the name `run` may repeat the request: the same name and request
+    give the same run.
+    """
+
+    split: str | None = None
+    indices: tuple[int, ...] = ()
+    tasks: tuple[Task, ...] = ()
     samples: int = 1
-    temperature: float = 0.0
     seed: int = 0
+    temperature: float | None = 0.0  # None: the experiment's, as for those below
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    run: str | None = None
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"  # the server made a mistake: a failed episode is a trajectory like any other
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A run: `done` of `total` trajectories, `finished` of `groups` groups; those before `kept_from` are forgotten."""
+
+    run: str
+    state: RunState
+    done: int
+    total: int
+    finished: int
+    groups: int
+    kept_from: int = 0
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamItem:
+    """One object of a run's stream: a group and the `cursor` after it, in the order in which groups finish.
+
+    The last one has no group but `status` and `end`: whether there is nothing more. A stream without it is not whole.
+    """
+
+    cursor: int
+    group: Group | None = None
+    end: bool | None = None
+    status: RunStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +118,34 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainReport:
+    """`drained` when nothing is left of what was started: episodes that run and that wait for a place, those of runs
+    that were not begun either, and agents' sessions that live. Then the journal's books, in groups."""
+
+    drained: bool
+    running: int
+    waiting: int
+    runs_left: int
+    sessions_live: int
+    paused: bool
+    issued: int
+    completed: int
+    consumed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """`boot` changes when the server starts again; `version` is -1 before the first publish."""
 
     boot: str
     version: int
     max_length: int
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters since the server's start."""
+    """Counters since the server's start, and what it is doing now."""
 
     version: int
     running: int
@@ -77,10 +154,8 @@ class Stats:
     engine_busy_s: float
     failures: dict[str, int]
     forks: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The body of every answer that is not 2xx."""
-
-    failure: Failure
+    paused: bool = False
+    draining: bool = False
+    runs: int = 0
+    result_bytes: int = 0
+    staleness: dict[int, int] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole test suite on two workers. Tests whose system package is missing are left out, and said so at the end.
+# The whole test suite on two workers. Tests whose system package is missing are left out, and said so at the end; so
+# are those against real vLLM where its environment cannot be made.
 # Arguments are passed on to pytest; WORKERS=4 changes the number of processes.
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,6 +10,10 @@ OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMP_NUM_THREADS
 
 missing=$(scripts/system_packages.sh)
+if ! .venv/bin/python scripts/setup_vllm.py >&2; then
+    what="vLLM's environment could not be made, so tests against real vLLM are left out; scripts/setup_vllm.py says why"
+    missing=$(printf '%s\nneeds_vllm\t%s' "$missing" "$what" | sed '/^$/d')
+fi
 left_out=$(printf '%s\n' "$missing" | cut -f 1 | sed '/^$/d; s/^/not /' | paste -s -d '&' | sed 's/&/ and /g')
 
 status=0

@@ -14,6 +14,8 @@ from quintain.codec import Floats, Ints, as_floats
 from quintain.config import RolloutConfig
 from quintain.rollout.canary import TOLERANCE, Canary, canary_rows
 from quintain.rollout.client import RolloutClient
+from quintain.rollout.engines.base import Weights
+from quintain.rollout.engines.vllm.gpu import DirectTransfer
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.batch import micro_batches
 from quintain.trainers.learner import Learner
@@ -33,16 +35,25 @@ class Publisher:
         self._rows = canary_rows(learner.tokenizer)
         need = sum(p.numel() for p in learner.model.parameters()) * self._dtype.itemsize
         self._store = WeightStore(scratch, self._dtype, need_bytes=need)
+        self._direct = _direct(learner, config)
 
     def publish(self, version: int, *, admit: bool) -> PublishAnswer:
-        """Write the weights and have the engine load and prove them. FailureError where it does not."""
-        weights = self._store.write(published(self._learner.model), version)
+        """Write the weights, or send them to the servers, and have the engine prove them. FailureError where it does
+        not."""
         canary = Canary(self._rows, self._logprobs(), self._tolerance)
-        return self._rollout.publish(weights, canary, admit=admit)
+        if self._direct is None:
+            weights = self._store.write(published(self._learner.model), version)
+            return self._rollout.publish(weights, canary, admit=admit)
+        sent = self._direct.begin(version)
+        answer = self._rollout.publish(Weights(self._store.folder, version), canary, admit=admit)
+        sent.result()
+        return answer
 
     def close(self) -> None:
         """Remove the published weights."""
         self._store.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def _logprobs(self) -> tuple[Floats, ...]:
         """What the trained model says of the canary's rows: [L] tokens, [L - 1] log-probabilities each."""
@@ -54,6 +65,16 @@ class Publisher:
             row = piece.row.cpu().numpy()
             out |= {index: as_floats(logp[row == at]) for at, index in enumerate(piece.segments)}
         return tuple(out[index] for index in range(len(segments)))
+
+
+def _direct(learner: Learner, config: RolloutConfig) -> DirectTransfer | None:
+    """What sends weights from GPU to GPU, where the experiment asks for it (rollout.vllm.transfer)."""
+    options = config.vllm
+    if options is None or options.transfer == "folder":
+        return None
+    return DirectTransfer(
+        lambda: published(learner.model), options.urls, backend=options.transfer, api_key=options.api_key
+    )
 
 
 def _scored_row(ids: Ints) -> Segment:

@@ -10,6 +10,7 @@ from quintain.config.schema import (
     RolloutConfig,
     TrainerConfig,
 )
+from quintain.config.vllm import VLLMConfig
 
 __all__ = [
     "EnvironmentConfig",
@@ -19,6 +20,7 @@ __all__ = [
     "ModelConfig",
     "RolloutConfig",
     "TrainerConfig",
+    "VLLMConfig",
     "dump_config",
     "load_config",
     "parse_config",

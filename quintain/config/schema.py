@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from quintain.config.loss import LossOptions
 from quintain.config.section import Count, Fraction, Positive, Rate, Seconds, Section
+from quintain.config.vllm import VLLMConfig
 
 
 class LoraConfig(Section):
@@ -72,8 +73,10 @@ class EnvironmentConfig(Section):
 class RolloutConfig(Section):
     """How episodes are sampled."""
 
-    engine: Literal["transformers"] = "transformers"
-    """What samples: the embedded transformers engine."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What samples: the embedded transformers engine, or vLLM servers (section `vllm`)."""
+    vllm: VLLMConfig | None = None
+    """With engine 'vllm': which servers; null is one that the run starts with this Python."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The type the engine samples in."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -102,6 +105,38 @@ class RolloutConfig(Section):
     """Largest mean |log-probability difference| a publish may show; null: 0.1 in bfloat16, 0.001 in float32."""
     restarts: Count = 3
     """How often a server of the run that dies is started again."""
+
+    concurrency: Literal["fixed", "auto"] = "auto"
+    """Whether the episodes in flight follow the engine's load, up to max_concurrency; only an engine that reports its
+    KV cache's use has one to follow (the embedded engine does not: its lockstep must stay reproducible)."""
+    oversample: Count = 0
+    """Most extra members a group may start, each for one that failed; never for a slow one, which would favour short
+    episodes."""
+    dynamic_sampling: bool = False
+    """Replace a group whose rewards are all equal, or with fewer than two that did not fail, by a new one (DAPO)."""
+    max_refills: Count | None = None
+    """Most groups of a step that dynamic_sampling replaces, the others are used as they are; null is four times
+    trainer.prompts_per_step."""
+    straggler: Literal["wait", "fail"] = "wait"
+    """An episode far slower than its group: wait for it, or end it as a failure (which favours short episodes)."""
+    straggler_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
+    """straggler 'fail': how many times the median of its finished peers an episode may take ..."""
+    straggler_floor_s: Seconds = 60.0
+    """... and that it may take this long in any case."""
+    sample_timeout_s: Seconds | None = 3600.0
+    """A turn that takes the engine longer is a failure (a hung engine) and is tried again; null waits for ever."""
+
+    @model_validator(mode="after")
+    def _grouping(self) -> RolloutConfig:
+        if self.max_refills is not None and not self.dynamic_sampling:
+            raise ValueError("max_refills bounds dynamic_sampling, which is off: set dynamic_sampling: true or drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _engine(self) -> RolloutConfig:
+        if self.vllm is not None and self.engine != "vllm":
+            raise ValueError(f"'vllm' is given, but engine is '{self.engine}': set engine: vllm, or drop the section")
+        return self
 
 
 class TrainerConfig(LossOptions):

@@ -1,84 +1,313 @@
-"""`quintain eval`: a model in an environment, without training."""
+"""`quintain eval`: a model in an environment, without training.
+
+The model is the experiment's, sampled by the run's rollout server, or one behind an OpenAI-compatible endpoint. With an
+`output` folder finished episodes are kept as they finish, and the same evaluation started again goes on from them:
+
+    evaluation.json  episodes.jsonl     what is evaluated, and the episodes so far (`quintain.launch.episode_log`)
+    config.yaml  figures.json           the resolved experiment, and what came out
+    server/                             the servers' folder and logs of the last session
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
+import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from quintain.config import EvaluationConfig, ExperimentConfig
+from quintain.config import EvaluationConfig, ExperimentConfig, dump_config
 from quintain.failure import QuintainError, one_line
 from quintain.launch.checks import check_model, heldout_size
+from quintain.launch.episode_log import EpisodeLog
+from quintain.launch.figures import Figures, figures_json, figures_of, figures_table
+from quintain.launch.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
 from quintain.launch.run_folder import RunFolder, new_run
 from quintain.launch.servers import start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
+from quintain.trajectory import Group, Trajectory
+
+HASHED_BYTES: Final = 1 << 16
+"""So much of each end of a weights file tells models in one folder apart."""
 
 
-def evaluate(config: ExperimentConfig, *, as_json: bool) -> int:
-    """Run the evaluation that `config` describes and print what came out; the exit code."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of an evaluation beside the experiment.
+
+    `samples` episodes of each task; pass@k for each of `ks`, where a reward of at least `pass_at` passes.
+    `retry_failed` plays the failed episodes of an earlier session again. `endpoint` is who is evaluated in place of
+    the experiment's model, `key_env` the variable its key came from.
+    """
+
+    samples: int = 1
+    ks: tuple[int, ...] = (1,)
+    pass_at: float = 1.0
+    output: Path | None = None
+    retry_failed: bool = False
+    endpoint: Endpoint | None = None
+    key_env: str | None = None
+
+
+def evaluate(config: ExperimentConfig, *, as_json: bool, asked: Asked | None = None) -> int:
+    """Run the evaluation that `config` describes and print what came out; the exit code.
+
+    Raises QuintainError and FailureError, with what has finished kept in `asked.output`.
+    """
+    asked = asked or Asked()
+    config = _with_evaluation(config, asked.samples)
     share_cores()
-    check_model(config)
-    evaluation = config.evaluation or EvaluationConfig()
-    config = config.model_copy(update={"evaluation": evaluation})
+    if asked.endpoint is None:
+        check_model(config)
+    else:
+        check_endpoint(asked.endpoint, asked.key_env)
     console = Console(stderr=as_json)
-    supervisor = Supervisor(restarts=0, report=lambda text: console.print(text, highlight=False))
-    with tempfile.TemporaryDirectory(prefix="quintain-eval-") as folder:
-        try:
-            return _evaluate(config, evaluation, new_run(config, Path(folder) / "run"), supervisor, console, as_json)
-        except KeyboardInterrupt:
-            return 130
-        finally:
-            supervisor.stop()
+    with tempfile.TemporaryDirectory(prefix="quintain-eval-") as scratch:
+        folder = asked.output or Path(scratch) / "evaluation"
+        with EpisodeLog(folder, identity_of(config, asked.endpoint)) as log:
+            supervisor = Supervisor(
+                restarts=config.rollout.restarts, report=lambda text: console.print(text, highlight=False)
+            )
+            try:
+                return _Session(config, asked, log, supervisor, console).run(as_json=as_json)
+            except KeyboardInterrupt:
+                if asked.output is not None:
+                    console.print(f"{len(log.finished)} episodes are kept in {folder}: the same command goes on")
+                return 130
+            finally:
+                supervisor.stop()
 
 
-def _evaluate(
-    config: ExperimentConfig,
-    evaluation: EvaluationConfig,
-    run: RunFolder,
-    supervisor: Supervisor,
-    console: Console,
-    as_json: bool,
-) -> int:
-    from quintain.envs.client import EnvClient
-    from quintain.rollout.client import RolloutClient
-    from quintain.trainers.display import pick
-    from quintain.trainers.evaluate import evaluation_of
+def identity_of(config: ExperimentConfig, endpoint: Endpoint | None) -> dict[str, Any]:
+    """What makes an evaluation the one it is: everything that a finished episode depends on.
 
-    environment = start_environment(supervisor, config, run)
-    size = heldout_size(config, EnvClient(environment, token=config.environment.token))
-    server = start_rollout(supervisor, config, run, environment)
-    began = time.monotonic()
-    with console.status(f"0/{size} episodes") as status:
+    How many tasks and samples, and which figures, may change from one session to the next.
+    """
+    evaluation, environment, rollout = config.evaluation, config.environment, config.rollout
+    assert evaluation is not None
+    model: dict[str, Any]
+    sampling: dict[str, Any]
+    if endpoint is None:
+        model = {"path": config.model.path, "files": fingerprint(Path(config.model.path))}
+        sampling = {"top_p": rollout.top_p, "top_k": rollout.top_k, "max_tokens": rollout.max_completion_length}
+        sampling |= {"max_length": rollout.max_length, "engine": rollout.engine, "dtype": rollout.dtype}
+    else:
+        model = {"endpoint": endpoint.url, "name": endpoint.model}
+        sampling = {**endpoint.request, "seeds": endpoint.send_seed}
+    return {
+        "environment": environment.name or "url",  # a server's address may change, what is there is asked
+        "environment_options": environment.args,
+        "split": evaluation.split,
+        "model": model,
+        "temperature": evaluation.temperature,
+        "sampling": sampling,
+        "seed": config.seed,
+        "max_turns": rollout.max_turns,
+        "attempts": rollout.attempts,
+    }
 
-        def poll(progress: object) -> None:
-            supervisor.check()
-            done = getattr(progress, "done", None)
-            if done is not None:
-                status.update(f"{done}/{size} episodes")
 
-        client = RolloutClient(server.url, poll=poll)
-        groups = client.run_tasks(evaluation.split, range(size), temperature=evaluation.temperature, seed=config.seed)
-        client.close()
-    result = evaluation_of(groups, step=0, elapsed_s=time.monotonic() - began)
-    if result.heldout is None:
-        failures = {str(row.failure) for group in groups for row in group.trajectories}
-        raise QuintainError(f"all {size} episodes failed: {sorted(failures)[0]}")
-    if as_json:
-        figures = {"mean_reward": result.heldout, "verified": result.verified, "failed": result.failed}
-        print(json.dumps({**figures, "split": evaluation.split, "elapsed_s": round(result.elapsed_s, 2)}))
+def fingerprint(folder: Path) -> str | None:
+    """A hash that tells the weights in `folder` from others, without reading all of them; None where it is none."""
+    files = sorted(path for pattern in ("*.safetensors", "*.bin", "config.json") for path in folder.glob(pattern))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode() + file.read(HASHED_BYTES))
+            file.seek(max(0, size - HASHED_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _with_evaluation(config: ExperimentConfig, samples: int) -> ExperimentConfig:
+    """`config` with its evaluation's temperature settled: several greedy samples of a task would all be the same."""
+    evaluation = config.evaluation or EvaluationConfig()
+    if samples > 1 and evaluation.temperature == 0:
+        if "temperature" in evaluation.model_fields_set:
+            raise QuintainError(f"{samples} samples at temperature 0 are all the same: give a --temperature above 0")
+        evaluation = evaluation.model_copy(update={"temperature": config.rollout.temperature})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+class _Session:
+    """One session of an evaluation: from the servers' start to the figures."""
+
+    def __init__(
+        self, config: ExperimentConfig, asked: Asked, log: EpisodeLog, supervisor: Supervisor, console: Console
+    ) -> None:
+        assert config.evaluation is not None
+        self.config, self.evaluation, self.asked = config, config.evaluation, asked
+        self.log, self.supervisor, self.console = log, supervisor, console
+        self.began = time.monotonic()
+
+    def run(self, *, as_json: bool) -> int:
+        from quintain.envs.client import EnvClient
+
+        environment, folder = self.config.environment, self._server_folder()
+        url = start_environment(self.supervisor, self.config, folder)
+        client = EnvClient(url, token=environment.token)
+        about = asyncio.run(client.metadata())
+        self.log.settle("environment_version", f"{about.name} {about.version}")
+        size = heldout_size(self.config, client)
+        wanted = [(index, member) for index in range(size) for member in range(self.asked.samples)]
+        finished = {
+            place: row for place, row in self.log.finished.items() if row.failure is None or not self.asked.retry_failed
+        }
+        left = [place for place in wanted if place not in finished]
+        if len(left) < len(wanted):
+            self.console.print(f"going on: {len(wanted) - len(left)} of {len(wanted)} episodes are there already")
+        with self._progress(len(wanted), [finished[place] for place in wanted if place in finished]) as shown:
+
+            def keep(trajectory: Trajectory) -> None:
+                self.log.add(trajectory)
+                shown(trajectory)
+
+            if left:
+                self._play(left, url, folder, keep)
+        rows = [self.log.finished[place] for place in wanted]
+        figures = figures_of(rows, ks=self.asked.ks, pass_at=self.asked.pass_at)
+        self._report(rows, figures, as_json=as_json)
         return 0
-    table = Table("question", "answer", "reward")
-    for sample in pick(result.samples, evaluation.samples_shown):
-        table.add_row(Text(sample.prompt), Text(one_line(sample.answer) or "(nothing)"), f"{sample.reward:g}")
-    console.print(table)
-    console.print(
-        f"mean reward {result.title} over {result.verified} verified, {result.failed} failed,"
-        f" in {result.elapsed_s:.1f} s",
-        highlight=False,
-    )
-    return 0
+
+    def _play(
+        self, left: list[tuple[int, int]], url: str, folder: RunFolder, keep: Callable[[Trajectory], None]
+    ) -> None:
+        config, environment, endpoint = self.config, self.config.environment, self.asked.endpoint
+        episodes = Episodes(self.evaluation.split, left, config.seed, config.rollout.max_turns, config.rollout.attempts)
+        if endpoint is None:
+            server = start_rollout(self.supervisor, config, folder, url)
+            play_on_server(
+                episodes,
+                server.url,
+                temperature=self.evaluation.temperature,
+                restarts=config.rollout.restarts,
+                keep=keep,
+                check=self.supervisor.check,
+            )
+        else:
+            temperature = {"temperature": self.evaluation.temperature}
+            request = {k: v for k, v in {**temperature, **endpoint.request}.items() if v is not None}
+            play_at_endpoint(
+                episodes,
+                replace(endpoint, request=request),
+                url,
+                token=environment.token,
+                step_timeout_s=environment.step_timeout_s,
+                keep=keep,
+                check=self.supervisor.check,
+            )
+
+    def _server_folder(self) -> RunFolder:
+        """A new folder for this session's servers."""
+        try:
+            (self.log.path / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
+            shutil.rmtree(self.log.path / "server", ignore_errors=True)
+        except OSError as error:
+            raise QuintainError(f"cannot write into {self.log.path}: {error.strerror}") from None
+        return new_run(self.config, self.log.path / "server")
+
+    @contextmanager
+    def _progress(self, total: int, before: list[Trajectory]) -> Iterator[Callable[[Trajectory], None]]:
+        """A bar with the episodes so far and what they say; yields what is told of another one."""
+        bar = Progress(
+            TextColumn("episodes"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        tally = _Tally(self.asked.pass_at)
+        for row in before:
+            tally.add(row)
+        with bar:
+            task = bar.add_task("episodes", total=total, completed=len(before), said=str(tally))
+
+            def shown(row: Trajectory) -> None:
+                tally.add(row)
+                bar.update(task, advance=1, said=str(tally))
+
+            yield shown
+
+    def _report(self, rows: list[Trajectory], figures: Figures, *, as_json: bool) -> None:
+        from quintain.trainers.display import pick
+        from quintain.trainers.evaluate import evaluation_of
+
+        elapsed_s = time.monotonic() - self.began
+        result = evaluation_of([Group("", 0, tuple(rows))], step=0, elapsed_s=elapsed_s)
+        about = _about(self.config, self.asked)
+        told = {**figures_json(figures), **about, "elapsed_s": round(elapsed_s, 2)}
+        _write_figures(self.log.path, told)
+        if result.heldout is None:
+            failures = {str(row.failure) for row in rows}
+            raise QuintainError(f"all {len(rows)} episodes failed: {sorted(failures)[0]}")
+        if as_json:
+            print(json.dumps(told))
+            return
+        table = Table("question", "answer", "reward")
+        for sample in pick(result.samples, self.evaluation.samples_shown):
+            table.add_row(Text(sample.prompt), Text(one_line(sample.answer) or "(nothing)"), f"{sample.reward:g}")
+        self.console.print(table, figures_table(figures))
+        self.console.print(
+            f"mean reward {result.title} over {result.verified} verified, {result.failed} failed,"
+            f" in {result.elapsed_s:.1f} s",
+            highlight=False,
+        )
+
+
+class _Tally:
+    """The running figures that the bar shows."""
+
+    def __init__(self, pass_at: float) -> None:
+        self._pass_at = pass_at
+        self._verified = self._passed = self._failed = 0
+        self._sum = 0.0
+
+    def add(self, row: Trajectory) -> None:
+        if row.reward is None:
+            self._failed += 1
+            return
+        self._verified += 1
+        self._sum += row.reward
+        self._passed += row.reward >= self._pass_at
+
+    def __str__(self) -> str:
+        if not self._verified:
+            return f"{self._failed} failed"
+        share, mean = self._passed / self._verified, self._sum / self._verified
+        return f"{share:.1%} pass, mean reward {mean:.3f}, {self._failed} failed"
+
+
+def _about(config: ExperimentConfig, asked: Asked) -> Mapping[str, Any]:
+    evaluation = config.evaluation
+    assert evaluation is not None
+    model = config.model.path if asked.endpoint is None else asked.endpoint.model
+    return {
+        "model": model,
+        "split": evaluation.split,
+        "samples": asked.samples,
+        "temperature": evaluation.temperature,
+        "seed": config.seed,
+    }
+
+
+def _write_figures(folder: Path, told: Mapping[str, Any]) -> None:
+    try:
+        (folder / "figures.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise QuintainError(f"cannot write {folder / 'figures.json'}: {error.strerror}") from None

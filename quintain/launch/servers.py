@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from quintain.config import ExperimentConfig
+from quintain.config import ExperimentConfig, VLLMConfig
 from quintain.failure import QuintainError
 from quintain.launch.run_folder import RunFolder
 from quintain.launch.supervisor import Server, ServerSpec, Supervisor, python_module
@@ -46,7 +47,10 @@ def start_rollout(supervisor: Supervisor, config: ExperimentConfig, run: RunFold
 
     token = config.environment.token
     environ = {"QUINTAIN_ENV_TOKEN": token} if token else {}
-    return supervisor.start(ServerSpec("rollout server", command, run.logs / "rollout.log", environ))
+    spec = ServerSpec("rollout server", command, run.logs / "rollout.log", environ)
+    if config.rollout.engine == "vllm":  # its servers come up first, which takes their own time
+        spec = replace(spec, ready_s=spec.ready_s + (config.rollout.vllm or VLLMConfig()).start_s)
+    return supervisor.start(spec)
 
 
 def _check_reachable(url: str, token: str | None) -> None:

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from quintain.failure import QuintainError, one_line
@@ -30,7 +31,10 @@ STOP_GRACE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ServerSpec:
-    """A server to run: `command(port)` is its argv; it prints {"event": "ready", "url": ...} when it answers."""
+    """A server to run: `command(port)` is its argv; it prints {"event": "ready", "url": ...} when it answers.
+
+    What it prints as {"event": "progress", "text": ...}, before or after, is reported to whoever runs it.
+    """
 
     name: str
     command: Callable[[int], Sequence[str]]
@@ -42,8 +46,8 @@ class ServerSpec:
 class Server:
     """One supervised server process."""
 
-    def __init__(self, spec: ServerSpec, lifeline: Lifeline) -> None:
-        self.spec, self.url = spec, ""
+    def __init__(self, spec: ServerSpec, lifeline: Lifeline, report: Callable[[str], None] = lambda text: None) -> None:
+        self.spec, self.url, self._report = spec, "", report
         self.restarted = 0
         self._lifeline = lifeline
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,11 +85,12 @@ class Server:
             for line in process.stdout:
                 out.write(line)
                 out.flush()
-                if not ready.is_set() and line.startswith(b"{"):
-                    event = json.loads(line)
-                    if event.get("event") == "ready":
-                        self.url = event["url"]
-                        ready.set()
+                event = _event(line)
+                if event.get("event") == "progress":
+                    self._report(str(event.get("text")))
+                elif event.get("event") == "ready" and not ready.is_set():
+                    self.url = event["url"]
+                    ready.set()
         process.wait()
         ready.set()
 
@@ -131,7 +136,7 @@ class Supervisor:
 
     def start(self, spec: ServerSpec) -> Server:
         """Start a server and watch over it."""
-        server = Server(spec, self._lifeline)
+        server = Server(spec, self._lifeline, self._report)
         self._servers.append(server)
         server.start()
         threading.Thread(target=self._watch, args=(server,), name=f"watch {spec.name}", daemon=True).start()
@@ -168,6 +173,15 @@ class Supervisor:
             except QuintainError as error:
                 self._broken = error
                 return
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """The event that a line tells of, empty where it is any other line."""
+    try:
+        event = json.loads(line) if line.startswith(b"{") else {}
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
 
 
 def share_cores() -> None:

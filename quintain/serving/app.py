@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Lifespan
 
 from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
@@ -41,7 +42,9 @@ class Page:
     open: bool = False
 
 
-def application(pages: Sequence[Page], metrics: Metrics, tokens: Tokens) -> Starlette:
+def application(
+    pages: Sequence[Page], metrics: Metrics, tokens: Tokens, *, lifespan: Lifespan[Starlette] | None = None
+) -> Starlette:
     """The application of `pages`; `request.state.holder` is the name of the token that a request came with."""
     metrics.counter("requests_total", "HTTP requests, by route and status.")
     known = ", ".join(dict.fromkeys(page.path for page in pages if "{" not in page.path))
@@ -57,6 +60,7 @@ def application(pages: Sequence[Page], metrics: Metrics, tokens: Tokens) -> Star
     return Starlette(
         routes=[Route(page.path, _bounded(page, metrics, tokens), methods=[page.method]) for page in pages],
         exception_handlers={HTTPException: no_such_page},
+        lifespan=lifespan,
     )
 
 

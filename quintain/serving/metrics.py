@@ -5,9 +5,10 @@ Every name is declared once, with its help, before it is counted.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 Kind = Literal["counter", "gauge", "summary", "histogram"]
@@ -21,7 +22,7 @@ class Metrics:
         self._prefix = prefix
         self._declared: dict[str, tuple[Kind, str]] = {}
         self._values: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self._gauges: dict[str, Callable[[], float]] = {}
+        self._readers: dict[str, Callable[[], dict[str, float]]] = {}
         self._bounds: dict[str, tuple[float, ...]] = {}
 
     def counter(self, name: str, help: str) -> None:
@@ -39,8 +40,38 @@ class Metrics:
 
     def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         """Declare a gauge that is read when asked for."""
-        self._declared[name] = ("gauge", help)
-        self._gauges[name] = read
+        self.read(name, "gauge", help, lambda: [({}, read())])
+
+    def read(
+        self,
+        name: str,
+        kind: Literal["counter", "gauge"],
+        help: str,
+        read: Callable[[], Iterable[tuple[Mapping[str, str], float]]],
+    ) -> None:
+        """Declare values by their labels that somebody else keeps, and that are read when asked for."""
+        self._declared[name] = (kind, help)
+        self._readers[name] = lambda: {_labelled(name, labels): value for labels, value in read()}
+
+    def read_histogram(
+        self, name: str, help: str, bounds: Sequence[float], read: Callable[[], Mapping[int, int]]
+    ) -> None:
+        """Declare a histogram of which somebody else keeps the counts, by value."""
+        self._declared[name] = ("histogram", help)
+
+        def rows() -> dict[str, float]:
+            counts = read()
+            rows: dict[str, float] = {}
+            for bound in sorted(bounds):
+                below = sum(count for value, count in counts.items() if value <= bound)
+                rows[_labelled(f"{name}_bucket", {"le": _number(bound)})] = below
+            total = sum(counts.values())
+            rows[_labelled(f"{name}_bucket", {"le": "+Inf"})] = total
+            rows[f"{name}_sum"] = sum(value * count for value, count in counts.items())
+            rows[f"{name}_count"] = total
+            return rows
+
+        self._readers[name] = rows
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -60,7 +91,7 @@ class Metrics:
         lines = []
         for name, (kind, help) in self._declared.items():
             lines += [f"# HELP {self._prefix}{name} {help}", f"# TYPE {self._prefix}{name} {kind}"]
-            values = {name: self._gauges[name]()} if kind == "gauge" else self._values[name]
+            values = self._readers[name]() if name in self._readers else self._values[name]
             ordered = values.items() if kind == "histogram" else sorted(values.items())  # buckets: in their own order
             lines += [f"{self._prefix}{labelled} {_number(value)}" for labelled, value in ordered]
         return "\n".join(lines) + "\n"
@@ -71,15 +102,17 @@ class Metrics:
             values[_labelled(f"{name}_bucket", {**labels, "le": bound})] += place >= bisect_left(bounds, value)
 
     def _check(self, name: str, *kinds: Kind) -> None:
-        if name not in self._declared or self._declared[name][0] not in kinds:
+        if name in self._readers or name not in self._declared or self._declared[name][0] not in kinds:
             raise KeyError(f"no {kinds[0]} {name!r} was declared")
 
 
 def _number(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
     return f"{value:.15g}"  # Prometheus' numbers are doubles: a count of millions is told to the last digit
 
 
-def _labelled(name: str, labels: dict[str, str]) -> str:
+def _labelled(name: str, labels: Mapping[str, str]) -> str:
     if not labels:
         return name
     inner = ",".join(f'{key}="{_escaped(value)}"' for key, value in sorted(labels.items()))

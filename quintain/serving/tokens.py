@@ -10,6 +10,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from quintain.failure import QuintainError, Stage
@@ -57,6 +58,20 @@ class Tokens:
         if not secrets:
             raise QuintainError(f"{source} has no token: expected one a line, as name:secret")
         return cls(secrets)
+
+    @classmethod
+    def gathered(cls, text: str, source: str, file: Path | None) -> Tokens:
+        """Those in `text`, which came from `source`, and in `file`, each one a line; none where neither has any.
+
+        Raises QuintainError.
+        """
+        if file is not None:
+            source = f"{file} and {source}" if text.strip() else str(file)
+            try:
+                text = f"{file.read_text()}\n{text}"
+            except (OSError, UnicodeDecodeError) as error:
+                raise QuintainError(f"cannot read the tokens in {file}: {error}") from None
+        return cls.parsed(text, source) if text.strip() or file is not None else cls()
 
     def holder(self, authorization: str) -> str:
         """Whose token the header `authorization` has. Raises Refused (401)."""

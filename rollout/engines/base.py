@@ -64,10 +64,14 @@ class EngineStats:
     output_tokens: int
     busy_s: float  # wall time spent computing
     load_s: float = 0.0  # wall time of the last weight load
+    kv_usage: float | None = None  # share of the KV cache in use, 0..1; None: this engine has none to report
+    preemptions: int = 0  # requests put back because the KV cache was full
+    prefix_hits: int = 0  # prompt tokens found in the prefix cache ...
+    prefix_queries: int = 0  # ... of those looked up
 
 
 class Engine(Protocol):
-    """What samples. Implementations: `transformers` (embedded), `fake` (tests)."""
+    """What samples. Implementations: `vllm`, `transformers` (embedded), `fake` (tests)."""
 
     @property
     def max_length(self) -> int:

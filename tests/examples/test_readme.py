@@ -52,12 +52,13 @@ def test_the_custom_environment_runs_as_a_script() -> None:
 
 
 def test_every_command_and_option_in_the_readme_exists() -> None:
-    shown = re.findall(r"^    (quintain (?:train|eval|env \w+|verify|config \w+)[^\n]*)", README, re.MULTILINE)
+    commands = r"train|eval|env \w+|verify|reverify|rollout \w+|config \w+"
+    shown = re.findall(rf"^    (quintain (?:{commands})[^\n]*)", README, re.MULTILINE)
     assert len(shown) >= 8
     for line in shown:
         for command in re.split(r"\s{2,}", line):
             words = command.split()
-            group = 3 if words[1] in ("env", "config") or words[1:3] == ["verify", "serve"] else 2
+            group = 3 if words[1] in ("env", "rollout", "config") or words[1:3] == ["verify", "serve"] else 2
             help_text = subprocess.run(
                 [sys.executable, "-m", *words[:group], "--help"], capture_output=True, text=True, check=True
             ).stdout

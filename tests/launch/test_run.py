@@ -64,8 +64,8 @@ def test_trajectories_and_checkpoints_are_read_by_the_usual_libraries(run: Run) 
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    files = sorted(str(path) for path in (run.path / "trajectories").glob("*.jsonl"))
-    rows = load_dataset("json", data_files=files, split="train", cache_dir=str(run.folder / "cache"))
+    files = sorted(str(path) for path in (run.path / "trajectories").glob("*.parquet"))
+    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(run.folder / "cache"))
     assert len(rows) == 3 * 2 * 4
     assert all(len(turn["output_ids"]) == len(turn["logprobs"]) for row in rows for turn in row["turns"])
     checkpoint = sorted((run.path / "checkpoints").glob("step-*"))[-1]

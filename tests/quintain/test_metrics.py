@@ -61,3 +61,26 @@ def test_large_counts_are_told_to_the_last_digit():
     metrics.counter("events_total", "Events.")
     metrics.add("events_total", 123_456_789)
     assert metrics.render().splitlines()[-1] == "x_events_total 123456789"
+
+
+def test_what_others_count_is_read_when_it_is_asked_for():
+    metrics = Metrics("x_")
+    failures = {"timeout": 1}
+    ages: dict[int, int] = {}
+    metrics.read("failures_total", "counter", "F.", lambda: [({"kind": kind}, n) for kind, n in failures.items()])
+    metrics.read_histogram("age", "Ages.", [2, 0], lambda: ages)
+    metrics.gauge("unknown", "U.", lambda: float("nan"))
+    failures["crashed"] = 2
+    ages.update({0: 3, 1: 2, 5: 1})
+    assert [line for line in metrics.render().splitlines() if not line.startswith("#")] == [
+        'x_failures_total{kind="crashed"} 2',
+        'x_failures_total{kind="timeout"} 1',
+        'x_age_bucket{le="0"} 3',
+        'x_age_bucket{le="2"} 5',
+        'x_age_bucket{le="+Inf"} 6',
+        "x_age_sum 7",
+        "x_age_count 6",
+        "x_unknown NaN",
+    ]
+    with pytest.raises(KeyError):
+        metrics.add("failures_total")

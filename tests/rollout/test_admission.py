@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quintain.rollout.admission import Admission
@@ -27,6 +27,38 @@ def test_a_trajectory_is_never_older_than_allowed_when_it_is_consumed(
             assert max(step - version for version in oldest) <= max_staleness
             admission = admission.advance(step + 1)
     assert admission.room >= 0
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(1, 4), st.integers(0, 3), st.data())
+def test_dropped_trajectories_make_room_and_none_is_too_old_all_the_same(
+    batch: int, max_staleness: int, data: st.DataObject
+) -> None:
+    """Any interleaving of starts, drops of what is not consumed, and steps that take the oldest not dropped."""
+    admission = Admission(batch, max_staleness).advance(0)
+    admitted_at: list[int] = []
+    dropped: set[int] = set()
+    consumed: set[int] = set()
+    for _ in range(40):
+        act = data.draw(st.sampled_from(["start", "start", "drop", "consume"]), label="act")
+        waiting = [place for place in range(len(admitted_at)) if place not in dropped | consumed]
+        if act == "start" and admission.room:
+            admission = admission.issue(1)
+            admitted_at.append(admission.version)
+        elif act == "drop" and waiting:
+            dropped.add(data.draw(st.sampled_from(waiting), label="place"))
+            admission = admission.drop(1)
+        elif act == "consume" and len(waiting) >= batch:
+            assert all(admission.version - admitted_at[place] <= max_staleness for place in waiting[:batch])
+            consumed |= set(waiting[:batch])
+            admission = admission.advance(admission.version + 1)
+        left = len(admitted_at) - len(dropped) - len(consumed)
+        assert left + admission.room == (max_staleness + 1) * batch, "room is exactly what the rule leaves"
+
+
+def test_more_cannot_be_dropped_than_is_there() -> None:
+    with pytest.raises(ValueError, match="cannot drop 3 trajectories: 2 are there"):
+        Admission(2, 0).advance(0).issue(2).drop(3)
 
 
 @given(st.integers(1, 8), st.integers(0, 3))

@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
+from quintain.codec import pack
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.canary import Canary
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.fake import FakeEngine, hang_on
-from quintain.rollout.server import rollout_app
+from quintain.rollout.parquet import read_trajectories
 from quintain.rollout.wire import Progress
 
-from .stage import canary, conductor, weights
-
-
-@contextmanager
-def served(folder: Path, *, port: int = 0, engine: FakeEngine | None = None) -> Iterator[str]:
-    """The address of a rollout server in a thread of its own."""
-    listener = socket.create_server(("127.0.0.1", port))
-    ready = threading.Event()
-    servers: list[uvicorn.Server] = []
-
-    def run() -> None:
-        async def main() -> None:
-            app = rollout_app(conductor(folder, engine=engine), trajectories=folder / "trajectories")
-            servers.append(uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)))
-            ready.set()
-            await servers[0].serve(sockets=[listener])
-
-        asyncio.run(main())
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    ready.wait(30)
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        servers[0].should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+from .serving import served
+from .stage import canary, weights
 
 
 def test_a_trainer_publishes_takes_batches_and_evaluates(tmp_path: Path) -> None:
@@ -63,14 +33,12 @@ def test_a_trainer_publishes_takes_batches_and_evaluates(tmp_path: Path) -> None
         client.admit(0)
         groups = client.batch(0)
         assert [len(group.trajectories) for group in groups] == [3, 3]
-        rows = [json.loads(line) for line in (tmp_path / "trajectories" / "step-000000.jsonl").read_text().splitlines()]
-        assert [row["turns"][0]["output_ids"] for row in rows] == [
-            t.turns[0].output_ids.tolist() for g in groups for t in g.trajectories
-        ]
+        rows = read_trajectories(tmp_path / "trajectories" / "step-000000.parquet")
+        assert [pack(row.trajectory) for row in rows] == [pack(t) for g in groups for t in g.trajectories]
         stats = client.stats()
         assert (stats.version, stats.running) == (0, 0)
         assert stats.output_tokens == sum(t.output_tokens for g in [*groups, *evaluated] for t in g.trajectories)
-        assert f"quintain_rollout_output_tokens {stats.output_tokens}" in httpx.get(f"{url}/metrics").text
+        assert f"quintain_rollout_output_tokens_total {stats.output_tokens}" in httpx.get(f"{url}/metrics").text
         client.close()
 
 
@@ -135,7 +103,7 @@ def test_a_server_that_is_gone_is_unreachable_after_the_client_s_patience(tmp_pa
     [
         ("POST", "/v1/publish", b"\x80", 400),
         ("POST", "/v1/admit", b"not msgpack", 400),
-        ("GET", "/v1/runs/unknown", b"", 409),
+        ("GET", "/v1/runs/unknown", b"", 404),
         ("GET", "/v1/batches/0?wait_s=soon", b"", 400),
     ],
 )

@@ -24,8 +24,8 @@ def executable(path: Path, text: str) -> None:
 class Machine:
     """A copy of the scripts on a machine with a handful of programs, none of the packages and a pretended pytest."""
 
-    def __init__(self, place: Path, *, root: bool) -> None:
-        self.place = place
+    def __init__(self, place: Path, *, root: bool, vllm: int = 0) -> None:
+        self.place, self.vllm = place, vllm
         self.bin = place / "bin"
         shutil.copytree(ROOT / "scripts", place / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("sh", "cat", "chmod", "cut", "dirname", "mktemp", "paste", "rm", "sed", "tail"):
@@ -37,7 +37,8 @@ class Machine:
         self.pytest_exits_with(0)
 
     def pytest_exits_with(self, code: int) -> None:
-        executable(self.place / ".venv" / "bin" / "python", f'echo "pytest got: $*"\nexit {code}')
+        vllm = f'[ "$1" != scripts/setup_vllm.py ] || exit {self.vllm}'
+        executable(self.place / ".venv" / "bin" / "python", f'{vllm}\necho "pytest got: $*"\nexit {code}')
 
     def test(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -86,6 +87,13 @@ def test_an_apt_that_fails_leaves_tests_out_but_does_not_stop_the_others(tmp_pat
     assert result.returncode == 0
     assert "E: no network" in result.stderr
     assert " and not needs_bubblewrap" in result.stdout
+
+
+def test_where_vllm_cannot_be_had_its_tests_are_left_out_loudly_and_the_others_run(tmp_path: Path) -> None:
+    result = Machine(tmp_path, root=False, vllm=1).test()
+    assert result.returncode == 0
+    assert " and not needs_bubblewrap and not needs_vllm" in result.stdout
+    assert "LEFT OUT: vLLM's environment could not be made" in result.stdout.splitlines()[-1]
 
 
 def test_a_failing_suite_fails_the_script_also_when_tests_were_left_out(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def finish(checkout: Path) -> None:
     """Leaves `checkout` as a successful set-up by the running Python would."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
     code = (
-        "import json, sys; sys.path.insert(0, 'scripts'); import setup_venv; "
-        "setup_venv.STAMP.write_text(json.dumps(setup_venv.wanted_state()))"
+        "import sys; sys.path.insert(0, 'scripts'); import setup_venv; "
+        "setup_venv.VENV.finish(setup_venv.wanted_state())"
     )
     subprocess.run([checkout / ".venv" / "bin" / "python", "-B", "-c", code], cwd=checkout, check=True)
 
@@ -81,13 +81,14 @@ def test_a_cpu_build_of_torch_has_no_cuda_packages() -> None:
 class FreshEnvironment:
     """The script in an environment without torch, with a pip that records calls and would install `names`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str, path: Path = Path(".venv")) -> None:
         self.script = load_script()
         self.calls: list[tuple[str, ...]] = []
         self.report = json.dumps(report(*names))
-        monkeypatch.setattr(self.script, "pip", self.pip)
-        monkeypatch.setattr(self.script, "ask_venv", lambda code: "")
+        monkeypatch.setattr(self.script.Venv, "pip", lambda venv, *arguments, **how: self.pip(*arguments, **how))
+        monkeypatch.setattr(self.script.Venv, "ask", lambda venv, code: "")
         monkeypatch.delenv("TORCH_INDEX_URL", raising=False)
+        self.venv = self.script.Venv(path, "setup_venv")
 
     def pip(self, *arguments: str, capture: bool = False) -> str:
         self.calls.append(arguments)
@@ -102,29 +103,28 @@ class FreshEnvironment:
 def test_where_pip_only_knows_cuda_torch_comes_from_uv_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uv_succeeds: bool
 ) -> None:
-    fresh = FreshEnvironment(monkeypatch, "torch", "nvidia-nccl-cu13")
-    monkeypatch.setattr(fresh.script, "VENV", tmp_path)
+    fresh = FreshEnvironment(monkeypatch, "torch", "nvidia-nccl-cu13", path=tmp_path)
     asked = tmp_path / "asked"
     executable(tmp_path / "bin" / "uv", f'#!/bin/sh\necho "$*" > {asked}\nexit {0 if uv_succeeds else 2}\n')
     if uv_succeeds:
-        fresh.script.install_cpu_torch()
+        fresh.venv.install_cpu_torch()
     else:
         with pytest.raises(fresh.script.Refused, match="Set TORCH_INDEX_URL"):
-            fresh.script.install_cpu_torch()
+            fresh.venv.install_cpu_torch()
     assert f"--torch-backend cpu {fresh.script.TORCH}" in asked.read_text()
     assert fresh.installations_of_torch == []
 
 
 def test_where_pip_has_the_cpu_build_pip_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = FreshEnvironment(monkeypatch, "torch", "sympy")
-    fresh.script.install_cpu_torch()
+    fresh.venv.install_cpu_torch()
     assert fresh.installations_of_torch == [("install", fresh.script.TORCH)]
 
 
 def test_an_index_given_by_the_user_is_the_one_that_torch_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = FreshEnvironment(monkeypatch, "torch", "sympy")
     monkeypatch.setenv("TORCH_INDEX_URL", "file:///wheels")
-    fresh.script.install_cpu_torch()
+    fresh.venv.install_cpu_torch()
     assert fresh.installations_of_torch == [("install", "--index-url", "file:///wheels", fresh.script.TORCH)]
 
 

@@ -50,7 +50,7 @@ async def judge_function(
     limits: Limits,
     *,
     partial_credit: bool,
-    in_place: bool,
+    in_place: str,
     group: Hashable,
 ) -> Finding:
     """How the first of `sources` that compiles does. Raises FailureError where the sandbox breaks, MaybeKilled where
@@ -71,6 +71,7 @@ async def judge_function(
         "cases": list(task.cases),
         "listed": task.listed,
         "partial": partial_credit,
+        "in_place": in_place,
         "nonce": relay.nonce,
         "cpu_s": limits.cpu_s,
     }

@@ -79,7 +79,7 @@ class CodeOptions(TextOptions):
     unsafe: bool = False
     """Whether programs may run with no walls around them (backend `process`): they can do what this service can."""
     slots: Positive | None = None
-    """Programs at a time; one for each processor, and one more so that none idles, unless given."""
+    """Programs at a time; one for each processor, and two more so that none idles, unless given."""
     python: str | None = None
     """The interpreter of tested Python programs; the system's unless given."""
     preload: tuple[str, ...] = ()
@@ -110,8 +110,10 @@ class CodeOptions(TextOptions):
     """The language of stdio programs whose reference names none."""
     languages: dict[str, LanguageOptions] = Field(default_factory=dict)
     """Further languages, or others in the place of those built in: python, cpp, javascript, bash."""
-    in_place: bool = True
-    """Whether tests of functions see what a call has changed in its arguments, as they would in one process."""
+    in_place: Literal["procedures", "always", "never"] = "procedures"
+    """Whether tests of functions see what a call has changed in its arguments: `procedures`, where it gave None, as a
+    function does that works in place; `always`, as they would in one process (a function that empties its argument then
+    fools a test like `assert f(x) == sorted(x)`); or `never`."""
 
     def language_called(self, name: str) -> LanguageOptions | None:
         """How programs of that language are run, if it is known."""

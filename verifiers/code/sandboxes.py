@@ -15,10 +15,12 @@ import sys
 from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.verifiers._slots import Slots
+from quintain.verifiers.code import guest
 from quintain.verifiers.code.guest.wire import framed
 from quintain.verifiers.code.options import CodeOptions, LanguageOptions
 from quintain.verifiers.sandbox.interface import Limits, Program, Sandbox, Status
@@ -30,6 +32,8 @@ PRELOAD: Final = (
     *("textwrap", "traceback", "typing"),
 )
 """What our own programs import, and what tested programs often do."""
+SPARE_SLOTS: Final = 2
+"""More than processors: a function waits for its tests, and its tests for it."""
 PACKAGE: Final = "guest"
 ENVIRONMENT: Final = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 """Of the runner of projects: pytest is as it comes, whatever else is installed beside it."""
@@ -39,6 +43,8 @@ GUESTS: Final = {
     "pytest_run": ("wire", "values", "integrity", "pytest_run"),
 }
 """The modules of each program of ours, the last of which has its `main`."""
+MAIN_GUESTS: Final = ("worker", "grader_host")
+PYTEST_GUESTS: Final = ("pytest_run",)
 COMPILER: Final = """
 import json, marshal, sys
 modules = json.load(sys.stdin)
@@ -75,7 +81,7 @@ class Sandboxes:
 
     def __init__(self, options: CodeOptions) -> None:
         self._options = options
-        self.slots = options.slots or len(os.sched_getaffinity(0)) + 1
+        self.slots = options.slots or len(os.sched_getaffinity(0)) + SPARE_SLOTS
         self._permits: Slots[int] = Slots(range(self.slots))
         self._main: Sandbox | None = None
         self._pytest: Sandbox | None = None
@@ -98,7 +104,7 @@ class Sandboxes:
         if self._closed:
             raise QuintainError("this verifier is closed: make a new one")
         if self._main is None:
-            self._main = self._make(self._options.python, (*PRELOAD, *self._options.preload))
+            self._main = self._make(self._options.python, (*PRELOAD, *self._options.preload), MAIN_GUESTS)
         return self._main
 
     @property
@@ -111,7 +117,10 @@ class Sandboxes:
         return self._pytest
 
     async def guest(self, name: str, *, pytest: bool = False) -> Guest:
-        """Our program `name`, compiled by the sandbox's own interpreter. Raises FailureError where that breaks."""
+        """Our program `name`: prepared, or compiled by the sandbox's own interpreter. Raises FailureError where that
+        breaks."""
+        if self._options.backend == "namespaces":
+            return Guest(Program.prepared(name, env=environment(name)), b"")
         key = (pytest, name)
         if key not in self._guests:
             self._guests[key] = asyncio.create_task(self._compile(self.pytest if pytest else self.main, name))
@@ -149,7 +158,7 @@ class Sandboxes:
             assert sandbox is not None
             await sandbox.close()
 
-    def _make(self, python: str | None, preload: tuple[str, ...]) -> Sandbox:
+    def _make(self, python: str | None, preload: tuple[str, ...], guests: tuple[str, ...]) -> Sandbox:
         options = self._options
         slots = 2 * self.slots  # two for each function
         if options.backend == "process":
@@ -169,13 +178,14 @@ class Sandboxes:
             )
         from quintain.verifiers.sandbox.namespaces import NamespaceSandbox
 
-        return NamespaceSandbox(slots=slots, python=python, preload=preload)
+        prepared = {name: f"{Path(guest.__file__).parent / name}.py" for name in guests}
+        return NamespaceSandbox(slots=slots, python=python, preload=preload, prepared=prepared)
 
     def _main_or_own(self) -> Sandbox:
         if self._options.backend == "docker":
             return self.main
         python = self._options.pytest_python or sys.executable
-        return self._make(python, (*PRELOAD, "pytest", "unittest", "unittest.mock"))
+        return self._make(python, (*PRELOAD, "pytest", "unittest", "unittest.mock"), PYTEST_GUESTS)
 
     async def _compile(self, sandbox: Sandbox, name: str) -> Guest:
         folder = resources.files("quintain.verifiers.code.guest")
@@ -192,5 +202,9 @@ class Sandboxes:
             said = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
             message = one_line(f"the sandbox's Python does not compile our {name}: {done.reason} {said}")
             raise FailureError(Failure.of(FailureKind.CRASHED, Stage.SANDBOX, message))
-        env = ENVIRONMENT if name == "pytest_run" else None
-        return Guest(Program.python(BOOT, name=f"{name}.py", env=env), framed(done.stdout))
+        return Guest(Program.python(BOOT, name=f"{name}.py", env=environment(name)), framed(done.stdout))
+
+
+def environment(name: str) -> dict[str, str] | None:
+    """The environment of our program `name`."""
+    return ENVIRONMENT if name == "pytest_run" else None

@@ -64,8 +64,8 @@ class CodeVerifier(Verifier):
         """Our own version of the judgement, and that of what runs the programs."""
         options = self.options
         if options.backend == "docker":
-            return f"1+image-{options.image}"
-        return f"1+{python_version(options.python, options.backend)}"
+            return f"2+image-{options.image}"
+        return f"2+{python_version(options.python, options.backend)}"
 
     async def start(self) -> None:
         """Get ready, so that the first item does not pay for it. Raises QuintainError where this machine cannot."""

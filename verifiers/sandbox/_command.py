@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -45,14 +46,21 @@ ENDS: Final = {
     wire.MEMORY: End.MEMORY,
     wire.KILLED: End.KILLED,
     wire.BROKEN: End.BROKEN,
+    wire.CROWD: End.CROWD,
 }
 
 
-def encode(program: Program, files: dict[str, bytes], limits: Limits, box: Limits) -> bytes:
-    """A command for the guest: `files` are written before it, `box` bounds all files of the session.
+def encode(
+    program: Program, files: dict[str, bytes], limits: Limits, box: Limits, prepared: Collection[str] = ()
+) -> bytes:
+    """A command for the guest: `files` are written before it, `box` bounds all files of the session, `prepared`
+    names the programs that the sandbox was made with.
 
-    Raises QuintainError where the files cannot fit.
+    Raises QuintainError where the files cannot fit, and for a program that is not prepared.
     """
+    if program.is_prepared and program.argv[0] not in prepared:
+        known = ", ".join(prepared) or "none"
+        raise QuintainError(f"this sandbox has no program {program.argv[0]!r}; it was made with: {known}")
     if program.source is not None:
         files = {**files, program.argv[0]: program.source}
     for name, content in files.items():
@@ -72,6 +80,7 @@ def encode(program: Program, files: dict[str, bytes], limits: Limits, box: Limit
         "argv": program.argv,
         "env": ENVIRONMENT | dict(program.env),
         "python": program.source is not None,
+        "prepared": program.is_prepared,
         "files": list(files),
         "sizes": [len(content) for content in files.values()],
         "limits": {
@@ -163,6 +172,8 @@ class Command:
         self._zygote = zygote
         self._group = group
         self._limits = limits
+        self.closed = False
+        """Whether the session has ended with it."""
         bounded = "memory" in group.controls
         order = wire.ORDER.pack(
             wire.RUN,
@@ -171,6 +182,7 @@ class Command:
             WATCH_S,
             UNBOUNDED if bounded else limits.memory_bytes,
             min(limits.memory_bytes * (DATA_FACTOR if bounded else 1), UNBOUNDED),
+            limits.processes,
             once,
         )
         try:
@@ -188,9 +200,9 @@ class Command:
             pipes.close_theirs()
         self._capture = Capture(loop, pipes.captured, limits.output_bytes, self.kill)
 
-    def kill(self) -> None:
-        """End it, if it still runs."""
-        self._keeper.kill(self._report)
+    def kill(self, *, last: bool = False) -> None:
+        """End it, if it still runs, and where it is the `last` its session with it."""
+        self._keeper.kill(self._report, last=last)
 
     async def finish(self) -> Execution:
         """Its execution, when it is over. Raises KeeperGone."""
@@ -217,11 +229,11 @@ class Command:
         except KeeperGone:
             if self._group.out_of_memory() > self._oom_before:
                 # The kernel took the keeper for the biggest user of its slot's memory: what ran there is the cause.
-                return wire.REPORT.pack(wire.MEMORY, 0, 0.0, 0.0, 0)
+                return wire.REPORT.pack(wire.MEMORY, 0, 0.0, 0.0, 0, True)
             raise
 
     def _observed(self, report: bytes) -> Observed:
-        why, code, wall_s, cpu_s, peak_bytes = wire.REPORT.unpack_from(report)
+        why, code, wall_s, cpu_s, peak_bytes, self.closed = wire.REPORT.unpack_from(report)
         end = ENDS[why]
         if self._capture.overflowed and end in (End.ITSELF, End.KILLED):
             end = End.OUTPUT

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.verifiers.sandbox._command import Pipes, encode
+from quintain.verifiers.sandbox._command import Pipes
 from quintain.verifiers.sandbox._container import WORK, Container, Exec
-from quintain.verifiers.sandbox.interface import Execution, Limits, Program, Running, Session, check_files
-from quintain.verifiers.sandbox.outcome import broken
+from quintain.verifiers.sandbox._session import Begun, OneAtATime
+from quintain.verifiers.sandbox.interface import Execution, Limits
 
 READ_BYTES: Final = 1 << 16
 
 
-class ContainerSession(Session):
+class ContainerSession(OneAtATime):
     """A container of its own. What a command leaves running is ended before the next one begins."""
 
     def __init__(
@@ -28,65 +28,35 @@ class ContainerSession(Session):
         on_close: Callable[[ContainerSession], None],
     ) -> None:
         """`on_close` is called once, when nothing runs in it any more."""
+        super().__init__(files, box, env={"HOME": WORK})
         self.container = container
         self._on_close = on_close
-        self._files = files
-        self._box = box
-        self._running: _Running | None = None
         self._busy = False
-        self._closed = False
 
-    async def run(
-        self,
-        program: Program,
-        *,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        limits: Limits | None = None,
-    ) -> Execution:
+    @property
+    def busy(self) -> bool:
+        return self._busy
+
+    async def _run(self, command: bytes, limits: Limits, stdin: bytes) -> Execution:
         async def feed(writer: asyncio.StreamWriter) -> None:
             writer.write(stdin)
             await writer.drain()
 
-        try:
-            started = await self._begin(program, files, limits)
-        except FailureError as error:
-            return broken(error.failure.message)
+        started = await self._begin(command, limits)
         try:
             return await started.finish(feed, None)
         finally:
-            self._rest()
+            self._busy = False
 
-    async def start(
-        self, program: Program, *, files: Mapping[str, bytes] | None = None, limits: Limits | None = None
-    ) -> Running:
-        pipes, reader, writer = await Pipes.talking()
-        try:
-            started = await self._begin(program, files, limits)
-        except BaseException:
-            pipes.close()
-            writer.close()
-            raise
-        self._running = _Running(started, pipes, reader, writer, self._rest)
-        return self._running
+    async def _start(self, command: bytes, limits: Limits, pipes: Pipes) -> Begun:
+        started = await self._begin(command, limits)
+        return started.kill, self._relay(started, pipes)
 
-    async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        if self._running is not None:
-            self._running.kill()
-            await self._running.wait()
+    async def _leave(self) -> None:
+        await self._end_running()
         self._on_close(self)
 
-    async def _begin(self, program: Program, files: Mapping[str, bytes] | None, limits: Limits | None) -> Exec:
-        if self._closed:
-            raise QuintainError("this session is closed: open another")
-        if self._busy:
-            raise QuintainError("a session runs one command at a time: wait for the one that runs")
-        limits = limits or self._box
-        program = Program(program.argv, program.source, {"HOME": WORK} | dict(program.env))
-        command = encode(program, self._files | check_files(files), limits, self._box)
+    async def _begin(self, command: bytes, limits: Limits) -> Exec:
         self._busy = True
         try:
             started = await self.container.begin(command, limits)
@@ -98,38 +68,10 @@ class ContainerSession(Session):
         self._files = {}
         return started
 
-    def _rest(self) -> None:
-        self._busy = False
-
-
-class _Running(Running):
-    """A command that somebody talks to."""
-
-    def __init__(
-        self,
-        command: Exec,
-        pipes: Pipes,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        on_end: Callable[[], None],
-    ) -> None:
-        self.stdout = reader
-        self.stdin = writer
-        self._command = command
-        self._pipes = pipes
-        self._on_end = on_end
-        self._finished = asyncio.create_task(self._finish())
-
-    def kill(self) -> None:
-        if not self._finished.done():
-            self._command.kill()
-
-    async def wait(self) -> Execution:
-        return await asyncio.shield(self._finished)
-
-    async def _finish(self) -> Execution:
+    async def _relay(self, started: Exec, pipes: Pipes) -> Execution:
+        """Carry between a program in the container and its channel, whose other ends are `pipes`, to its end."""
         loop = asyncio.get_running_loop()
-        their_stdin, their_stdout, _ = self._pipes.theirs
+        their_stdin, their_stdout, _ = pipes.theirs
         incoming = asyncio.StreamReader()
         await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(incoming), os.fdopen(os.dup(their_stdin), "rb", 0)
@@ -138,7 +80,7 @@ class _Running(Running):
             lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(os.dup(their_stdout), "wb", 0)
         )
         outgoing = asyncio.StreamWriter(transport, protocol, None, loop)
-        self._pipes.close()
+        pipes.close()
 
         async def feed(writer: asyncio.StreamWriter) -> None:
             while data := await incoming.read(READ_BYTES):
@@ -151,8 +93,7 @@ class _Running(Running):
                 await outgoing.drain()
 
         try:
-            return await self._command.finish(feed, sink)
+            return await started.finish(feed, sink)
         finally:
             outgoing.close()
-            self.stdin.close()
-            self._on_end()
+            self._busy = False

@@ -36,7 +36,7 @@ def walls(facts: Facts, controls: Set[str]) -> tuple[Protection, ...]:
             if facts.seccomp
             else f"there is no list of system calls for {facts.machine}",
         ),
-        Protection("process count", True, "RLIMIT_NPROC in a user namespace of the slot's own"),
+        process_count(facts, controls),
         Protection("wall time", True, "the keeper kills at the deadline, whatever the service does"),
         Protection(
             "processor time",
@@ -59,3 +59,13 @@ def walls(facts: Facts, controls: Set[str]) -> tuple[Protection, ...]:
             else f"{no_group}; slots are sessions, which the kernel treats as groups where autogroup is on",
         ),
     )
+
+
+def process_count(facts: Facts, controls: Set[str]) -> Protection:
+    """What bounds the number of processes."""
+    if facts.counted:
+        return Protection("process count", True, "RLIMIT_NPROC in a user namespace of the slot's own")
+    if "pids" in controls:
+        return Protection("process count", True, "a pids control group for each slot")
+    root = "the kernel does not count the processes of root, whom programs run as in the eyes of the host"
+    return Protection("process count", False, f"{root}; they are counted every 50 ms, so more may live for that long")

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,23 +46,25 @@ class KeeperGone(Exception):
 @dataclass(frozen=True, slots=True)
 class ZygoteSpec:
     """How zygotes are started: the interpreter, the modules it loads beforehand, the host's paths that
-    programs may read, and the user it becomes (None: it stays who it is)."""
+    programs may read, the user it becomes (None: it stays who it is), and the files of prepared programs by name."""
 
     python: str
     preload: tuple[str, ...]
     readable: tuple[str, ...]
     user: int | None
+    prepared: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a zygote says of itself: whether it has root's means, its Python's version, the machine's
-    architecture, and whether there is a system call filter for it."""
+    architecture, whether there is a system call filter for it, and whether the kernel counts a slot's processes."""
 
     privileged: bool
     python: str
     machine: str
     seccomp: bool
+    counted: bool
 
 
 class Keeper:
@@ -104,11 +106,12 @@ class Keeper:
             report.set_exception(KeeperGone(f"the sandbox process does not listen: {error.strerror}"))
         return report
 
-    def kill(self, report: asyncio.Future[bytes]) -> None:
-        """End the command that `report` is about, if it still runs; the report says so."""
+    def kill(self, report: asyncio.Future[bytes], *, last: bool = False) -> None:
+        """End the command that `report` is about, if it still runs, and where it is the `last` the session with it;
+        the report says so."""
         if self._sock is not None and self._report is report and self.busy:
             with contextlib.suppress(OSError):  # its death is being reported anyway
-                self._sock.send(order(wire.KILL))
+                self._sock.send(order(wire.LAST if last else wire.KILL))
 
     async def close_session(self) -> None:
         """End every process of the session, and wait until it is gone. Raises KeeperGone."""
@@ -175,7 +178,7 @@ class Keeper:
 
 def order(kind: int) -> bytes:
     """An order without a command."""
-    return wire.ORDER.pack(kind, 0.0, 0.0, 0.0, 0, 0, False)
+    return wire.ORDER.pack(kind, 0.0, 0.0, 0.0, 0, 0, 0, False)
 
 
 class Zygote:
@@ -260,7 +263,7 @@ class Zygote:
                 stdout=nowhere[1],
                 stderr=write_err,
                 pass_fds=[theirs.fileno()],
-                env=ENVIRONMENT | (ONE_THREAD if spec.preload else {}),
+                env=ENVIRONMENT | (ONE_THREAD if spec.preload or spec.prepared else {}),
                 cwd="/",
             )
         except OSError:

@@ -27,6 +27,7 @@ from quintain.verifiers._slots import Slots
 from quintain.verifiers.sandbox._container import WORK, Container, bounded_memory
 from quintain.verifiers.sandbox._container_session import ContainerSession
 from quintain.verifiers.sandbox._hijack import Line, address, connect, reach
+from quintain.verifiers.sandbox._session import Starting, slot_count
 from quintain.verifiers.sandbox.interface import (
     Execution,
     Limits,
@@ -69,35 +70,24 @@ class DockerSandbox(Sandbox):
         cpus: float = 1.0,
         limits: Limits | None = None,
     ) -> None:
-        if slots is not None and slots < 1:
-            raise QuintainError(f"a sandbox has at least one slot, not {slots}")
         self._image = image
-        self._count = slots or len(os.sched_getaffinity(0))
+        self._count = slot_count(slots, len(os.sched_getaffinity(0)))
         self._url = url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
         address(self._url)
         self._runtime = runtime
         self._cpus = cpus
         self._limits = limits or Limits()
         self._engine: Any = None
-        self._starting: asyncio.Task[None] | None = None
+        self._starting = Starting(self._start)
         self._spares: dict[int, asyncio.Task[Container]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._sessions: set[ContainerSession] = set()
         self._slots: Slots[int] = Slots([])
-        self._closed = False
         first = secrets.randbelow(UIDS)
         self._uids = itertools.cycle(FIRST_UID + (first + number) % UIDS for number in range(UIDS))
 
     async def start(self) -> None:
-        if self._closed:
-            raise QuintainError("this sandbox is closed: make a new one")
-        if self._starting is None:
-            self._starting = asyncio.create_task(self._start())
-        try:
-            await asyncio.shield(self._starting)
-        except QuintainError:
-            self._starting = None  # perhaps it works the next time
-            raise
+        await self._starting.done()
 
     async def protections(self) -> tuple[Protection, ...]:
         await self.start()
@@ -137,7 +127,7 @@ class DockerSandbox(Sandbox):
         done = broken("it was not tried")
         for _ in range(TRIES):  # a container may have been lost while it waited
             done = await super().run(program, stdin=stdin, files=files, limits=limits, group=group)
-            if done.status is not Status.INFRA_ERROR or self._closed:
+            if done.status is not Status.INFRA_ERROR or self._starting.closed:
                 break
         return done
 
@@ -160,12 +150,9 @@ class DockerSandbox(Sandbox):
         return session
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
         self._slots.close()
-        if self._starting is not None:
-            await asyncio.wait([self._starting])
+        if not await self._starting.close(cancel=False):
+            return
         for session in list(self._sessions):
             await session.close()
         for spare in self._spares.values():

@@ -74,16 +74,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run: a command line, or Python source.
+    """What to run: a command line, Python source, or a program that the sandbox was made with.
 
     Python source runs in the sandbox's own interpreter, as `argv[0]` in the work folder, as if by
     `python3 argv[0] ...`; the namespaces sandbox does so without starting an interpreter. `env` is added to
-    the few variables that every program gets.
+    the few variables that every program gets. `is_prepared` says that `argv[0]` is the name of a program that the
+    sandbox has loaded beforehand (`NamespaceSandbox(prepared=...)`).
     """
 
     argv: tuple[str, ...]
     source: bytes | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    is_prepared: bool = False
 
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -110,6 +112,11 @@ class Program:
         """Python `source`, which is written to the work folder as `name` and run with `args`."""
         text = source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source
         return cls((name, *args), text, env or {})
+
+    @classmethod
+    def prepared(cls, name: str, *args: str, env: Mapping[str, str] | None = None) -> Program:
+        """The program `name` that the sandbox was made with, run with `args`."""
+        return cls((name, *args), None, env or {}, is_prepared=True)
 
 
 class Status(StrEnum):

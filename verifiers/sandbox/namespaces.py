@@ -13,13 +13,14 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verifiers._slots import Slots
 from quintain.verifiers.sandbox import _interpreter, cgroups
 from quintain.verifiers.sandbox._command import Command, Pipes, encode
+from quintain.verifiers.sandbox._session import Begun, OneAtATime, Starting, slot_count
 from quintain.verifiers.sandbox._walls import walls
 from quintain.verifiers.sandbox._zygote import Facts, Keeper, KeeperGone, Zygote, ZygoteSpec
 from quintain.verifiers.sandbox.interface import (
@@ -27,7 +28,6 @@ from quintain.verifiers.sandbox.interface import (
     Limits,
     Program,
     Protection,
-    Running,
     Sandbox,
     Session,
     check_files,
@@ -44,9 +44,10 @@ class NamespaceSandbox(Sandbox):
 
     `python` is the interpreter that runs Python programs, `preload` names modules it has imported already
     (their state is the same in every run), `readable` further paths of the host that programs may read.
-    Where such a path, or the interpreter, lies under /tmp, programs cannot write there but in /var/tmp, which
-    `tempfile` finds. `user` is the user id to become, which gives up root's means; `control_groups=False` does without
-    those.
+    Where /tmp itself is one of them, programs cannot write there but in /var/tmp, which `tempfile` finds. `prepared`
+    names programs that `Program.prepared` runs: the path of a Python file whose folder is a package; it is imported
+    once, its `warm` is called if it has one, and each run calls its `main` in a fresh process. `user` is the user id
+    to become, which gives up root's means; `control_groups=False` does without those.
     """
 
     def __init__(
@@ -58,17 +59,16 @@ class NamespaceSandbox(Sandbox):
         readable: Sequence[str] = (),
         user: int | None = None,
         control_groups: bool = True,
+        prepared: Mapping[str, str] | None = None,
     ) -> None:
-        if slots is not None and slots < 1:
-            raise QuintainError(f"a sandbox has at least one slot, not {slots}")
-        self._count = slots or len(os.sched_getaffinity(0)) + 1
+        self._count = slot_count(slots, len(os.sched_getaffinity(0)) + 1)
         self._python = python
         self._preload = tuple(preload)
         self._readable = tuple(os.path.abspath(path) for path in readable)
         self._user = user
+        self._prepared = dict(prepared or {})
         self._use_groups = control_groups and user is None
-        self._starting: asyncio.Task[Facts] | None = None
-        self._closed = False
+        self._starting = Starting(self._start)
         self._zygote: Zygote | None = None
         self._groups: list[cgroups.SlotGroup] = []
         self._slots: Slots[Keeper] = Slots([])
@@ -79,10 +79,10 @@ class NamespaceSandbox(Sandbox):
         return self._zygote.pid if self._zygote is not None else None
 
     async def start(self) -> None:
-        await self._ready()
+        await self._starting.done()
 
     async def protections(self) -> tuple[Protection, ...]:
-        facts = await self._ready()
+        facts = await self._starting.done()
         return walls(facts, frozenset.intersection(*(group.controls for group in self._groups)))
 
     async def run(
@@ -95,8 +95,8 @@ class NamespaceSandbox(Sandbox):
         group: Hashable = None,
     ) -> Execution:
         limits = limits or Limits()
-        command = encode(program, check_files(files), limits, limits)
-        await self._ready()
+        command = encode(program, check_files(files), limits, limits, self._prepared)
+        await self._starting.done()
         why = ""
         for _ in range(TRIES):
             try:
@@ -117,17 +117,13 @@ class NamespaceSandbox(Sandbox):
         self, files: Mapping[str, bytes] | None = None, limits: Limits | None = None, *, group: Hashable = None
     ) -> Session:
         checked = check_files(files)
-        await self._ready()
+        await self._starting.done()
         return _Session(self, await self._acquire(group), checked, limits or Limits())
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
         self._slots.close()
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.wait([self._starting])
+        if not await self._starting.close(cancel=True):
+            return
         if self._zygote is not None:
             await self._zygote.close()
         await asyncio.to_thread(self._remove_groups)
@@ -140,7 +136,7 @@ class NamespaceSandbox(Sandbox):
             await keeper.ready()
         except QuintainError as error:
             self._slots.release(keeper)
-            kind = FailureKind.CANCELLED if self._closed else FailureKind.CRASHED
+            kind = FailureKind.CANCELLED if self._starting.closed else FailureKind.CRASHED
             raise FailureError(Failure.of(kind, Stage.SANDBOX, str(error))) from None
         except BaseException:
             self._slots.release(keeper)
@@ -157,20 +153,10 @@ class NamespaceSandbox(Sandbox):
 
     # Start and end
 
-    async def _ready(self) -> Facts:
-        if self._closed:
-            raise QuintainError("this sandbox is closed: make a new one")
-        if self._starting is None:
-            self._starting = asyncio.create_task(self._start())
-        try:
-            return await asyncio.shield(self._starting)
-        except QuintainError:
-            self._starting = None  # perhaps it works the next time
-            raise
-
     async def _start(self) -> Facts:
         interpreter = await asyncio.to_thread(_interpreter.find, self._python)
-        spec = ZygoteSpec(interpreter.path, self._preload, (*interpreter.folders, *self._readable), self._user)
+        readable = (*interpreter.folders, *self._readable)
+        spec = ZygoteSpec(interpreter.path, self._preload, readable, self._user, self._prepared)
         uids = slot_uids(_read("/proc/self/uid_map"), self._count)
         keepers = [Keeper(slot, uid) for slot, uid in enumerate(uids)]
         self._groups = await asyncio.to_thread(self._make_groups)
@@ -201,127 +187,57 @@ class NamespaceSandbox(Sandbox):
             self._groups[slot].adopt(pid)
 
 
-class _Session(Session):
+class _Session(OneAtATime):
     """A slot, for as long as the session lasts."""
 
     def __init__(self, sandbox: NamespaceSandbox, keeper: Keeper, files: dict[str, bytes], box: Limits) -> None:
+        super().__init__(files, box, prepared=sandbox._prepared)
         self._sandbox = sandbox
         self._keeper = keeper
-        self._files = files
-        self._box = box
-        self._running: _Running | None = None
+        self._command: Command | None = None
         self._lost = ""
-        self._closed = False
 
-    async def run(
-        self,
-        program: Program,
-        *,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        limits: Limits | None = None,
-    ) -> Execution:
-        limits = limits or self._box
-        try:
-            return await self._begin(program, files, limits, Pipes.capturing(stdin)).finish()
-        except KeeperGone as gone:
-            self._lose(str(gone))
-            return broken(str(gone))
-        except OSError as error:
-            return broken(str(error))
+    @property
+    def busy(self) -> bool:
+        return self._keeper.busy
 
-    async def start(
-        self, program: Program, *, files: Mapping[str, bytes] | None = None, limits: Limits | None = None
-    ) -> Running:
-        try:
-            pipes, reader, writer = await Pipes.talking()
-        except OSError as error:
-            raise _crashed(error) from None
-        try:
-            command = self._begin(program, files, limits or self._box, pipes)
-        except (KeeperGone, OSError) as error:
-            writer.close()
-            if isinstance(error, KeeperGone):
-                self._lose(str(error))
-            raise _crashed(error) from None
-        except BaseException:
-            writer.close()
-            raise
-        self._running = _Running(command, reader, writer, self._lose)
-        return self._running
+    async def _run(self, command: bytes, limits: Limits, stdin: bytes) -> Execution:
+        return await self._finish(self._begin(command, limits, Pipes.capturing(stdin)))
 
-    def _lose(self, why: str) -> None:
-        """The files and processes of the session are gone."""
-        self._lost = why
+    async def _start(self, command: bytes, limits: Limits, pipes: Pipes) -> Begun:
+        begun = self._begin(command, limits, pipes)
+        return begun.kill, self._finish(begun)
 
-    async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+    async def _leave(self) -> None:
         try:
+            if self._command is not None:
+                self._command.kill(last=True)
             if self._running is not None:
-                await self._running.close()
+                await self._running.wait()
             if not self._lost:
                 with contextlib.suppress(KeeperGone):
                     await self._keeper.close_session()
         finally:
             self._sandbox._release(self._keeper)
 
-    def _begin(self, program: Program, files: Mapping[str, bytes] | None, limits: Limits, pipes: Pipes) -> Command:
-        try:
-            if self._closed:
-                raise QuintainError("this session is closed: open another")
-            if self._lost:
-                raise KeeperGone(self._lost)
-            if self._keeper.busy:
-                raise QuintainError("a session runs one command at a time: wait for the one that runs")
-            command = encode(program, self._files | check_files(files), limits, self._box)
-        except BaseException:
+    def _begin(self, command: bytes, limits: Limits, pipes: Pipes) -> Command:
+        if self._lost:
             pipes.close()
-            raise
-        self._files = {}  # they are written with the first command
-        return self._sandbox._begin(self._keeper, command, limits, pipes, once=False)
+            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.SANDBOX, self._lost))
+        self._files = {}
+        self._command = self._sandbox._begin(self._keeper, command, limits, pipes, once=False)
+        return self._command
 
-
-class _Running(Running):
-    """A command that somebody talks to."""
-
-    def __init__(
-        self,
-        command: Command,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        on_lost: Callable[[str], None],
-    ) -> None:
-        self.stdout = reader
-        self.stdin = writer
-        self._on_lost = on_lost
-        self._command = command
-        self._finished = asyncio.create_task(self._finish())
-
-    def kill(self) -> None:
-        self._command.kill()
-
-    async def wait(self) -> Execution:
-        return await asyncio.shield(self._finished)
-
-    async def close(self) -> None:
-        """End it, and let go of its channel."""
-        self.kill()
-        await self._finished
-
-    async def _finish(self) -> Execution:
+    async def _finish(self, command: Command) -> Execution:
+        """The execution of `command`; where the keeper or the session is gone with it, so are the files."""
         try:
-            return await self._command.finish()
+            done = await command.finish()
+            if command.closed:
+                self._lost = "the session has ended with an earlier command"
+            return done
         except KeeperGone as gone:
-            self._on_lost(str(gone))
+            self._lost = str(gone)
             return broken(str(gone))
-        finally:
-            self.stdin.close()
-
-
-def _crashed(error: Exception) -> FailureError:
-    return FailureError(Failure.of(FailureKind.CRASHED, Stage.SANDBOX, str(error)))
 
 
 def slot_uids(uid_map: str, count: int) -> list[int]:

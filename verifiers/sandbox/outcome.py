@@ -33,6 +33,7 @@ class End(Enum):
     CPU = auto()
     MEMORY = auto()
     OUTPUT = auto()
+    CROWD = auto()  # too many processes
     KILLED = auto()  # whoever had started it
     BROKEN = auto()  # the sandbox
 
@@ -84,6 +85,8 @@ def status_of(seen: Observed, limits: Limits, stderr: bytes) -> tuple[Status, st
         or (seen.exit == -signal.SIGKILL and seen.cpu_s >= limits.cpu_s)
     ):
         return Status.TIMEOUT, over_cpu
+    if seen.end is End.CROWD:
+        return Status.RUNTIME_ERROR, f"it had more than its {limits.processes:,} processes and threads"
     if seen.end is End.KILLED:
         return Status.RUNTIME_ERROR, "it was killed by whoever had started it"
     if seen.exit == 0:

@@ -25,13 +25,12 @@ from quintain.failure import FailureError, QuintainError, Stage, failure_from
 from quintain.verifiers._slots import Slots
 from quintain.verifiers.sandbox import _interpreter
 from quintain.verifiers.sandbox._capture import Capture
-from quintain.verifiers.sandbox._command import Pipes, encode, sealed
+from quintain.verifiers.sandbox._command import Pipes, sealed
+from quintain.verifiers.sandbox._session import Begun, OneAtATime, Starting, slot_count
 from quintain.verifiers.sandbox.interface import (
     Execution,
     Limits,
-    Program,
     Protection,
-    Running,
     Sandbox,
     Session,
     check_files,
@@ -57,19 +56,13 @@ class ProcessSandbox(Sandbox):
                 "the process sandbox has no walls: a program can do whatever this service can; write unsafe: true to"
                 " have it all the same, or use the namespaces sandbox"
             )
-        if slots is not None and slots < 1:
-            raise QuintainError(f"a sandbox has at least one slot, not {slots}")
         self._python = python or sys.executable
-        self._slots = Slots(range(slots or len(os.sched_getaffinity(0))))
+        self._slots = Slots(range(slot_count(slots, len(os.sched_getaffinity(0)))))
         self._sessions: set[_Session] = set()
-        self._interpreter: _interpreter.Interpreter | None = None
-        self._closed = False
+        self._starting = Starting(self._start)
 
     async def start(self) -> None:
-        if self._closed:
-            raise QuintainError("this sandbox is closed: make a new one")
-        if self._interpreter is None:
-            self._interpreter = await asyncio.to_thread(_interpreter.inspect, self._python)
+        await self._starting.done()
 
     async def protections(self) -> tuple[Protection, ...]:
         nothing = "the process sandbox has no walls"
@@ -87,11 +80,10 @@ class ProcessSandbox(Sandbox):
         self, files: Mapping[str, bytes] | None = None, limits: Limits | None = None, *, group: Hashable = None
     ) -> Session:
         checked = check_files(files)
-        await self.start()
-        assert self._interpreter is not None
+        interpreter = await self._starting.done()
         slot = await self._slots.acquire(group)
         try:
-            session = _Session(self, slot, self._interpreter.path, checked, limits or Limits())
+            session = _Session(self, slot, interpreter.path, checked, limits or Limits())
         except OSError as error:
             self._slots.release(slot)
             raise FailureError(failure_from(error, Stage.SANDBOX)) from None
@@ -99,87 +91,57 @@ class ProcessSandbox(Sandbox):
         return session
 
     async def close(self) -> None:
-        self._closed = True
         self._slots.close()
+        await self._starting.close(cancel=True)
         for session in list(self._sessions):
             await session.close()
+
+    async def _start(self) -> _interpreter.Interpreter:
+        return await asyncio.to_thread(_interpreter.inspect, self._python)
 
     def _ended(self, session: _Session, slot: int) -> None:
         self._sessions.discard(session)
         self._slots.release(slot)
 
 
-class _Session(Session):
+class _Session(OneAtATime):
     """A temporary folder."""
 
     def __init__(self, sandbox: ProcessSandbox, slot: int, python: str, files: dict[str, bytes], box: Limits) -> None:
+        self._folder = tempfile.mkdtemp(prefix="quintain-")
+        super().__init__(files, box, env={"HOME": self._folder, "TMPDIR": self._folder})
         self._sandbox = sandbox
         self._slot = slot
         self._python = python
-        self._files = files
-        self._box = box
-        self._folder = tempfile.mkdtemp(prefix="quintain-")
-        self._running: _Process | None = None
-        self._closed = False
+        self._process: _Process | None = None
 
-    async def run(
-        self,
-        program: Program,
-        *,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        limits: Limits | None = None,
-    ) -> Execution:
-        try:
-            return await self._begin(program, files, limits, Pipes.capturing(stdin)).finish()
-        except OSError as error:
-            return broken(str(error))
+    @property
+    def busy(self) -> bool:
+        return self._process is not None and not self._process.gone.is_set()
 
-    async def start(
-        self, program: Program, *, files: Mapping[str, bytes] | None = None, limits: Limits | None = None
-    ) -> Running:
-        try:
-            pipes, reader, writer = await Pipes.talking()
-        except OSError as error:
-            raise FailureError(failure_from(error, Stage.SANDBOX)) from None
-        try:
-            return _Running(self._begin(program, files, limits, pipes), reader, writer)
-        except OSError as error:
-            writer.close()
-            raise FailureError(failure_from(error, Stage.SANDBOX)) from None
-        except BaseException:
-            writer.close()
-            raise
+    async def _run(self, command: bytes, limits: Limits, stdin: bytes) -> Execution:
+        return await self._begin(command, limits, Pipes.capturing(stdin)).finish()
 
-    async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        if self._running is not None:
-            self._running.kill()
-            await self._running.gone.wait()
+    async def _start(self, command: bytes, limits: Limits, pipes: Pipes) -> Begun:
+        process = self._begin(command, limits, pipes)
+        return process.kill, process.finish()
+
+    async def _leave(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            await self._process.gone.wait()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
         self._sandbox._ended(self, self._slot)
 
-    def _begin(
-        self, program: Program, files: Mapping[str, bytes] | None, limits: Limits | None, pipes: Pipes
-    ) -> _Process:
+    def _begin(self, command: bytes, limits: Limits, pipes: Pipes) -> _Process:
+        self._files = {}
+        fresh = self._process is None
         try:
-            if self._closed:
-                raise QuintainError("this session is closed: open another")
-            if self._running is not None and not self._running.gone.is_set():
-                raise QuintainError("a session runs one command at a time: wait for the one that runs")
-            limits = limits or self._box
-            env = {"HOME": self._folder, "TMPDIR": self._folder}
-            program = Program(program.argv, program.source, env | dict(program.env))
-            command = encode(program, self._files | check_files(files), limits, self._box)
-            self._files = {}
-            fresh = self._running is None
-            self._running = _Process(self._python, self._folder, command, limits, pipes, fresh=fresh)
-            return self._running
+            self._process = _Process(self._python, self._folder, command, limits, pipes, fresh=fresh)
         except BaseException:
             pipes.close()
             raise
+        return self._process
 
 
 class _Process:
@@ -267,25 +229,3 @@ class _Process:
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-
-
-class _Running(Running):
-    """A process that somebody talks to."""
-
-    def __init__(self, process: _Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.stdout = reader
-        self.stdin = writer
-        self._process = process
-        self._finished = asyncio.create_task(self._finish())
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    async def wait(self) -> Execution:
-        return await asyncio.shield(self._finished)
-
-    async def _finish(self) -> Execution:
-        try:
-            return await self._process.finish()
-        finally:
-            self.stdin.close()

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from quintain.failure import QuintainError
 from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
 from quintain.serving.tokens import Tokens
 from quintain.verifiers.service.limits import ServiceLimits
@@ -62,14 +61,7 @@ def serve_verifiers(
 
 def read_tokens(token_env: str, token_file: Path | None) -> Tokens:
     """The tokens in the environment variable `token_env` and in `token_file`. Raises QuintainError."""
-    text, source = os.environ.get(token_env, ""), f"the variable {token_env}"
-    if token_file is not None:
-        source = f"{token_file} and {source}" if text.strip() else str(token_file)
-        try:
-            text = f"{token_file.read_text()}\n{text}"
-        except (OSError, UnicodeDecodeError) as error:
-            raise QuintainError(f"cannot read the tokens in {token_file}: {error}") from None
-    return Tokens.parsed(text, source) if text.strip() or token_file is not None else Tokens()
+    return Tokens.gathered(os.environ.get(token_env, ""), f"the variable {token_env}", token_file)
 
 
 async def _serve(

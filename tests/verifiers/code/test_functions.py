@@ -140,9 +140,41 @@ def f(x):
     else: x.clear(); x.add(2)
 """
     assert (await ask(code, checking(body))).score == 1.0
-    async with get_verifier("code", in_place=False) as copying:
+    async with get_verifier("code", in_place="never") as copying:
         (verdict,) = await copying.verify([Item(f"```python\n{code}```", checking(body))])
     assert verdict.score == 0.0
+
+
+EMPTYING = "def f(x):\n    found = list(x)[:0]\n    x.clear()\n    return found"
+READS_AFTERWARDS = "a = [3, 1, 2]\nassert candidate(a) == sorted(a)"
+POPPING = "def f(x):\n    return x.pop()"
+FORGING = """
+def f(x):
+    import json, os, struct
+    body = json.dumps([1, "ok", ["l"], [[0, ["l"]]]]).encode()
+    for fd in range(64, 80):
+        try: os.write(fd, struct.pack(">I", len(body)) + body)
+        except OSError: pass
+    return []
+"""
+
+
+@pytest.mark.parametrize(("in_place", "fooled"), [("procedures", 0.0), ("always", 1.0), ("never", 0.0)])
+async def test_a_function_that_gives_a_value_does_not_change_what_its_tests_hold(in_place: str, fooled: float) -> None:
+    body = "a = [1, 2]\nassert candidate(a) == 2 and a == [1]"
+    async with get_verifier("code", in_place=in_place) as verifier:
+        verdicts = await verifier.verify(
+            [
+                Item(f"```python\n{EMPTYING}\n```", checking(READS_AFTERWARDS)),
+                Item(f"```python\n{POPPING}\n```", checking(body)),
+                Item("```python\ndef f(x):\n    return sorted(x)\n```", checking(READS_AFTERWARDS)),
+            ]
+        )
+        (forged,) = await verifier.verify([Item(f"```python\n{FORGING}\n```", checking(READS_AFTERWARDS))])
+    assert [verdict.score for verdict in verdicts] == [fooled, fooled, 1.0]
+    if in_place != "always":
+        assert forged.score == 0.0
+        assert forged.detail["status"] == "tampering", forged
 
 
 PROMPT = '''

@@ -118,7 +118,7 @@ async def test_projects_without_pytest_are_a_failure_that_says_what_to_do() -> N
 async def test_the_version_names_the_interpreter_and_nothing_starts_before_an_item() -> None:
     before = set(psutil.Process().children(recursive=True))
     async with make_code_verifier() as verifier:
-        assert verifier.version.startswith("1+python-3.")
+        assert verifier.version.startswith("2+python-3.")
         assert set(psutil.Process().children(recursive=True)) <= before
         await verifier.start()
         (verdict,) = await verifier.verify([Item("", FUNCTION)])

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from quintain.failure import FailureError, QuintainError
+from quintain.verifiers.sandbox._container_session import ContainerSession
 from quintain.verifiers.sandbox.docker import DockerSandbox
 from quintain.verifiers.sandbox.interface import Limits, Program, Status
 
@@ -204,6 +205,22 @@ async def test_a_container_that_is_lost_is_not_the_programs_fault(docker: Docker
             await session.start(Program.python("1"))
     kill_containers(url, containers(url))  # those that stand ready
     assert [(await docker.run(Program.python("print(1)"))).stdout for _ in range(3)] == [b"1\n"] * 3
+
+
+async def test_a_container_that_ends_for_lack_of_memory_is_the_programs_fault(docker: DockerSandbox, url: str) -> None:
+    """Files in memory belong to no process: the kernel takes the biggest ones, which are ours, process 1 at last."""
+    fill = "for file in /work/a /tmp/b /dev/shm/c; do cat /dev/zero > $file & done; wait"
+    bomb = Program.command("sh", "-c", f"echo 0 > /proc/$$/oom_score_adj; {fill}; sleep 60")
+    async with await docker.open(limits=Limits(memory_bytes=48 << 20)) as session:
+        assert isinstance(session, ContainerSession)
+        neighbour = asyncio.create_task(docker.run(NEIGHBOUR, limits=Limits(wall_s=20)))
+        done = await session.run(bomb)
+        assert done.status is Status.MEMORY_LIMIT, done
+        assert not await session.container.kill_all()  # nothing can be run in it any more
+        assert await session.container.ran_out_of_memory()
+        assert session.container.name[:12] not in containers(url)
+    assert (await neighbour).status is Status.OK
+    assert (await docker.run(Program.python("print(1)"))).stdout == b"1\n"
 
 
 async def test_a_bigger_box_is_made_to_measure(docker: DockerSandbox) -> None:

@@ -16,6 +16,7 @@ import resource
 import signal
 import stat
 import struct
+import types
 from typing import Any, NoReturn
 
 from . import kernel, root, script
@@ -41,12 +42,14 @@ def become(
     users: int,
     uid: int,
     filter_program: kernel.Filter | None,
+    prepared: dict[str, types.ModuleType],
 ) -> None:
     """Turn this process into the program of a command; never returns.
 
     `fds` are the command itself, and the program's stdin, stdout and stderr. Trouble on our side goes to
     `begins`, which closes when the program begins. `fresh` says that the session has no file system yet; `data_bytes`
-    bounds what one process may map for itself, `memory_bytes` its files where no control group does.
+    bounds what one process may map for itself, `memory_bytes` its files where no control group does. `prepared` are
+    the programs that the sandbox was made with.
     """
     try:
         command, blobs = read_command(fds[0])
@@ -63,11 +66,12 @@ def become(
             refuse(str(error))  # an earlier command of the session is to blame
         set_limits(command["limits"], data_bytes, command["limits"]["processes"])
         argv, env = command["argv"], command["env"]
-        source = blobs[command["files"].index(argv[0])] if command["python"] else None
+        main = blobs[command["files"].index(argv[0])] if command["python"] else None
+        main = prepared[argv[0]] if command["prepared"] else main
         blobs.clear()
         os.close(begins)
-        if source is not None:
-            script.run(source, argv, env)
+        if main is not None:
+            script.run(main, argv, env)
         execute(argv, env)
     except BaseException as error:
         os.write(begins, f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
@@ -151,6 +155,7 @@ def enter_work() -> None:
     for folder in (root.WORK, root.BOX + "/tmp", root.BOX + "/shm"):
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
+    root.hold(root.BOX)
     os.chdir(root.WORK)
 
 

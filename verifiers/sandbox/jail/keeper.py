@@ -20,33 +20,65 @@ import signal
 import socket
 import struct
 import time
+import types
+from typing import NamedTuple
 
 from . import guest, kernel
 
-ORDER = struct.Struct("=BdddQQ?")
-"""From the service: what to do; for RUN, with the command's descriptors, its wall seconds, processor seconds,
-seconds between two looks at its processes, bytes of memory over all of them, bytes of data of one of them, and
-whether the session ends with it."""
-RUN, KILL, CLOSE = range(3)
-REPORT = struct.Struct("=BiddQ")
-"""To the service: a reason, the exit code (negative for a signal), wall seconds, processor seconds, peak bytes;
-then, if it is BROKEN, what broke."""
-ENDED, WALL, CPU, MEMORY, KILLED, BROKEN, CLOSED = range(7)
+ORDER = struct.Struct("=BdddQQQ?")
+"""From the service: what to do; for RUN, with the command's descriptors, its Bounds, and whether the session ends with
+it."""
+RUN, KILL, CLOSE, LAST = range(4)
+"""KILL ends the command that runs, and LAST the session with it; neither is anything where no command runs."""
+REPORT = struct.Struct("=BiddQ?")
+"""To the service: a reason, the exit code (negative for a signal), wall seconds, processor seconds, peak bytes, whether
+the session is closed; then, if it is BROKEN, what broke."""
+ENDED, WALL, CPU, MEMORY, KILLED, BROKEN, CLOSED, CROWD = range(8)
 SESSION = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWCGROUP
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SETTLE_S = 0.001
 
 
-class Keeper:
-    """One slot. `users` is a descriptor of its user namespace, `uid` its user as seen from here."""
+class Bounds(NamedTuple):
+    """What a command may use: wall seconds, processor seconds, seconds between two looks at its processes, bytes of
+    memory over all of them, bytes of data of one of them, and how many processes and threads there may be."""
 
-    def __init__(self, control: int, users: int, uid: int, filter_program: kernel.Filter | None) -> None:
+    wall_s: float
+    cpu_s: float
+    watch_s: float
+    memory_bytes: int
+    data_bytes: int
+    processes: int
+
+
+class Usage(NamedTuple):
+    """What the processes of a session use now: processor seconds, resident bytes, and how many threads they are."""
+
+    cpu_s: float
+    resident_bytes: int
+    threads: int
+
+
+class Keeper:
+    """One slot. `users` is a descriptor of its user namespace, `uid` its user as seen from here; `prepared` are the
+    programs that the sandbox was made with."""
+
+    def __init__(
+        self,
+        control: int,
+        users: int,
+        uid: int,
+        filter_program: kernel.Filter | None,
+        prepared: dict[str, types.ModuleType],
+    ) -> None:
         self._control = control
         self._users = users
         self._uid = uid
         self._filter = filter_program
+        self._prepared = prepared
         self._init = 0
+        self._last = False
         self._home: list[tuple[int, int]] = []
         self._sleeper = kernel.Sleeper()
 
@@ -64,23 +96,24 @@ class Keeper:
             data, fds, _, _ = socket.recv_fds(control, ORDER.size, 8)
             if not data:
                 return
-            kind, *order, once = ORDER.unpack(data)
+            kind, *bounds, once = ORDER.unpack(data)
             if kind == RUN:
                 try:
-                    report = self._run(fds, *order)
+                    report, trouble = self._run(fds, Bounds(*bounds))
                 except OSError as error:
-                    report = REPORT.pack(BROKEN, 0, 0.0, 0.0, 0) + str(error).encode()
+                    report, trouble = (BROKEN, 0, 0.0, 0.0, 0), str(error).encode()
                     once = True  # whatever is half made goes
                 for fd in fds:
                     os.close(fd)
+                once = once or self._last
                 if once:
                     self._close()
                 else:
                     self._kill_others()
-                control.send(report)
+                control.send(REPORT.pack(*report, once) + trouble)
             elif kind == CLOSE:
                 self._close()
-                control.send(REPORT.pack(CLOSED, 0, 0.0, 0.0, 0))
+                control.send(REPORT.pack(CLOSED, 0, 0.0, 0.0, 0, True))
 
     def _open(self) -> None:
         """Enter fresh namespaces, and start the init that keeps the new process namespace alive."""
@@ -100,21 +133,22 @@ class Keeper:
         for fd, kind in self._home:
             kernel.setns(fd, kind)
 
-    def _run(
-        self, fds: list[int], wall_s: float, cpu_s: float, watch_s: float, memory_bytes: int, data_bytes: int
-    ) -> bytes:
+    def _run(self, fds: list[int], bounds: Bounds) -> tuple[tuple[int, int, float, float, int], bytes]:
+        """A report, and what broke."""
         fresh = not self._init
+        self._last = False
         if fresh:
             self._open()
         begun, begins = os.pipe()
         pid = os.fork()
         if pid == 0:
-            guest.become(fds, begins, fresh, data_bytes, memory_bytes, self._users, self._uid, self._filter)
+            most = (bounds.data_bytes, bounds.memory_bytes)
+            guest.become(fds, begins, fresh, *most, self._users, self._uid, self._filter, self._prepared)
         os.close(begins)
         trouble = os.read(begun, 4096)  # its end comes when the program begins
         os.close(begun)
         started = time.monotonic()
-        why, used_s, peak_bytes = self._watch(pid, started + wall_s, cpu_s, watch_s, memory_bytes)
+        why, used_s, peak_bytes = self._watch(pid, started + bounds.wall_s, bounds)
         if why != ENDED:
             os.kill(pid, signal.SIGKILL)
         _, status, rusage = os.wait4(pid, 0)
@@ -122,9 +156,9 @@ class Keeper:
         code = os.waitstatus_to_exitcode(status)
         used_s = max(used_s, rusage.ru_utime + rusage.ru_stime)
         peak_bytes = max(peak_bytes, rusage.ru_maxrss * 1024)
-        return REPORT.pack(BROKEN if trouble else why, code, wall_s, used_s, peak_bytes) + trouble
+        return (BROKEN if trouble else why, code, wall_s, used_s, peak_bytes), trouble
 
-    def _watch(self, pid: int, due: float, cpu_s: float, watch_s: float, memory_bytes: int) -> tuple[int, float, int]:
+    def _watch(self, pid: int, due: float, bounds: Bounds) -> tuple[int, float, int]:
         """Wait for the end of the guest `pid`, of what it may use, or of the service's patience: which of them,
         and the processor seconds and the peak bytes that were seen."""
         pidfd = os.pidfd_open(pid)
@@ -133,7 +167,7 @@ class Keeper:
         poll.register(self._control, select.POLLIN)
         used_s, peak_bytes, why = 0.0, 0, ENDED
         now = time.monotonic()
-        look = now + watch_s
+        look = now + bounds.watch_s
         while why == ENDED:
             ready = [fd for fd, _ in poll.poll(max(0.0, min(due, look) - now) * 1000 + 1)]
             if pidfd in ready:
@@ -144,12 +178,14 @@ class Keeper:
                     os._exit(0)  # and everything in this slot ends
                 if data[0] != RUN:
                     why = KILLED
+                    self._last = data[0] == LAST
             now = time.monotonic()
             if now >= look:
-                look = now + watch_s
-                used_s, resident = self._usage(memory_bytes)
-                peak_bytes = max(peak_bytes, resident)
-                why = CPU if used_s >= cpu_s else MEMORY if resident > memory_bytes else why
+                look = now + bounds.watch_s
+                seen = self._usage(bounds.memory_bytes)
+                used_s, peak_bytes = seen.cpu_s, max(peak_bytes, seen.resident_bytes)
+                why = exceeded(seen, bounds) or why
+                self._last = self._last or why == CROWD  # nothing can be started among so many
             if now >= due:
                 why = WALL
         os.close(pidfd)
@@ -173,22 +209,32 @@ class Keeper:
         while self._others():
             time.sleep(SETTLE_S)
 
-    def _usage(self, memory_bytes: int) -> tuple[float, int]:
-        """Processor seconds and resident bytes of all processes of the session that live now.
+    def _usage(self, memory_bytes: int) -> Usage:
+        """What all processes of the session that live now use.
 
         Pages that processes share are counted for each of them, unless that would be too many.
         """
-        ticks = pages = 0
+        ticks = pages = threads = 0
         others = self._others()
         for pid in others:
             fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
             if fields:
                 ticks += sum(map(int, fields[11:15]))
+                threads += int(fields[17])
                 pages += int(fields[21])
         resident = pages * PAGE
         if resident > memory_bytes and len(others) > 1:
             resident = sum(map(proportional_bytes, others))
-        return ticks / TICK, resident
+        return Usage(ticks / TICK, resident, threads)
+
+
+def exceeded(seen: Usage, bounds: Bounds) -> int:
+    """Which bound does not hold any more, or ENDED."""
+    if seen.cpu_s >= bounds.cpu_s:
+        return CPU
+    if seen.resident_bytes > bounds.memory_bytes:
+        return MEMORY
+    return CROWD if seen.threads > bounds.processes else ENDED
 
 
 def read(path: str) -> bytes:

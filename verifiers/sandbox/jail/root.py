@@ -2,7 +2,8 @@
 
 What always holds after `enter_root`: nothing of the host can be reached from this process or its children but
 the paths named as readable, none of which can be written; `/box` is where a session's own file system goes,
-and `/tmp` and `/dev/shm` lead into it.
+and `/tmp` and `/dev/shm` lead into it. A readable path that lies there on the host is kept below `HELD`, and a link in
+the session's own file system leads to it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from . import kernel
 
 BOX = "/box"
 WORK = BOX + "/work"
+HELD = "/.held"
 DEVICES = ("null", "zero", "full", "random", "urandom")
 LINKS = {
     "/tmp": BOX + "/tmp",
@@ -70,6 +72,7 @@ def enter_root(readable: list[str]) -> None:
     for path, target in LINKS.items():
         if not os.path.lexists("/root" + path):
             os.symlink(target, "/root" + path)
+    hold("/root" + BOX)
     for path, content in WRITTEN.items():
         write("/root" + path, content)
     kernel.restrict_mount("/root", kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID)
@@ -87,19 +90,43 @@ def show(path: str) -> None:
     for number in range(1, len(parts) + 1):
         here = "/" + "/".join(parts[:number])
         if os.path.islink("/host" + here):
-            target = os.readlink("/host" + here)
-            if not os.path.lexists("/root" + here):
-                os.makedirs(os.path.dirname("/root" + here), exist_ok=True)
-                os.symlink(target, "/root" + here)
+            target, new = os.readlink("/host" + here), placed(here)
+            if not os.path.lexists(new):
+                os.makedirs(os.path.dirname(new), exist_ok=True)
+                os.symlink(os.path.join(os.path.dirname(here), target) if is_held(here) else target, new)
             show(os.path.normpath(os.path.join(os.path.dirname(here), target, *parts[number:])))
             return
-    if os.path.lexists("/host" + path) and not os.path.lexists("/root" + path):
+    if os.path.lexists("/host" + path) and not os.path.lexists(placed(path)):
         bind(path)
 
 
+def is_held(path: str) -> bool:
+    """Whether `path` lies in a folder in whose place a session has one of its own."""
+    return any(target.startswith(BOX) and path.startswith(folder + "/") for folder, target in LINKS.items())
+
+
+def placed(path: str) -> str:
+    """Where the host's `path` goes in the new root."""
+    return "/root" + (HELD + path if is_held(path) else path)
+
+
+def hold(box: str) -> None:
+    """Have links in `box`, a session's file system, to what is held."""
+    top = box[: -len(BOX)]
+    if not os.path.isdir(top + HELD):
+        return
+    for folder, target in LINKS.items():
+        held = HELD + folder
+        if target.startswith(BOX) and os.path.isdir(top + held):
+            os.makedirs(top + target, exist_ok=True)
+            for name in os.listdir(top + held):
+                if not os.path.lexists(f"{top}{target}/{name}"):
+                    os.symlink(f"{held}/{name}", f"{top}{target}/{name}")
+
+
 def bind(path: str) -> None:
-    """Mount the host's `path`, a folder or a file, at the same place in the new root."""
-    host, here = "/host" + path, "/root" + path
+    """Mount the host's `path`, a folder or a file, at its place in the new root."""
+    host, here = "/host" + path, placed(path)
     if os.path.isdir(host):
         os.makedirs(here, exist_ok=True)
     else:

@@ -20,12 +20,15 @@ FLUSH_FAILED = 120
 """CPython's exit code where the last of stdout could not be written."""
 
 
-def run(source: bytes, argv: list[str], env: dict[str, str]) -> None:
-    """Run `source` as the main program, and end this process as it ends."""
+def run(program: bytes | types.ModuleType, argv: list[str], env: dict[str, str]) -> None:
+    """Run a source, or the `main` of a module, as the main program, and end this process as it ends."""
     space = prepare(argv, env)
     code = 1
     try:
-        exec(compile(source, space["__file__"], "exec", dont_inherit=True), space)
+        if isinstance(program, types.ModuleType):
+            program.main()
+        else:
+            exec(compile(program, space["__file__"], "exec", dont_inherit=True), space)
         code = 0
     except SystemExit as error:
         code = exit_code(error)
@@ -61,9 +64,9 @@ def prepare(argv: list[str], env: dict[str, str]) -> dict[str, Any]:
     return main.__dict__
 
 
-def hide() -> None:
-    """Take the modules of this folder out of `sys.modules`: a program finds none of them by its name."""
-    package = __name__.partition(".")[0]
+def hide(package: str = __name__.partition(".")[0]) -> None:
+    """Take the modules of `package`, by default of this folder, out of `sys.modules`: a program finds none of them
+    by its name."""
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         del sys.modules[name]
 

@@ -9,24 +9,26 @@ then `keeper` with a process id, and `dead`.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
+import importlib.util
 import json
 import os
 import platform
+import resource
 import select
 import signal
 import socket
 import sys
+import types
 from typing import Any
 
-from . import kernel, root, script, seccomp
+from . import heap, kernel, root, script, seccomp
 from .guest import GUEST_ID
 from .keeper import Keeper
 
 PARENT_POLL_MS = 1000
-CAPABILITIES_NEEDED = (1 << 21) | (1 << 0) | (1 << 18) | (1 << 7) | (1 << 6) | (1 << 5) | (1 << 19)
-"""CAP_SYS_ADMIN, CHOWN, SYS_CHROOT, SETUID, SETGID, KILL and SYS_PTRACE."""
+CAPABILITIES_NEEDED = (1 << 21) | (1 << 0) | (1 << 18) | (1 << 7) | (1 << 6) | (1 << 5)
+"""CAP_SYS_ADMIN, CHOWN, SYS_CHROOT, SETUID, SETGID and KILL: what containers usually give, and SYS_ADMIN."""
 MESSAGE_BYTES = 1 << 16
 
 
@@ -36,19 +38,24 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's business; it reaches the whole group
     config = json.loads(control.recv(MESSAGE_BYTES))
     try:
-        facts = prepare(config)
+        facts, prepared = prepare(config)
     except Exception as error:  # the boundary: the service turns it into a QuintainError
         tell(control, {"error": f"{type(error).__name__}: {error}"})
         return
     script.hide()
+    fillers = heap.settle()
     tell(control, {"ready": facts})
-    Zygote(control, parent, facts).serve()
+    Zygote(control, parent, facts, prepared).serve()
+    del fillers  # they were kept for as long as there are forks
 
 
-def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Load the modules, enter the sandbox's root, and say what this machine gave."""
+def prepare(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, types.ModuleType]]:
+    """Load the modules, enter the sandbox's root; what this machine gave, and the prepared programs by name."""
     for name in config["preload"]:
         importlib.import_module(name)
+    prepared = {name: load(path) for name, path in config["prepared"].items()}
+    for path in config["prepared"].values():
+        script.hide(package_of(path))
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a preloaded module has started threads, so nothing can be forked from here")
     if config["user"] is not None:
@@ -64,16 +71,42 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
             privileged = False
     root.enter_namespaces(privileged)
     root.enter_root(config["readable"])
-    os.close(user_namespace(0))  # that one can be made is better known now
+    users = user_namespace(0)  # that one can be made is better known now
+    counted = privileged or counts_processes(users)  # a slot's own user is never the host's root
+    os.close(users)
     compile("0", "main.py", "exec")  # the compiler makes its hundred types at its first use: not in every program
-    gc.collect()
-    gc.freeze()  # what is shared with programs stays out of their collections, so it stays shared
-    return {
+    facts = {
         "privileged": privileged,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "seccomp": seccomp.build(platform.machine()) is not None,
+        "counted": counted,
     }
+    return facts, prepared
+
+
+def load(path: str) -> types.ModuleType:
+    """The module in the file `path`, whose folder is its package.
+
+    Where it has a function `warm`, that is called: code that has run already is faster, in every fork.
+    """
+    folder, package = os.path.dirname(path), package_of(path)
+    spec = importlib.util.spec_from_file_location(
+        package, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{folder} is no package")
+    if package not in sys.modules:
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    module = importlib.import_module(f"{package}.{os.path.basename(path)[:-3]}")
+    if hasattr(module, "warm"):
+        module.warm()
+    return module
+
+
+def package_of(path: str) -> str:
+    return os.path.basename(os.path.dirname(path))
 
 
 def effective_capabilities() -> int:
@@ -89,10 +122,13 @@ def tell(control: socket.socket, message: dict[str, Any]) -> None:
 class Zygote:
     """The state of the zygote: its keepers, by slot."""
 
-    def __init__(self, control: socket.socket, parent: int, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, control: socket.socket, parent: int, facts: dict[str, Any], prepared: dict[str, types.ModuleType]
+    ) -> None:
         self._control = control
         self._parent = parent
         self._facts = facts
+        self._prepared = prepared
         program = seccomp.build(platform.machine())
         self._filter = None if program is None else kernel.compile_filter(program)
         self._pids: dict[int, int] = {}
@@ -140,7 +176,7 @@ class Zygote:
                 os.close(self._control.detach())
                 for fd in ours:
                     os.close(fd)
-                Keeper(fds[0], users, uid, self._filter).serve()
+                Keeper(fds[0], users, uid, self._filter, self._prepared).serve()
             except Exception:
                 sys.excepthook(*sys.exc_info())  # to stderr, which the service reads
             finally:
@@ -156,6 +192,26 @@ class Zygote:
             if os.waitpid(pid, os.WNOHANG)[0]:
                 del self._pids[slot]
                 tell(self._control, {"dead": slot, "pid": pid})
+
+
+def counts_processes(users: int) -> bool:
+    """Whether the kernel bounds how many processes the user of the namespace `users` has: for the host's root, it
+    does not."""
+    pid = os.fork()
+    if pid == 0:
+        counted = False
+        try:
+            kernel.setns(users, kernel.CLONE_NEWUSER)
+            os.setresgid(GUEST_ID, GUEST_ID, GUEST_ID)
+            os.setresuid(GUEST_ID, GUEST_ID, GUEST_ID)
+            resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+            try:
+                os.fork()
+            except BlockingIOError:
+                counted = True
+        finally:
+            os._exit(0 if counted else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def user_namespace(uid: int) -> int:

@@ -1,0 +1,73 @@
+"""`quintain rollout serve`: a rollout server on its own, with the environment server of its experiment.
+
+The rollout server is this process; the environment server is its child, started again when it dies, and gone with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from quintain.config import ExperimentConfig
+from quintain.launch.checks import check_model
+from quintain.launch.run_folder import new_run, resumed_run
+from quintain.launch.servers import start_environment
+from quintain.launch.supervisor import Supervisor, share_cores
+from quintain.lifeline import hold_lifeline
+from quintain.rollout.runs import RunLimits
+from quintain.rollout.serve import ROLLOUT_TOKEN_ENV, serve
+from quintain.serving.listen import check_bind
+from quintain.serving.tokens import Tokens
+
+
+def serve_rollout(
+    config: ExperimentConfig,
+    *,
+    host: str,
+    port: int,
+    tokens: Tokens,
+    limits: RunLimits,
+    resume: bool,
+    run_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve the rollout of `config` until SIGTERM or Ctrl-C.
+
+    Raises QuintainError, one line, where it cannot begin, or where the environment server is beyond help.
+    """
+    hold_lifeline()
+    share_cores()
+    check_bind(host, bool(tokens), f"{ROLLOUT_TOKEN_ENV} or a file of tokens")
+    check_model(config)
+    console = Console(stderr=True)
+    run = resumed_run(config, run_dir) if resume else new_run(config, run_dir)
+    console.print(f"run directory: {run.path}", highlight=False, soft_wrap=True)
+
+    def ready(url: str) -> None:
+        line = {"event": "ready", "url": url, "pid": os.getpid(), "run": str(run.path)}
+        print(json.dumps(line) if as_json else f"rollouts: {url}", flush=True)
+
+    def report(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    supervisor = Supervisor(restarts=config.rollout.restarts, report=report)
+    try:
+        environment = start_environment(supervisor, config, run)
+        serve(
+            run.path,
+            environment=environment,
+            token=config.environment.token,
+            host=host,
+            port=port,
+            tokens=tokens,
+            limits=limits,
+            for_agents=True,
+            ready=ready,
+            report=report,
+            check=supervisor.check,
+        )
+    finally:
+        supervisor.stop()

@@ -1,0 +1,138 @@
+"""One call: render, sample, read, record. What comes out is what the agent is given, and nothing else is recorded.
+
+What always holds: the samples of a call are recorded together or not at all; a sample that nobody was given leaves no
+trace, and its seed is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from quintain.messages import Message, ToolCall
+from quintain.rollout.engines.base import Completion, Engine, Sampling
+from quintain.rollout.gateway.answers import Answer, Choice, TokenLogprob
+from quintain.rollout.gateway.chat import ChatRequest
+from quintain.rollout.gateway.conversations import Prompt, Said
+from quintain.rollout.gateway.dialect import Dialect
+from quintain.rollout.gateway.errors import too_long
+from quintain.rollout.gateway.session import Session
+from quintain.rollout.gateway.stops import cut, first_stop
+from quintain.rollout.gateway.wishes import settle
+from quintain.trajectory import Finish
+
+
+class Counted(Protocol):
+    """The counters that calls add to."""
+
+    turns: int
+    output_tokens: int
+    wasted_tokens: int
+    ignored: Counter[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sample:
+    completion: Completion
+    text: str
+    wasted: int
+    stopped: bool
+    began_s: float
+    ended_s: float
+
+
+class Calls:
+    """Answers the calls of all sessions. `base` is the run's sampling, `max_length` in tokens, `clock` in seconds."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        dialect: Dialect,
+        base: Sampling,
+        max_length: int,
+        counters: Counted,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine, self._dialect, self._base = engine, dialect, base
+        self._max_length, self._counters, self._clock = min(max_length, engine.max_length), counters, clock
+
+    async def answer(self, session: Session, asked: ChatRequest) -> Answer:
+        """The answer to `asked`, recorded in `session`. Raises FailureError, and then nothing is recorded."""
+        settled = settle(asked.wishes, self._base, session.asked.overrides)
+        prompt = session.talk.prompt(asked.messages, asked.tools)
+        sampling = replace(settled.sampling, max_tokens=self._most(session, asked, len(prompt.ids)))
+        draws = [session.draw(prompt.ids, settled.seed) for _ in range(asked.choices)]
+        samples = [
+            asyncio.ensure_future(self._sample(session.id, prompt, replace(sampling, seed=seed), asked.stops))
+            for seed, _ in draws
+        ]
+        try:
+            sampled = await asyncio.gather(*samples)
+        except BaseException:
+            for sample in samples:
+                sample.cancel()
+            await asyncio.wait(samples)
+            for _, number in draws:
+                session.undraw(prompt.ids, number)
+            raise
+        session.ignored.update(settled.ignored)
+        self._counters.ignored.update(settled.ignored)
+        choices = tuple(self._record(session, asked, prompt, sample) for sample in sampled)
+        return Answer(session.id, asked.model, choices, len(prompt.ids), settled.ignored)
+
+    def _most(self, session: Session, asked: ChatRequest, prompt_tokens: int) -> int:
+        most = min(self._max_length, session.asked.max_length or self._max_length)
+        if prompt_tokens >= most:
+            raise too_long(f"the messages are {prompt_tokens} tokens long, and with the answer they may be {most}")
+        limits = (self._base.max_tokens, session.asked.max_tokens, asked.max_tokens, most - prompt_tokens)
+        return min(limit for limit in limits if limit is not None)
+
+    async def _sample(self, session: str, prompt: Prompt, sampling: Sampling, stops: tuple[str, ...]) -> _Sample:
+        began_s = self._clock()
+        whole = await self._engine.generate(
+            prompt.ids, replace(sampling, stop_ids=self._dialect.stop_ids), session=session
+        )
+        ended_s = self._clock()
+        found = first_stop(whole.output_ids, self._dialect.text, stops)
+        if found is None:
+            return _Sample(whole, self._dialect.text(whole.output_ids), 0, False, began_s, ended_s)
+        wasted = len(whole.output_ids) - found.tokens
+        return _Sample(cut(whole, found.tokens), found.text, wasted, True, began_s, ended_s)
+
+    def _record(self, session: Session, asked: ChatRequest, prompt: Prompt, sample: _Sample) -> Choice:
+        message = self._message(session, asked, sample.text)
+        said = session.talk.record(prompt, sample.completion, message, began_s=sample.began_s, ended_s=sample.ended_s)
+        session.output_tokens += len(sample.completion.output_ids)
+        session.wasted_tokens += sample.wasted
+        self._counters.turns += 1
+        self._counters.output_tokens += len(sample.completion.output_ids)
+        self._counters.wasted_tokens += sample.wasted
+        reason, sampled = _reason(said, sample.stopped), len(sample.completion.output_ids)
+        return Choice(said.number, message, reason, self._logprobs(said, asked), said.fork, sampled)
+
+    def _message(self, session: Session, asked: ChatRequest, text: str) -> Message:
+        if not asked.may_call:
+            return Message("assistant", text)
+        said = self._dialect.read(text, asked.tools)
+        calls = []
+        for function in said.calls:
+            calls.append(ToolCall(f"call{session.made_calls:05d}", function))  # nine letters: some templates insist
+            session.made_calls += 1
+        return Message("assistant", said.content, tuple(calls))
+
+    def _logprobs(self, said: Said, asked: ChatRequest) -> tuple[TokenLogprob, ...] | None:
+        if not asked.logprobs:
+            return None
+        ids, logprobs = said.completion.output_ids, said.completion.logprobs
+        shown = len(ids) - int(said.completion.finish is Finish.STOP)  # the end of a turn is no text
+        return tuple(TokenLogprob(self._dialect.text(ids[i : i + 1]), float(logprobs[i])) for i in range(shown))
+
+
+def _reason(said: Said, stopped: bool) -> str:
+    finish = said.completion.finish
+    if finish is not Finish.STOP and not stopped:
+        return "length"
+    return "tool_calls" if said.message.tool_calls else "stop"

@@ -1,0 +1,226 @@
+"""The turns of one session, token-exact, whatever the agent does with its history.
+
+An agent may hold several conversations at once (sub-agents), try again from any earlier place, and edit, drop or
+summarise what was said. The turns form chains: in a chain each prompt starts, exactly, with all the tokens of the turn
+before. Invariants:
+- a request whose messages begin with all those of an earlier turn, as the gateway gave them, is rendered by
+  extending that turn's tokens: what was sampled is never tokenised again;
+- of several such turns the longest is extended;
+- every turn is in exactly one chain, and a chain's first turn says why it extends nothing (`Turn.fork`), but for the
+  first turn of all;
+- `turns()` has the chains one after the other, so that `to_segments` finds each of them whole.
+
+Messages are compared by what they mean (`meaning`), so an assistant message that comes back as it was given is found
+again, whichever way a client writes it. Pure but for the renderer, which is a function of its arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from quintain.codec import Ints, as_ints
+from quintain.messages import Message, ToolSpec
+from quintain.rollout.engines.base import Completion
+from quintain.rollout.gateway.dialect import Dialect
+from quintain.trajectory import Turn, extends
+
+BRANCHED = "agent_branched"  # the turn that it extends has been extended before
+RESAMPLED = "agent_resampled"  # the same prompt has been sampled before: a retry, or `n` choices
+REWRITTEN = "agent_rewrote_history"  # edited, dropped, reordered or summarised messages
+STARTED = "agent_started_conversation"  # nothing in it was said before: a sub-agent
+TOOLS_CHANGED = "agent_changed_tools"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A request's ids [P]. `parent` is the turn whose tokens they start with, `new` are the messages after that."""
+
+    ids: Ints
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    parent: Said | None
+    new: tuple[Message, ...]
+    why: str | None  # where known while rendering: why no turn could be extended
+
+
+@dataclass(slots=True, eq=False)
+class Said:
+    """One turn: its prompt, its sample, what the agent was given, and its place in its chain. Times in seconds."""
+
+    number: int
+    prompt: Prompt
+    completion: Completion
+    message: Message
+    began_s: float
+    ended_s: float
+    fork: str | None
+    after: Said | None = None  # the turn before it in its chain
+    then: Said | None = None
+    ids: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = as_ints(np.concatenate([self.prompt.ids, self.completion.output_ids]))
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """All messages so far, the sampled one included."""
+        return (*self.prompt.messages, self.message)
+
+
+class Conversations:
+    """All turns of a session, in the order in which they were answered."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self.said: list[Said] = []
+        self._by_history: dict[bytes, list[Said]] = defaultdict(list)
+        self._sampled: set[str] = set()  # the meanings of what was sampled
+        self._roots: set[bytes] = set()  # what conversations begin with
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Prompt:
+        """The ids to sample from. Raises FailureError where the template refuses the messages."""
+        messages, tools = tuple(messages), tuple(tools)
+        longest = self._longest(messages)
+        same = [said for said in longest if said.prompt.tools == tools]
+        why = None
+        if same:
+            said = _best(same, messages)
+            new = messages[len(said.history) :]
+            rendered = self.dialect.extend(said.ids, said.history, new, tools)
+            if rendered.fork is None:
+                return Prompt(rendered.ids, messages, tools, said, new, None)
+            ids, why = rendered.ids, rendered.fork
+        else:
+            ids = self.dialect.first(messages, tools)
+            why = TOOLS_CHANGED if longest else None
+        tip = self._tip_before(ids)  # other messages may still be the same tokens
+        new = messages[_common(messages, tip.history) :] if tip else ()
+        return Prompt(ids, messages, tools, tip, new, None if tip else why)
+
+    def record(
+        self, prompt: Prompt, completion: Completion, message: Message, *, began_s: float = 0.0, ended_s: float = 0.0
+    ) -> Said:
+        """Add the turn that was sampled from `prompt` and given to the agent as `message`."""
+        fork = self._fork(prompt)
+        after = prompt.parent if fork is None else None
+        said = Said(len(self.said), prompt, completion, message, began_s, ended_s, fork, after)
+        if after is not None:
+            after.then = said
+        self.said.append(said)
+        self._by_history[_digests(said.history)[-1]].append(said)
+        self._sampled.add(meaning(message))
+        self._roots |= _beginnings(prompt.messages)
+        return said
+
+    def turns(self, reward: float = 0.0) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
+        """The turns, chain after chain, with `reward` on the last; and each one's number in order of time."""
+        ordered = [said for first in self.said if first.after is None for said in _chain(first)]
+        turns: list[Turn] = []
+        for said in ordered:
+            turn = _turn(said)
+            if turns and extends(turn.prompt_ids, turns[-1].ids):
+                turn = replace(turn, fork=None)
+            turns.append(turn)
+        if turns:
+            turns[-1] = replace(turns[-1], reward=reward)
+        return tuple(turns), tuple(said.number for said in ordered)
+
+    def forks(self) -> Counter[str]:
+        """How many chains began, by reason; the first is none of them."""
+        return Counter(said.fork for said in self.said if said.fork is not None)
+
+    def _longest(self, messages: tuple[Message, ...]) -> list[Said]:
+        for digest in reversed(_digests(messages)):
+            if digest in self._by_history:
+                return self._by_history[digest]
+        return []
+
+    def _tip_before(self, ids: Ints) -> Said | None:
+        tips = [said for said in self.said if said.then is None and extends(ids, said.ids)]
+        return max(tips, key=lambda said: len(said.ids), default=None)
+
+    def _fork(self, prompt: Prompt) -> str | None:
+        if not self.said or (prompt.parent is not None and prompt.parent.then is None):
+            return None
+        if any(np.array_equal(prompt.ids, said.prompt.ids) for said in self.said):
+            return RESAMPLED
+        if prompt.why is not None:
+            return prompt.why
+        if prompt.parent is not None:
+            return REWRITTEN if any(message.role == "assistant" for message in prompt.new) else BRANCHED
+        known = any(message.role == "assistant" and meaning(message) in self._sampled for message in prompt.messages)
+        return REWRITTEN if known or _beginnings(prompt.messages) & self._roots else STARTED
+
+
+def meaning(message: Message) -> str:
+    """What `message` says, as text to compare: no content is the empty one, arguments are equal as JSON.
+
+    The ids of tool calls are left out: they are no part of what was said, and some frameworks give their own.
+    """
+    calls = [(call.function.name, _normal(call.function.arguments)) for call in message.tool_calls]
+    answers = message.tool_call_id if message.role == "tool" else None
+    return json.dumps([message.role, message.content or "", calls, answers, message.name])
+
+
+def _normal(arguments: str) -> str:
+    try:
+        return json.dumps(json.loads(arguments), sort_keys=True)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _digests(messages: Sequence[Message]) -> list[bytes]:
+    """A digest of the first 1, 2, ... of `messages`."""
+    found, so_far = [], hashlib.blake2b(digest_size=16)
+    for message in messages:
+        so_far.update(meaning(message).encode() + b"\n")
+        found.append(so_far.digest())
+    return found
+
+
+def _beginnings(messages: Sequence[Message]) -> set[bytes]:
+    """The digest of the messages up to the first that is no system message."""
+    first = next((i for i, message in enumerate(messages) if message.role != "system"), None)
+    return set() if first is None else {_digests(messages[: first + 1])[-1]}
+
+
+def _best(same: Sequence[Said], messages: Sequence[Message]) -> Said:
+    """Of turns that mean the same: the one whose tool calls have the ids that came back, else the newest."""
+    returned = messages[len(same[0].history) - 1]
+    ids = [call.id for call in returned.tool_calls]
+    return next((said for said in reversed(same) if [call.id for call in said.message.tool_calls] == ids), same[-1])
+
+
+def _common(left: Sequence[Message], right: Sequence[Message]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if meaning(a) != meaning(b)), min(len(left), len(right)))
+
+
+def _chain(first: Said) -> list[Said]:
+    chain = [first]
+    while (then := chain[-1].then) is not None:
+        chain.append(then)
+    return chain
+
+
+def _turn(said: Said) -> Turn:
+    done, then = said.completion, said.then
+    return Turn(
+        said.prompt.ids,
+        done.output_ids,
+        done.logprobs,
+        done.finish,
+        done.versions,
+        said.message,
+        then.prompt.new if then else (),
+        0.0,
+        said.fork,
+        said.ended_s - said.began_s,
+        max(0.0, then.began_s - said.ended_s) if then else 0.0,
+    )

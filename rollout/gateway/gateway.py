@@ -1,0 +1,318 @@
+"""The gateway: sessions in which an agent program of somebody else's drives the policy.
+
+    open -> chat, chat, ... -> reward | fail     (or the lease runs out)     -> one trajectory
+
+What always holds:
+- a session ends once, and its trajectory is handed to `on_finished` before whoever ended it is answered: a reward that
+  was acknowledged is in the sink's hands. Where the sink fails, the session is live again and may be ended again;
+- a turn is recorded when its sample is whole; a client that goes away ends the sampling, and nothing is recorded;
+- at most `limits.max_sessions` are live, and each of them only as long as somebody calls it within its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
+from quintain.rollout.engines.base import Engine, Sampling
+from quintain.rollout.gateway.answers import Answer
+from quintain.rollout.gateway.calls import Calls
+from quintain.rollout.gateway.chat import ChatRequest
+from quintain.rollout.gateway.conversations import Conversations, meaning
+from quintain.rollout.gateway.dialect import Dialect
+from quintain.rollout.gateway.errors import ApiError, bad_request, full
+from quintain.rollout.gateway.limits import GatewayLimits
+from quintain.rollout.gateway.session import Session
+from quintain.rollout.gateway.wire import (
+    FailRequest,
+    OpenSession,
+    RewardRequest,
+    SessionOpened,
+    SessionStatus,
+    State,
+)
+from quintain.rollout.renderer import Renderer
+from quintain.rollout.tasks import derive_seed
+from quintain.trajectory import Trajectory
+
+log = logging.getLogger(__name__)
+
+_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start, for metrics. Sessions by how they ended, failures by kind, forks by reason."""
+
+    opened: int = 0
+    refused: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    turns: int = 0
+    output_tokens: int = 0
+    wasted_tokens: int = 0
+    forks: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    disconnects: int = 0
+
+
+class Gateway:
+    """Sessions over `engine`, rendered by `renderer`, sampled as `sampling` says.
+
+    `on_finished` takes each trajectory; it raises where it cannot (a full disk), and the session can be ended again.
+    `model` is the policy's name to agents. `max_length` bounds prompt and answer together, in tokens. `tool_calls`
+    names the parser (`tool_calls.PARSERS`). `clock` (seconds) is for leases and durations. Call `close` at the end.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        *,
+        sampling: Sampling,
+        on_finished: Callable[[Trajectory], Awaitable[None]],
+        model: str = "policy",
+        seed: int = 0,
+        max_length: int | None = None,
+        tool_calls: str = "hermes",
+        limits: GatewayLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model, self.limits, self.counters = model, limits or GatewayLimits(), Counters()
+        self.dialect = Dialect(renderer, tool_calls)
+        self._calls = Calls(engine, self.dialect, sampling, max_length or engine.max_length, self.counters, clock)
+        self._on_finished, self._seed, self._clock = on_finished, seed, clock
+        self._live: dict[str, Session] = {}
+        self._ended: dict[str, Session] = {}
+        self._oldest: deque[str] = deque()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def live(self) -> int:
+        """Sessions that have not ended."""
+        return len(self._live)
+
+    def open(self, asked: OpenSession, base: str = "") -> SessionOpened:
+        """Begin a session, or find the one that the same request began. `base` is the address of the gateway's root."""
+        self._check(asked)
+        known = self._find(asked.id) if asked.id else None
+        if known is None:
+            known = self._begin(asked)
+        elif known.asked != asked:
+            raise _conflict(f"session {known.id} was opened by another request: choose another id")
+        return SessionOpened(known.id, f"{base}/sessions/{known.id}/v1", self.model, self.limits.lease_s)
+
+    async def chat(self, session_id: str, asked: ChatRequest) -> Answer:
+        """Sample the answer to one call. Cancelling this cancels the sampling. Raises FailureError."""
+        session = self._session(session_id)
+        self._usable(session)
+        if asked.model != self.model and asked.model not in session.asked.models:
+            message = f"this session's model is {self.model!r}; open it with models [{asked.model!r}] to call it so"
+            raise ApiError(
+                Failure.of(FailureKind.REJECTED, Stage.REQUEST, message), 404, code="model_not_found", param="model"
+            )
+        self._room(session, asked)
+        call = _digest_of(asked)
+        work = asyncio.ensure_future(self._calls.answer(session, asked))
+        session.calls.add(work)
+        session.waiting += asked.choices
+        try:
+            answer = await work
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and caller.cancelling():
+                self.counters.disconnects += 1
+                raise
+            raise _conflict(f"session {session.id} was ended while this was sampled", status=410) from None
+        except Exception as error:  # the boundary: whatever broke is kept with the session
+            if not isinstance(error, FailureError):
+                log.exception("a call of session %s failed", session.id)
+            failed = error if isinstance(error, FailureError) else FailureError(failure_from(error, Stage.GENERATE))
+            self._remember(session, call, failed)
+            raise failed from None
+        finally:
+            session.calls.discard(work)
+            session.waiting -= asked.choices
+            session.touched_s = self._clock()
+        session.answered(call)
+        return answer
+
+    async def reward(self, session_id: str, asked: RewardRequest) -> SessionStatus:
+        """End a session with its reward. The same request again is answered again."""
+        session = self._session(session_id)
+        nothing = not session.talk.said and not session.truncated and session.unanswered is None
+        if session.state is State.LIVE and nothing:
+            raise _conflict(f"session {session.id} has no turn that a reward could be for: end it with /fail")
+        return await self._finish(session, asked, "rewarded")
+
+    async def fail(self, session_id: str, asked: FailRequest) -> SessionStatus:
+        """End a session as a failure. The same request again is answered again."""
+        return await self._finish(self._session(session_id), asked, "failed")
+
+    def status(self, session_id: str) -> SessionStatus:
+        """Where a session stands; this renews its lease."""
+        session = self._session(session_id)
+        session.touched_s = self._clock()
+        return session.status(self.limits.lease_s)
+
+    def models(self, session_id: str) -> tuple[str, ...]:
+        """The names that the agent of a session may call the policy by."""
+        return (self.model, *self._session(session_id).asked.models)
+
+    async def sweep(self) -> None:
+        """End the sessions whose lease has run out."""
+        now_s = self._clock()
+        for session in list(self._live.values()):
+            if session.calls or session.ending or now_s - session.touched_s < self.limits.lease_s:
+                continue
+            message = f"nobody called the session for {self.limits.lease_s:g} s"
+            await self._end_or_log(session, FailRequest(message, FailureKind.LOST), "expired")
+
+    async def close(self) -> None:
+        """End every session as cancelled; open no more. May be repeated."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
+        for session in list(self._live.values()):
+            await self._end_or_log(session, FailRequest("the gateway was closed", FailureKind.CANCELLED), "closed")
+
+    def drain(self) -> None:
+        """Open no more sessions; those that are live go on."""
+        self._closed = True
+
+    def _begin(self, asked: OpenSession) -> Session:
+        if self._closed:
+            failure = Failure.of(FailureKind.UNREACHABLE, Stage.REQUEST, "the gateway opens no more sessions")
+            raise ApiError(failure, 503, code="shutting_down")
+        if len(self._live) >= self.limits.max_sessions:
+            self.counters.refused += 1
+            raise full(f"all {self.limits.max_sessions} sessions are taken")
+        name, now_s = asked.id or uuid.uuid4().hex, self._clock()
+        seed = derive_seed(self._seed, "session", name) if asked.seed is None else asked.seed
+        session = Session(name, asked, seed, Conversations(self.dialect), now_s, now_s)
+        self._live[name] = session
+        self.counters.opened += 1
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(self._sweep_on())
+        return session
+
+    async def _finish(self, session: Session, end: RewardRequest | FailRequest, how: str) -> SessionStatus:
+        if session.end is not None and session.end != end:
+            raise _conflict(f"session {session.id} was ended by another request; it is {session.state}")
+        if session.state is State.LIVE:
+            if session.ending is None:
+                session.end = end
+                session.ending = asyncio.create_task(self._hand_over(session, end, how))
+                session.ending.add_done_callback(_looked_at)
+            await asyncio.shield(session.ending)  # what was begun goes on though the client hangs up
+        return session.status(self.limits.lease_s)
+
+    async def _hand_over(self, session: Session, end: RewardRequest | FailRequest, how: str) -> None:
+        try:
+            for call in session.calls:
+                call.cancel()
+            if session.calls:
+                await asyncio.wait(session.calls)
+            trajectory = session.trajectory(end, self._clock())
+            await self._on_finished(trajectory)
+        except Exception as error:  # the boundary: the sink may break in any way
+            session.end = session.ending = None
+            raise FailureError(failure_from(error, Stage.JOURNAL)) from error
+        failure = trajectory.failure
+        state = State.FAILED if failure else State.DONE
+        session.final = replace(
+            session.status(self.limits.lease_s), state=state, calls=0, reward=trajectory.reward, failure=failure
+        )
+        session.state, session.talk = state, Conversations(self.dialect)  # its tokens are the sink's now
+        self._keep(session)
+        self.counters.ended[how] += 1
+        self.counters.forks.update(turn.fork for turn in trajectory.turns if turn.fork is not None)
+        if failure is not None:
+            self.counters.failures[failure.kind] += 1
+
+    def _keep(self, session: Session) -> None:
+        del self._live[session.id]
+        self._ended[session.id] = session
+        self._oldest.append(session.id)
+        while len(self._oldest) > self.limits.finished:
+            del self._ended[self._oldest.popleft()]
+
+    async def _end_or_log(self, session: Session, end: FailRequest, how: str) -> None:
+        try:
+            await self._finish(session, end, how)
+        except Exception:  # the boundary: it stays live, and the next sweep tries again
+            log.exception("session %s could not be ended", session.id)
+
+    async def _sweep_on(self) -> None:
+        while True:
+            await asyncio.sleep(max(0.05, self.limits.lease_s / 10))
+            await self.sweep()
+
+    def _remember(self, session: Session, call: str, error: FailureError) -> None:
+        """Refusals are the agent's to mend; what the engine could not do is kept against the session's reward."""
+        kind = error.failure.kind
+        if kind is FailureKind.TOO_LONG:
+            session.truncated = True
+        elif not isinstance(error, ApiError) and error.failure.stage is not Stage.RENDER:
+            session.failed_call(call, error.failure)
+
+    def _room(self, session: Session, asked: ChatRequest) -> None:
+        if asked.choices > self.limits.max_choices:
+            raise bad_request(f"n must be at most {self.limits.max_choices}, not {asked.choices}", param="n")
+        if len(session.calls) >= self.limits.max_calls:
+            raise full(f"{len(session.calls)} calls of this session are under way: wait for one")
+        most = min(session.asked.max_turns or self.limits.max_turns, self.limits.max_turns)
+        if len(session.talk.said) + session.waiting + asked.choices > most:
+            session.truncated = True
+            failure = Failure.of(FailureKind.REJECTED, Stage.REQUEST, f"a session has at most {most} turns")
+            raise ApiError(failure, 400, code="max_turns_exceeded")
+
+    def _check(self, asked: OpenSession) -> None:
+        if asked.id is not None and not _ID.fullmatch(asked.id):
+            raise bad_request(f"an id is 1 to 64 letters, digits, '_', '-' or '.', not {asked.id!r}", param="id")
+        for name in ("max_turns", "max_length", "max_tokens"):
+            value = getattr(asked, name)
+            if value is not None and value < 1:
+                raise bad_request(f"{name} must be at least 1, not {value}", param=name)
+
+    def _find(self, session_id: str) -> Session | None:
+        return self._live.get(session_id) or self._ended.get(session_id)
+
+    def _session(self, session_id: str) -> Session:
+        session = self._find(session_id)
+        if session is None:
+            message = f"there is no session {session_id[:64]!r}: it was never opened, or this server was restarted"
+            raise ApiError(Failure.of(FailureKind.LOST, Stage.REQUEST, message), 404, code="session_not_found")
+        return session
+
+    def _usable(self, session: Session) -> None:
+        if session.state is not State.LIVE or session.ending is not None:
+            raise _conflict(f"session {session.id} has ended", status=410)
+        session.touched_s = self._clock()
+
+
+def _conflict(message: str, *, status: int = 409) -> ApiError:
+    return ApiError(Failure.of(FailureKind.REJECTED, Stage.REQUEST, message), status, code="session_conflict")
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    """Whoever ended the session may have hung up before it failed: then nobody else asks for the exception."""
+    if not task.cancelled() and task.exception() is not None:
+        log.warning("a session could not be handed over: %s", task.exception())
+
+
+def _digest_of(asked: ChatRequest) -> str:
+    """The same for a call and its repetition."""
+    parts = [meaning(message) for message in asked.messages]
+    return hashlib.blake2b(repr((parts, asked.tools, asked.stops)).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,156 @@
+"""A stage for the gateway's tests: an engine that says what a script says, and the gateway on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import openai
+from starlette.applications import Starlette
+
+from quintain.rollout.engines.base import Engine, Sampling
+from quintain.rollout.engines.fake import FakeEngine
+from quintain.rollout.gateway import Gateway, GatewayLimits, Outbox
+from quintain.rollout.gateway.routes import gateway_routes
+from quintain.rollout.renderer import Renderer
+from quintain.serving.run import quiet_server
+from quintain.trajectory import Trajectory
+
+END = 0
+
+
+class ByteTokenizer:
+    """Characters are tokens; 0 ends a turn. Its template knows nothing of tools."""
+
+    chat_template = "roles"
+    name_or_path = "bytes"
+    eos_token_id = END
+
+    def convert_ids_to_tokens(self, index: int) -> str:
+        return chr(index)
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        text = "".join(f"{m['role'][0]}{m['content']}{chr(END)}" for m in messages)
+        return text + ("a" if options["add_generation_prompt"] else "")
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        return [ord(letter) % 128 for letter in text]
+
+    def decode(self, ids: list[int], **options: Any) -> str:
+        return "".join(chr(i) for i in ids)
+
+
+class ToolTokenizer(ByteTokenizer):
+    """Its template shows tools, and calls with their arguments as objects."""
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        shown = [
+            {**m, "content": m["content"] + "".join(_call(call) for call in m.get("tool_calls", ()))} for m in messages
+        ]
+        names = ",".join(tool["function"]["name"] for tool in options.get("tools") or ())
+        return (f"T{names}{chr(END)}" if names else "") + super().apply_chat_template(shown, **options)
+
+
+def _call(call: dict[str, Any]) -> str:
+    assert isinstance(call["function"]["arguments"], dict)
+    return f"<tool_call>{json.dumps(call['function'])}</tool_call>"
+
+
+RENDERER = Renderer(ByteTokenizer())
+TOOL_RENDERER = Renderer(ToolTokenizer())
+
+Reply = Callable[[str], str]
+"""(the last message of the prompt, with its role's letter) -> what to say."""
+
+
+def says(reply: Reply | str, *, ends: bool = True) -> Callable[[Any, Sampling], Sequence[int]]:
+    """A policy for `FakeEngine`."""
+
+    def policy(prompt: Any, sampling: Sampling) -> list[int]:
+        *_, last, _ = "".join(chr(i) for i in prompt).split(chr(END))
+        text = reply if isinstance(reply, str) else reply(last)
+        return [ord(letter) for letter in text] + ([END] if ends else [])
+
+    return policy
+
+
+def scripted(reply: Reply | str, **options: Any) -> FakeEngine:
+    """An engine that says what `reply` says."""
+    return FakeEngine(says(reply), words=128, **options)
+
+
+class Stage:
+    """A gateway on a real socket, and what it handed over."""
+
+    def __init__(self, gateway: Gateway, outbox: Outbox, url: str) -> None:
+        self.gateway, self.outbox, self.url = gateway, outbox, url
+        self.http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=20)
+
+    async def open(self, **asked: Any) -> tuple[str, openai.AsyncOpenAI]:
+        """A session's id, and OpenAI's own client for it."""
+        opened = (await self.http.post("/sessions", json=asked)).raise_for_status().json()
+        client = openai.AsyncOpenAI(base_url=opened["base_url"], api_key="none", max_retries=0, timeout=20)
+        return opened["id"], client
+
+    async def reward(self, session: str, reward: float = 1.0, **more: Any) -> Trajectory:
+        """End a session; what was handed over."""
+        (await self.http.post(f"/sessions/{session}/reward", json={"reward": reward, **more})).raise_for_status()
+        return await self.taken()
+
+    async def taken(self) -> Trajectory:
+        """The next trajectory that is handed over."""
+        async with asyncio.timeout(20):
+            async for trajectory in self.outbox:
+                return trajectory
+        raise AssertionError("the outbox has no end")
+
+
+@asynccontextmanager
+async def staged(
+    engine: Engine,
+    *,
+    renderer: Renderer = RENDERER,
+    limits: GatewayLimits | None = None,
+    sampling: Sampling | None = None,
+    **options: Any,
+) -> AsyncIterator[Stage]:
+    """A gateway over `engine` on a real socket, in the loop of the test."""
+    outbox = Outbox()
+    options = {"on_finished": outbox, **options}
+    gateway = Gateway(engine, renderer, sampling=sampling or Sampling(256), limits=limits, **options)
+    listener = socket.create_server(("127.0.0.1", 0))
+    ready = asyncio.Event()
+    server = quiet_server(Starlette(routes=gateway_routes(gateway)), ready.set, grace_s=1)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await ready.wait()
+    stage = Stage(gateway, outbox, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    try:
+        yield stage
+    finally:
+        await stage.http.aclose()
+        await gateway.close()
+        await engine.close()
+        server.should_exit = True
+        await serving
+
+
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "the sum of two numbers",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
+    },
+}
+
+
+def calculates(last: str) -> str:
+    """Asked anything, it calls `add`; told a result, it says it."""
+    if last.startswith("u<tool_response>") or last.startswith("t"):
+        return f"It is {last.removeprefix('u').removeprefix('t')}."
+    return 'Let me see. <tool_call>{"name": "add", "arguments": {"b": 3, "a": 2}}</tool_call>'

@@ -1,0 +1,250 @@
+"""Whatever an agent does with its history, every sampled token is in exactly one segment, as it was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintain.codec import as_floats, as_ints
+from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user
+from quintain.rollout.engines.base import Completion
+from quintain.rollout.gateway.conversations import (
+    BRANCHED,
+    RESAMPLED,
+    REWRITTEN,
+    STARTED,
+    TOOLS_CHANGED,
+    Conversations,
+    Said,
+)
+from quintain.rollout.gateway.dialect import Dialect
+from quintain.rollout.renderer import Renderer
+from quintain.trajectory import Ending, Finish, Trajectory, VersionSpan, extends, to_segments
+
+from .stage import END, RENDERER, ByteTokenizer
+
+MODEL = Path(__file__).parents[3] / "models" / "SmolLM2-135M-Instruct"
+TOOL = ToolSpec(FunctionSpec("add"))
+
+
+class ForgetfulTokenizer(ByteTokenizer):
+    """Its template cuts what assistants said before the last message: no prompt extends the one before."""
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        *before, last = messages
+        cut = [{**m, "content": m["content"][:2]} if m["role"] == "assistant" else m for m in before]
+        return super().apply_chat_template([*cut, last], **options)
+
+
+def sample(ids: list[int], *, closed: bool = True, logprob: float = -0.5) -> Completion:
+    out = as_ints([*ids, END] if closed else ids)
+    logprobs = as_floats([logprob - i / 64 for i in range(len(out))])
+    finish = Finish.STOP if closed else Finish.LENGTH
+    return Completion(out, logprobs, finish, (VersionSpan(0, 0, len(out)),) if len(out) else ())
+
+
+def speak(talk: Conversations, messages: list[Message], said: str, tools: tuple[ToolSpec, ...] = ()) -> Said:
+    prompt = talk.prompt(messages, tools)
+    return talk.record(prompt, sample([ord(c) for c in said]), assistant(said))
+
+
+def trajectory(talk: Conversations) -> Trajectory:
+    return Trajectory("t", "g", "task", 0, 0, 0, talk.turns(1.0)[0], Ending.TERMINATED, 1.0)
+
+
+def sound(talk: Conversations) -> None:
+    """What must hold of every session."""
+    turns, order = talk.turns(1.0)
+    assert sorted(order) == list(range(len(talk.said)))
+    for i, (turn, number) in enumerate(zip(turns, order, strict=True)):
+        given_out = talk.said[number].completion
+        assert np.array_equal(turn.output_ids, given_out.output_ids)
+        assert np.array_equal(turn.logprobs, given_out.logprobs)
+        follows = i == 0 or extends(turn.prompt_ids, turns[i - 1].ids)
+        assert (turn.fork is None) == follows, turn.fork
+    segments = to_segments(trajectory(talk))
+    spoken = [turn for turn in turns if len(turn.output_ids)]
+    assert sum(int(segment.mask.sum()) for segment in segments) == sum(len(turn.output_ids) for turn in spoken)
+    sampled = np.concatenate([segment.ids[segment.mask] for segment in segments] or [as_ints([])])
+    logprobs = np.concatenate([segment.logprobs[segment.mask] for segment in segments] or [as_floats([])])
+    assert np.array_equal(sampled, np.concatenate([turn.output_ids for turn in spoken] or [as_ints([])]))
+    assert np.array_equal(logprobs, np.concatenate([turn.logprobs for turn in spoken] or [as_floats([])]))
+    for segment in segments:
+        assert np.all(segment.logprobs[~segment.mask] == 0)
+        assert np.array_equal(segment.versions >= 0, segment.mask)
+
+
+@pytest.fixture(scope="module")
+def real_renderer() -> Renderer:
+    from transformers import AutoTokenizer
+
+    return Renderer(AutoTokenizer.from_pretrained(MODEL))
+
+
+def live_through(data: st.DataObject, dialect: Dialect, draw_ids: Callable[[], list[int]], end: int) -> Conversations:
+    """A session of an agent that does anything at all with what was said."""
+    talk = Conversations(dialect)
+    texts = st.sampled_from(["go on", "why", "x", "again"])
+    histories: list[list[Message]] = [[user("begin")]]
+    for _ in range(data.draw(st.integers(1, 8))):
+        messages = list(data.draw(st.sampled_from(histories)))
+        does = data.draw(
+            st.sampled_from(["append", "again", "edit", "drop", "reorder", "inject", "new", "summarise", "append"])
+        )
+        place = data.draw(st.integers(0, len(messages) - 1))
+        if does == "edit":
+            messages[place] = replace(messages[place], content=data.draw(texts))
+        elif does == "drop" and len(messages) > 1:
+            del messages[place]
+        elif does == "reorder":
+            messages = [*messages[place:], *messages[:place]]
+        elif does == "inject":
+            messages.insert(place, assistant(data.draw(texts)))
+        elif does == "new":
+            messages = [system(data.draw(texts)), user(data.draw(texts))]
+        elif does == "summarise":
+            messages = [user("in short: " + data.draw(texts)), *messages[-1:]]
+        if does == "append":
+            messages.append(user(data.draw(texts)))
+        tools = data.draw(st.sampled_from([(), (), (TOOL,)]))
+        tips = {s.history: s for s in talk.said if s.then is None and s.prompt.tools == tools}
+        prompt = talk.prompt(messages, tools)
+        ids = [i for i in draw_ids() if i != end]
+        closed = data.draw(st.booleans())
+        out = sample(ids, closed=False)
+        if closed:
+            logprobs, spans = as_floats([-1.0] * (len(ids) + 1)), (VersionSpan(1, 0, len(ids) + 1),)
+            out = Completion(as_ints([*ids, end]), logprobs, Finish.STOP, spans)
+        said = talk.record(prompt, out, dialect.renderer.parse(out.output_ids))
+        if (tip := tips.get(tuple(messages[:-1]))) is not None and does == "append":
+            assert said.fork is None
+            assert extends(said.prompt.ids, tip.ids)
+        histories += [messages, [*messages, said.message]]
+    return talk
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_history_leaves_every_sampled_token_in_one_segment(data: st.DataObject) -> None:
+    ids = st.lists(st.integers(1, 127), max_size=3)
+    sound(live_through(data, Dialect(RENDERER), lambda: data.draw(ids), END))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_tokens_that_no_text_encodes_to_are_never_encoded_again(data: st.DataObject, real_renderer: Renderer) -> None:
+    """Any ids of a real vocabulary: half of a character, or two tokens for what one would say."""
+    ids = st.lists(st.integers(3, 49151), max_size=4)
+    (end,) = real_renderer.stop_ids
+    sound(live_through(data, Dialect(real_renderer), lambda: data.draw(ids), end))
+
+
+@settings(max_examples=100, deadline=None)
+@given(said=st.lists(st.text("abcd", max_size=4), min_size=1, max_size=6))
+def test_a_template_that_forgets_forks_at_every_turn_that_it_cuts(said: list[str]) -> None:
+    talk, messages = Conversations(Dialect(Renderer(ForgetfulTokenizer()))), [user("q")]
+    for text in said:
+        turn = speak(talk, messages, text)
+        messages = [*turn.history, user("more")]
+    sound(talk)
+    cut = [len(text) > 2 for text in said[:-1]]
+    assert [turn.fork == "template_rewrites_history" for turn in talk.turns()[0]] == [False, *cut]
+
+
+def test_a_conversation_that_goes_on_is_one_segment() -> None:
+    talk = Conversations(Dialect(RENDERER))
+    one = speak(talk, [system("s"), user("q")], "a")
+    two = speak(talk, [*one.history, user("r")], "b")
+    three = speak(talk, [*two.history, user("t"), assistant("mine"), user("u")], "c")
+    turns, _ = talk.turns(2.0)
+    assert [turn.fork for turn in turns] == [None, None, None]
+    assert [turn.reward for turn in turns] == [0.0, 0.0, 2.0]
+    assert [turn.observation for turn in turns] == [(user("r"),), (user("t"), assistant("mine"), user("u")), ()]
+    assert len(to_segments(trajectory(talk))) == 1
+    assert extends(three.prompt.ids, two.ids)
+
+
+def test_sub_agents_that_take_turns_are_a_segment_each() -> None:
+    talk = Conversations(Dialect(RENDERER))
+    main = speak(talk, [system("main"), user("q")], "a")
+    sub = speak(talk, [system("sub"), user("part")], "x")
+    main = speak(talk, [*main.history, user("r")], "b")
+    sub = speak(talk, [*sub.history, user("more")], "y")
+    main = speak(talk, [*main.history, user("end")], "c")
+    turns, order = talk.turns()
+    assert order == (0, 2, 4, 1, 3)
+    assert [turn.fork for turn in turns] == [None, None, None, STARTED, None]
+    assert [int(segment.mask.sum()) for segment in to_segments(trajectory(talk))] == [6, 4]
+    sound(talk)
+
+
+def test_of_several_beginnings_the_longest_is_extended() -> None:
+    talk = Conversations(Dialect(RENDERER))
+    one = speak(talk, [user("q")], "a")
+    two = speak(talk, [*one.history, user("r")], "b")
+    three = speak(talk, [*two.history, user("s")], "c")
+    assert three.prompt.parent is two
+    assert [int(s.mask.sum()) for s in to_segments(trajectory(talk))] == [6]
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "fork"),
+    [
+        ([user("q"), assistant("a"), user("other")], (), BRANCHED),
+        ([user("q"), assistant("a"), user("r")], (), RESAMPLED),
+        ([user("q")], (), RESAMPLED),
+        ([user("q"), assistant("A"), user("r")], (), REWRITTEN),
+        ([user("q"), assistant("a"), user("r"), assistant("B"), user("s")], (), REWRITTEN),
+        ([user("q?"), assistant("a"), user("r")], (), REWRITTEN),
+        ([user("r"), assistant("b"), user("s")], (), REWRITTEN),
+        ([system("be brief"), user("something else")], (), STARTED),
+        ([user("q"), assistant("a"), user("r"), assistant("b"), user("s")], (TOOL,), TOOLS_CHANGED),
+    ],
+)
+def test_every_way_to_fork_has_its_name(messages: list[Message], tools: tuple[ToolSpec, ...], fork: str) -> None:
+    talk = Conversations(Dialect(RENDERER))
+    one = speak(talk, [user("q")], "a")
+    speak(talk, [*one.history, user("r")], "b")
+    assert speak(talk, messages, "c", tools).fork == fork
+    assert talk.forks() == {fork: 1}
+    sound(talk)
+
+
+def test_an_answer_is_found_again_however_a_client_writes_it() -> None:
+    given = Message("assistant", None, (ToolCall("call00000", FunctionCall("add", '{"a": 1, "b": [2]}')),))
+    result = Message("tool", "3", tool_call_id="call00000")
+    for returned in (
+        replace(given, content=""),
+        replace(given, tool_calls=(ToolCall("call00000", FunctionCall("add", '{"b":[2],"a":1}')),)),
+        replace(given, tool_calls=(ToolCall("renamed", FunctionCall("add", '{"a":1,"b":[2]}')),)),
+    ):
+        talk = Conversations(Dialect(RENDERER))
+        first = talk.record(talk.prompt([user("q")], (TOOL,)), sample([120, 121]), given)
+        then = talk.prompt([user("q"), returned, result], (TOOL,))
+        assert then.parent is first
+        assert extends(then.ids, first.ids)
+    changed = replace(given, tool_calls=(ToolCall("call00000", FunctionCall("add", '{"a": 1, "b": [3]}')),))
+    talk = Conversations(Dialect(RENDERER))
+    talk.record(talk.prompt([user("q")], (TOOL,)), sample([120, 121]), given)
+    assert talk.prompt([user("q"), changed, result], (TOOL,)).parent is None
+
+
+def test_of_equal_answers_the_one_whose_calls_came_back_is_extended() -> None:
+    talk = Conversations(Dialect(RENDERER))
+    prompt = talk.prompt([user("q")], (TOOL,))
+    made = [
+        talk.record(
+            prompt, sample([65 + i]), Message("assistant", None, (ToolCall(f"c{i}", FunctionCall("add", "{}")),))
+        )
+        for i in range(3)
+    ]
+    for said in made:
+        then = talk.prompt([*said.history, Message("tool", "1", tool_call_id=said.message.tool_calls[0].id)], (TOOL,))
+        assert then.parent is said

@@ -1,0 +1,206 @@
+"""The gateway's small parts: tool calls read, tools shown, samples cut, wishes settled, requests read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quintain.codec import as_floats, as_ints
+from quintain.failure import QuintainError
+from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
+from quintain.rollout.engines.base import Completion, Sampling
+from quintain.rollout.gateway.chat import read_chat
+from quintain.rollout.gateway.dialect import Dialect
+from quintain.rollout.gateway.errors import ApiError
+from quintain.rollout.gateway.limits import GatewayLimits
+from quintain.rollout.gateway.stops import cut, first_stop
+from quintain.rollout.gateway.tool_calls import Said, parser_of
+from quintain.rollout.gateway.wire import Overrides
+from quintain.rollout.gateway.wishes import settle
+from quintain.trajectory import Finish, VersionSpan, check_spans, extends
+
+from .stage import ADD, RENDERER, TOOL_RENDERER
+
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+CALLED = FunctionCall("add", '{"a": 1}')
+TOOL = ToolSpec(FunctionSpec("add", "sums", {"type": "object"}))
+
+
+@pytest.mark.parametrize(
+    ("parser", "text", "said"),
+    [
+        ("hermes", "plain", Said("plain")),
+        ("hermes", "", Said("")),
+        ("hermes", CALL, Said(None, (CALLED,))),
+        ("hermes", f"I add.\n{CALL}\n{CALL}", Said("I add.", (CALLED, CALLED))),
+        ("hermes", '<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}\n', Said(None, (CALLED,))),
+        ("hermes", '<tool_call>{"name": "add", "arg', Said('<tool_call>{"name": "add", "arg')),
+        ("hermes", "<tool_call>add(1)</tool_call>", Said("<tool_call>add(1)</tool_call>")),
+        ("hermes", '{"name": "add", "arguments": {"a": 1}}', Said('{"name": "add", "arguments": {"a": 1}}')),
+        ("whole", '{"name": "add", "parameters": {"a": 1}}', Said(None, (CALLED,))),
+        ("whole", "[add(a=1)]", Said(None, (CALLED,))),
+        ("whole", "It is 1.", Said("It is 1.")),
+        ("whole", CALL, Said(CALL)),
+        ("none", CALL, Said(CALL)),
+    ],
+)
+def test_calls_are_read_and_what_is_malformed_stays_text(parser: str, text: str, said: Said) -> None:
+    assert parser_of(parser)(text, ["add"]) == said
+
+
+def test_a_parser_that_does_not_exist_is_named() -> None:
+    with pytest.raises(QuintainError, match="no tool-call parser 'hermess': did you mean 'hermes'"):
+        parser_of("hermess")
+
+
+def test_a_template_that_shows_tools_is_left_to_do_it() -> None:
+    shown = TOOL_RENDERER.parse(Dialect(TOOL_RENDERER).first([user("?")], [TOOL])).content
+    assert shown == "Tadd\0u?\0a"
+
+
+def test_tools_calls_and_results_are_written_out_for_a_template_that_does_not_know_them() -> None:
+    dialect = Dialect(RENDERER)
+    calls = Message("assistant", None, (ToolCall("c", CALLED),))
+    history = [system("Be brief."), user("1 + 1?"), calls, Message("tool", "2", tool_call_id="c")]
+    shown = dialect.text(dialect.first(history, [TOOL]))
+    told, asked, called, result, _ = shown.split("\0")
+    assert told.startswith("sBe brief.\n\nYou can call these functions")
+    assert '{"name": "add", "description": "sums", "parameters": {"type": "object"}}' in told
+    assert (asked, called, result) == ("u1 + 1?", f"a{CALL}", "u<tool_response>2</tool_response>")
+    before = dialect.first(history[:2], [TOOL])
+    rendered = dialect.extend(before, [*history[:2], calls], history[3:], [TOOL])
+    assert rendered.fork is None
+    assert extends(rendered.ids, before)
+
+
+@given(text=st.text("ab.", max_size=30), stops=st.lists(st.text("ab.", min_size=1, max_size=3), max_size=3))
+def test_a_sample_is_cut_where_an_engine_that_watches_would_stop(text: str, stops: list[str]) -> None:
+    ids = as_ints([ord(c) for c in text])
+    watched = next((n for n in range(len(text) + 1) if any(stop in text[:n] for stop in stops)), None)
+    found = first_stop(ids, lambda part: "".join(chr(i) for i in part), stops)
+    assert (found.tokens if found else None) == watched
+    if found is not None:
+        kept_text = text[: found.tokens]
+        assert found.text == min((kept_text.partition(stop)[0] for stop in stops if stop in kept_text), key=len)
+        spans = tuple(VersionSpan(i, i, i + 1) for i in range(len(text)))
+        kept = cut(Completion(ids, as_floats([-1.0] * len(text)), Finish.STOP, spans), found.tokens)
+        assert kept.output_ids.tolist() == ids.tolist()[: found.tokens]
+        assert (len(kept.logprobs), kept.finish) == (found.tokens, Finish.ABORT)
+        check_spans(kept.versions, found.tokens)
+
+
+BASE = Sampling(64, temperature=1.0)
+
+
+def test_wishes_that_ask_for_what_the_run_does_are_no_wishes() -> None:
+    settled = settle({"temperature": 1, "top_p": 1.0, "top_k": 0}, BASE, Overrides.REFUSE)
+    assert (settled.sampling, settled.seed, settled.ignored) == (BASE, None, ())
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "seed", "frequency_penalty"])
+def test_a_wish_is_refused_ignored_or_granted_as_the_session_says(name: str) -> None:
+    value = 3 if name in ("top_k", "seed") else 0.5
+    with pytest.raises(ApiError, match=rf"{name}={value}.* overrides 'ignore'") as caught:
+        settle({name: value}, BASE, Overrides.REFUSE)
+    assert (caught.value.status, caught.value.param) == (400, name)
+    ignored = settle({name: value}, BASE, Overrides.IGNORE)
+    assert (ignored.sampling, ignored.ignored) == (BASE, (name,))
+    if name == "frequency_penalty":
+        with pytest.raises(ApiError, match="is not supported"):
+            settle({name: value}, BASE, Overrides.ALLOW)
+    else:
+        granted = settle({name: value}, BASE, Overrides.ALLOW)
+        assert (granted.seed if name == "seed" else getattr(granted.sampling, name)) == value
+        assert granted.ignored == ()
+
+
+def body(**changes: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "q"}], **changes}).encode()
+
+
+def test_fields_that_change_nothing_are_taken() -> None:
+    asked = read_chat(
+        body(
+            user="me", metadata={"a": "b"}, store=True, temperature=None, n=None, tool_choice="auto", logit_bias={},
+            response_format={"type": "text"}, parallel_tool_calls=True, stop=None, frequency_penalty=0, audio=None,
+            stream_options={"include_usage": True}, max_tokens=7, max_completion_tokens=5,
+        )
+    )  # fmt: skip
+    assert (dict(asked.wishes), asked.max_tokens, asked.include_usage, asked.choices) == ({}, 5, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "says"),
+    [
+        ({"temprature": 0.5}, "temprature", "did you mean 'temperature'"),
+        ({"audio": {"voice": "x"}}, "audio", "'audio' is not supported"),
+        ({"functions": [{}]}, "functions", "'functions' is not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "only the log-probability of the sampled token"),
+        ({"n": 0}, "n", "at least 1"),
+        ({"n": True}, "n", "at least 1"),
+        ({"max_tokens": "many"}, "max_tokens", "whole number"),
+        ({"temperature": "hot"}, "temperature", "must be a number"),
+        ({"temperature": -1}, "temperature", "from 0 to 2"),
+        ({"top_p": 0}, "top_p", "from 0 to 1"),
+        ({"stop": [""]}, "stop", "none of them empty"),
+        ({"stop": ["x"] * 17}, "stop", "at most 16"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"messages": []}, "messages", "at least one message"),
+        ({"messages": "hi"}, "messages", "must be a list"),
+        ({"messages": [{"role": "robot"}]}, "messages[0].role", "must be one of"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "must be a text"),
+        ({"messages": [{"role": "tool", "content": "3"}]}, "messages[0].tool_call_id", "must be a text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content",
+            "only text is supported",
+        ),
+        ({"messages": [{"role": "user", "content": "x", "thoughts": "y"}]}, "messages[0].thoughts", "not supported"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}]},
+         "messages[0].tool_calls", "only an assistant calls tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]", "only functions"),
+        ({"model": None}, "model", "must be a text"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused_by_its_name(changes: dict[str, Any], param: str, says: str) -> None:
+    with pytest.raises(ApiError, match=says) as caught:
+        read_chat(body(**changes))
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b'{"model": "\\ud800"}', b'{"temperature": NaN}'])
+def test_a_body_that_is_no_json_object_is_refused(text: bytes) -> None:
+    with pytest.raises(ApiError, match="the request must be") as caught:
+        read_chat(text)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "wish"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"tools": [{**ADD, "function": {**ADD["function"], "strict": True}}]}, "tools.function.strict"),
+    ],
+)
+def test_what_would_change_the_sampling_is_a_wish(changes: dict[str, Any], wish: str) -> None:
+    assert list(read_chat(body(**changes)).wishes) == [wish]
+
+
+def test_parts_of_text_are_one_text_and_developers_are_systems() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    asked = read_chat(body(messages=[{"role": "developer", "content": parts}, {"role": "user", "content": "q"}]))
+    assert asked.messages == (system("ab"), user("q"))
+
+
+def test_a_limit_that_allows_nothing_is_refused() -> None:
+    with pytest.raises(QuintainError, match="lease_s must be more than 0"):
+        GatewayLimits(lease_s=0)

@@ -1,0 +1,179 @@
+"""Real vLLM for tests: a tiny tied model from a seed, servers of it on this machine, and an oracle in transformers.
+
+Whoever tests against real vLLM uses `model_folder` and `experiment`, and marks the test `needs_vllm`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from quintain.config import ExperimentConfig
+from quintain.rollout.engines.base import Weights
+from quintain.rollout.engines.vllm.engine import VLLMEngine
+from quintain.rollout.engines.vllm.start import open_vllm
+
+ROOT = Path(__file__).resolve().parents[3]
+MAX_LENGTH = 512
+PROMPT = np.array([5, 17, 3, 96, 1000, 41], dtype=np.int32)
+DEADLINE_S = 120.0
+
+
+@cache
+def vllm_python() -> str:
+    """The Python of vLLM's environment, which `make test` has made."""
+    script = ROOT / "scripts" / "setup_vllm.py"
+    result = subprocess.run([sys.executable, script, "--where"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1]
+
+
+@cache
+def tiny_llama(seed: int) -> LlamaForCausalLM:
+    """A Llama with tied embeddings and 44M parameters, nearly all of them words: they cost a CPU little."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=768,
+        intermediate_size=768,
+        num_hidden_layers=2,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) >= 40_000_000
+    return model
+
+
+def model_folder(folder: Path) -> Path:
+    """Save the model of seed 0 with SmolLM2's tokenizer."""
+    tiny_llama(0).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ROOT / "models" / "SmolLM2-135M-Instruct").save_pretrained(folder)
+    return folder
+
+
+def publish(folder: Path, version: int, seed: int | None = None) -> Weights:
+    """A published version: by default the model whose seed is the version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = tiny_llama(version if seed is None else seed).state_dict()
+    kept = {name: tensor.clone() for name, tensor in state.items() if name != "lm_head.weight"}
+    save_file(kept, folder / "model.safetensors")
+    return Weights(folder, version)
+
+
+@torch.no_grad()
+def logprobs(seed_or_model: Any, ids: Any) -> np.ndarray:
+    """What transformers says: log-probabilities [L - 1] of `ids` [L] at temperature 1."""
+    model = tiny_llama(seed_or_model) if isinstance(seed_or_model, int) else seed_or_model
+    row = torch.as_tensor(np.asarray(ids), dtype=torch.long)[None]
+    every = torch.log_softmax(model(row).logits[0, :-1].float(), dim=-1)
+    return every.gather(1, row[0, 1:, None])[:, 0].numpy()
+
+
+def explained(done: Any, seed_or_model: Any, prompt: Any = PROMPT) -> np.ndarray:
+    """|engine - transformers| of each sampled token, had the whole turn been sampled by that model."""
+    whole = np.concatenate([prompt, done.output_ids])
+    return np.abs(done.logprobs - logprobs(seed_or_model, whole)[len(prompt) - 1 :])
+
+
+def experiment(model: Path, vllm: dict[str, Any] | None = None, **rollout: Any) -> ExperimentConfig:
+    """An experiment that samples with vLLM, its servers started from vLLM's environment."""
+    options: dict[str, Any] = {"hang_s": 60.0, **(vllm or {})}
+    if not options.get("urls"):
+        options = {"python": vllm_python(), "args": ["--num-gpu-blocks-override", "256"], **options}
+    fields: dict[str, Any] = {"engine": "vllm", "dtype": "float32", "threads": 1, "vllm": options, **rollout}
+    return ExperimentConfig.model_validate(
+        {"model": {"path": str(model)}, "environment": {"name": "math"}, "rollout": fields}
+    )
+
+
+class Said:
+    """What an engine reports."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+
+    def has(self, part: str) -> bool:
+        return any(part in line for line in self.lines)
+
+
+@contextmanager
+def opened(config: ExperimentConfig, logs: Path, said: Said | None = None) -> Iterator[VLLMEngine]:
+    """An engine and its servers, for the with-block; then no process of theirs may be left.
+
+    An engine belongs to the event loop that first uses it: close it there, or use `serving`.
+    """
+    engine = open_vllm(config, logs=logs, report=said or Said())
+    groups = pids(engine)
+    try:
+        yield engine
+    finally:
+        groups += pids(engine)
+        asyncio.run(engine.close())
+    assert [group for group in groups if living(group)] == []
+
+
+@asynccontextmanager
+async def serving(config: ExperimentConfig, logs: Path, said: Said | None = None) -> AsyncIterator[VLLMEngine]:
+    """`opened`, used and closed in the running event loop."""
+    engine = await asyncio.to_thread(open_vllm, config, logs=logs, report=said or Said())
+    groups = pids(engine)
+    try:
+        yield engine
+    finally:
+        groups += pids(engine)
+        await engine.close()
+    assert [group for group in groups if living(group)] == []
+
+
+def processes(engine: VLLMEngine) -> list[Any]:
+    """The server processes of an engine, dead ones included."""
+    return [member.process for member in engine._fleet.members if member.process is not None]
+
+
+def pids(engine: VLLMEngine) -> list[int]:
+    """Their guards' ids, which are those of their process groups."""
+    return [process.pid for process in processes(engine) if process._popen is not None]
+
+
+def living(group: int) -> list[psutil.Process]:
+    """What lives in a process group."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(stat[2]) == group and stat[0] not in "ZX":
+            found.append(process)
+    return found
+
+
+async def until(what: str, holds: Callable[[], bool]) -> None:
+    """Let the loop run until `holds()`; fail where it does not within a generous deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
+        await asyncio.sleep(0.005)
