@@ -69,6 +69,9 @@ class LatencyEngine:
     async def pause(self) -> None:
         self._going.clear()
 
+    async def prepare(self, weights: Weights) -> None:
+        pass
+
     async def load(self, weights: Weights) -> None:
         self._version = weights.version
 

@@ -52,6 +52,7 @@ class Conductor:
         self.plan, self.engine, self.renderer, self.make_env, self.journal = plan, engine, renderer, make_env, journal
         self.running = running or EpisodeCount()
         self.fatal: Failure | None = None
+        self.stall_s = 0.0  # how long sampling stood still for the last publish
         self.draining = False  # true: issue nothing more; what runs goes on to its end
         self._crew = Crew(
             plan, engine=engine, renderer=renderer, make_env=make_env, running=self.running, limit_of=self._limit_s
@@ -109,12 +110,15 @@ class Conductor:
             raise
 
     async def publish(self, weights: Weights, canary: Canary, *, admit: bool) -> Mismatch:
-        """Pause, load, prove with the canary, resume; what was being sampled goes on under the new weights.
+        """Prepare, pause, load, prove with the canary, resume; what was being sampled goes on under the new weights.
 
         Where the load fails the old weights are still in place and sampling goes on; where the canary refuses, nobody
         knows what is in place and sampling stays stopped until a publish is accepted.
         """
         async with self._publishing:
+            await self.engine.prepare(weights)
+            clock = asyncio.get_running_loop().time
+            began = clock()
             await self.engine.pause()
             try:
                 await self.engine.load(weights)
@@ -123,6 +127,7 @@ class Conductor:
                 raise
             mismatch = check(canary, await self.engine.score(canary.rows), weights.version)
             await self.engine.resume()
+            self.stall_s = clock() - began
         if admit:
             self.admit(weights.version)
         return mismatch

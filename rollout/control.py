@@ -27,7 +27,6 @@ DRAIN_LOOK_S = 0.05
 @dataclass(slots=True)
 class _State:
     paused: bool = False
-    draining: bool = False
     refused: Failure | None = None  # the publish after which nobody knows which weights are in place
 
 
@@ -48,7 +47,7 @@ class Control:
     @property
     def draining(self) -> bool:
         """Whether nothing new is admitted."""
-        return self._state.draining
+        return self._conductor.draining
 
     async def publish(self, request: PublishRequest) -> Mismatch:
         """Put weights in force. Raises FailureError; Refused (409) where the canary refuses them."""
@@ -87,16 +86,18 @@ class Control:
     async def resume(self) -> None:
         """Go on sampling, and admitting where the server drained. Raises Refused (409) after a refused publish."""
         async with self._lock:
-            self._state.draining = False
+            self._conductor.draining = False
             if self._state.refused is not None:
                 message = f"sampling stays stopped until a publish is accepted: {self._state.refused.message}"
                 raise refused(message, Stage.PUBLISH, FailureKind.INVALID, status=409)
             self._state.paused = False
             await self._conductor.engine.resume()
+            if self._conductor.version >= 0:  # start what was not while the server drained
+                self._conductor.admit(self._conductor.version)
 
     async def drain(self, wait_s: float) -> DrainReport:
         """Admit nothing more; what is left when nothing is, or after `wait_s`."""
-        self._state.draining = True
+        self._conductor.draining = True
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
         while not self.drained:

@@ -90,6 +90,13 @@ class Engine(Protocol):
         """Stop sampling at a token boundary; requests in flight are kept."""
         ...
 
+    async def prepare(self, weights: Weights) -> None:
+        """Read `weights` beside those in use, while sampling goes on, so that `load` of the same need only swap them.
+
+        It may be left out. Raises as `load` does; an engine that cannot prepare does nothing.
+        """
+        ...
+
     async def load(self, weights: Weights) -> None:
         """Swap the weights in. Requests in flight go on under the new version with recomputed caches."""
         ...

@@ -117,6 +117,7 @@ class EmbeddedEngine:
         self._stopping = False
         self._busy_s = 0.0
         self._load_s = 0.0
+        self._prepared: tuple[Weights, Any] | None = None  # new weights, built and not yet in use
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._ended: Failure | None = None
         self._ending = threading.Lock()  # makes "put, unless it has ended" one act
@@ -167,12 +168,22 @@ class EmbeddedEngine:
         """Go on sampling."""
         await self._ask(lambda: self._set_paused(False), Stage.PUBLISH)
 
+    async def prepare(self, weights: Weights) -> None:
+        """Build new weights beside those in use, on a thread of its own; sampling goes on, slower."""
+        try:
+            built = await asyncio.to_thread(self._build, weights)
+        except Exception as error:  # the boundary, as in `_ask`
+            raise FailureError(failure_of(error, Stage.PUBLISH)) from error
+        self._prepared = (weights, built)
+
     async def load(self, weights: Weights) -> None:
         """Swap the weights in. Requests in flight go on under the new version with recomputed caches.
 
         Raises FailureError at `publish`, and then the old weights are in place as if nothing had been asked.
         """
-        await self._ask(lambda: self._load(weights), Stage.PUBLISH)
+        prepared, self._prepared = self._prepared, None
+        built = prepared[1] if prepared is not None and prepared[0] == weights else None
+        await self._ask(lambda: self._load(weights, built), Stage.PUBLISH)
 
     def kick(self) -> None:
         """Say that what `expected` returns has changed. A no-op for an engine without it, or one that is closed."""
@@ -198,6 +209,11 @@ class EmbeddedEngine:
         with contextlib.suppress(FailureError):
             self._put(_Command(self._stop))
         await asyncio.to_thread(self._thread.join)
+
+    def _build(self, weights: Weights) -> Any:
+        with torch.inference_mode():
+            network = self._decoder.network
+            return network.build(read_weights(weights.path, network.layout))
 
     async def _ask(self, work: Callable[[], T], stage: Stage) -> T:
         reply = _Reply.here()
@@ -292,10 +308,9 @@ class EmbeddedEngine:
         self._busy_s += time.perf_counter() - start
         return scored
 
-    def _load(self, weights: Weights) -> None:
+    def _load(self, weights: Weights, built: Any) -> None:
         start = time.perf_counter()
-        network = self._decoder.network
-        network.use(network.build(read_weights(weights.path, network.layout)))
+        self._decoder.network.use(self._build(weights) if built is None else built)
         self._decoder.version = weights.version
         self._decoder.restart()
         self._load_s = time.perf_counter() - start

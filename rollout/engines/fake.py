@@ -131,6 +131,9 @@ class FakeEngine:
         self._refuse_if_closed()
         self._going.set()
 
+    async def prepare(self, weights: Weights) -> None:
+        """Nothing: loading takes no time."""
+
     async def load(self, weights: Weights) -> None:
         """Take the weights' bytes and their version together; a `stale` engine takes the version alone."""
         self._refuse_if_closed()

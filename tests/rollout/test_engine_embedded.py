@@ -319,6 +319,36 @@ async def test_loaded_weights_are_used_everywhere(family: str, start: Any, tmp_p
     np.testing.assert_allclose((await engine.score([PROMPTS[1]]))[0], plain, atol=2e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+async def test_prepared_weights_wait_for_their_load_and_serve_no_other(family: str, start: Any, tmp_path: Path) -> None:
+    make, _ = MODELS[family]
+    before, first, second = make(), make(), make()
+    with torch.no_grad():
+        for model, factor in ((first, 0.5), (second, 1.5)):
+            for tensor in model.parameters():
+                tensor.mul_(factor)
+    one, two = (publish(tmp_path / str(n), m.state_dict()) for n, m in enumerate((first, second), 1))
+    engine = start(make())
+    greedy = Sampling(8, temperature=0.0)
+
+    await engine.prepare(Weights(one, version=1))
+    (done,) = await sample(engine, (PROMPTS[1], greedy))
+    np.testing.assert_allclose(done.logprobs, plain_logprobs(before, PROMPTS[1], done, Sampling(1)), atol=2e-5)
+
+    await engine.load(Weights(two, version=2))  # another than was prepared
+    (done,) = await sample(engine, (PROMPTS[1], greedy))
+    np.testing.assert_allclose(done.logprobs, plain_logprobs(second, PROMPTS[1], done, Sampling(1)), atol=2e-5)
+
+    await engine.prepare(Weights(one, version=3))
+    (one / "model.safetensors").unlink()  # it is not read again
+    await engine.load(Weights(one, version=3))
+    (done,) = await sample(engine, (PROMPTS[1], greedy))
+    np.testing.assert_allclose(done.logprobs, plain_logprobs(first, PROMPTS[1], done, Sampling(1)), atol=2e-5)
+
+    with pytest.raises(FailureError, match="there are no weights"):
+        await engine.prepare(Weights(one, version=4))
+
+
 @pytest.mark.parametrize("tied_name_in_file", [True, False])
 async def test_tied_weights_are_loaded_with_and_without_their_second_name(
     tied_name_in_file: bool, start: Any, tmp_path: Path

@@ -26,7 +26,7 @@ REAL = st.floats(allow_nan=False, allow_infinity=False)
 WHOLE = st.integers(0, 2**62)
 TOKENS = st.integers(-(2**31), 2**31 - 1)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | REAL | TEXT,
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | REAL | TEXT,  # what msgpack holds
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )

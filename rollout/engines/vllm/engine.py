@@ -109,6 +109,9 @@ class VLLMEngine:
         self._open = False
         await self._fleet.pause()
 
+    async def prepare(self, weights: Weights) -> None:
+        """Nothing: a server reads weights when it is told to load them."""
+
     async def load(self, weights: Weights) -> None:
         """Swap the weights in, on all replicas or none. A folder with an `adapter_config.json` is a PEFT adapter.
 

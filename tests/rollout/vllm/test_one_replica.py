@@ -135,7 +135,7 @@ async def test_weights_of_another_model_are_refused_by_name_and_the_old_ones_sta
     norm = state["model.norm.weight"]
     for change, named in (
         ({"model.norm.weight": None}, "missing: model.norm.weight"),
-        ({"model.extra.weight": norm}, "not the model's: model.extra.weight"),
+        ({"model.extra.weight": norm.clone()}, "not the model's: model.extra.weight"),
         (
             {"model.norm.weight": torch.cat([norm, norm])},
             r"model.norm.weight has shape \[1536\], the model's is \[768\]",

@@ -55,10 +55,10 @@ def sampled_on(engine: VLLMEngine) -> list[int]:
     return [len(member.attempts) for member in engine._fleet.members]
 
 
-async def begin(engine: VLLMEngine, tokens: int) -> list[asyncio.Task]:
-    """Four long requests, two on each replica, each with some of its tokens."""
+async def begin(engine: VLLMEngine, tokens: int, sessions: str) -> list[asyncio.Task]:
+    """Four long requests of new sessions, two on each replica, each with some of its tokens."""
     before = engine.stats().output_tokens
-    tasks = [asyncio.ensure_future(engine.generate(PROMPT, LONG, session=f"{i}")) for i in range(4)]
+    tasks = [asyncio.ensure_future(engine.generate(PROMPT, LONG, session=f"{sessions}{i}")) for i in range(4)]
     await until("tokens", lambda: engine.stats().output_tokens >= before + tokens)
     assert sampled_on(engine) == [2, 2]
     return tasks
@@ -136,7 +136,7 @@ async def test_a_killed_replicas_requests_go_on_elsewhere_and_it_comes_back_with
 ) -> None:
     weights = [publish(tmp_path / str(version), version) for version in (7, 8)]
     await put_in_force(engine, weights[0])
-    tasks = await begin(engine, 4 * 20)
+    tasks = await begin(engine, 4 * 20, "killed")
     group = processes(engine)[0].pid
     server = next(process for process in living(group) if process.ppid() == group)
     os.kill(server.pid, signal.SIGKILL)
@@ -169,7 +169,7 @@ async def test_a_killed_replicas_requests_go_on_elsewhere_and_it_comes_back_with
 
 async def test_a_hung_replica_is_treated_as_dead_and_started_again(engine: VLLMEngine, said: real.Said) -> None:
     version = engine.stats().version
-    tasks = await begin(engine, 4 * 20)
+    tasks = await begin(engine, 4 * 20, "hung")
     group = processes(engine)[1].pid
     for process in living(group):
         os.kill(process.pid, signal.SIGSTOP)
