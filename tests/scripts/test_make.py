@@ -76,7 +76,10 @@ def test_as_root_with_apt_the_package_is_installed_and_no_test_is_left_out(tmp_p
     result = machine.test()
     assert result.returncode == 0
     assert "installing docker.io" in result.stderr
-    assert "needs_" not in result.stdout
+    assert [line.partition(" loadfile -m ")[2] for line in result.stdout.splitlines()] == [
+        "not needs_vllm",
+        "needs_vllm",
+    ]
     assert "LEFT OUT" not in result.stdout
 
 
@@ -100,6 +103,17 @@ def test_a_failing_suite_fails_the_script_also_when_tests_were_left_out(tmp_path
     machine = Machine(tmp_path, root=False)
     machine.pytest_exits_with(3)
     assert machine.test().returncode == 3
+
+
+def test_only_when_neither_half_has_a_test_is_there_nothing_to_run(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, root=False)
+    python = machine.place / ".venv" / "bin" / "python"
+    machine.pytest_exits_with(5)
+    assert machine.test().returncode == 5
+    executable(python, 'case "$*" in *" needs_vllm"*) exit 0 ;; *setup_vllm*) exit 0 ;; esac\nexit 5')
+    assert machine.test().returncode == 0
+    executable(python, 'case "$*" in *" needs_vllm"*) exit 1 ;; esac\nexit 0')
+    assert machine.test().returncode == 1
 
 
 def test_arguments_and_the_number_of_workers_reach_pytest(tmp_path: Path) -> None:
