@@ -17,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from quintain.calling.chat import ChatEndpoint, ChatReply
@@ -93,24 +94,13 @@ class _ChatEpisode:
             reply = await self._ask(messages, observation.tools)
             said = message_of(reply)
             replied = self.clock()
-            self.stage = Stage.STEP
+            finish = Finish.LENGTH if reply.finish == "length" else Finish.STOP
+            none, no_logprobs = as_ints([]), as_floats([])
+            self.turns.append(Turn(none, none, no_logprobs, finish, (), said, generate_s=replied - began))
+            self.stage = Stage.STEP  # where that fails, the turn is kept all the same
             step = await self.env.step(Action(said))
             new = tuple(step.observation.messages)
-            finish = Finish.LENGTH if reply.finish == "length" else Finish.STOP
-            self.turns.append(
-                Turn(
-                    as_ints([]),
-                    as_ints([]),
-                    as_floats([]),
-                    finish,
-                    (),
-                    said,
-                    new,
-                    step.reward,
-                    generate_s=replied - began,
-                    env_s=self.clock() - replied,
-                )
-            )
+            self.turns[-1] = replace(self.turns[-1], observation=new, reward=step.reward, env_s=self.clock() - replied)
             for name, value in dict(step.info.get("rewards", {})).items():
                 self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
             if step.terminated:

@@ -142,10 +142,6 @@ class _Episode:
             sampled = self.clock()
             self.stage = Stage.RENDER
             message_out = self.renderer.parse(completion.output_ids)
-            self.stage = Stage.STEP
-            step = await self.env.step(Action(message_out))
-            stepped = self.clock()
-            new = tuple(step.observation.messages)
             self.turns.append(
                 Turn(
                     ids,
@@ -154,13 +150,14 @@ class _Episode:
                     completion.finish,
                     completion.versions,
                     message_out,
-                    new,
-                    step.reward,
-                    fork,
-                    sampled - began,
-                    stepped - sampled,
+                    fork=fork,
+                    generate_s=sampled - began,
                 )
             )
+            self.stage = Stage.STEP  # where that fails, the turn is kept all the same
+            step = await self.env.step(Action(message_out))
+            new = tuple(step.observation.messages)
+            self.turns[-1] = replace(self.turns[-1], observation=new, reward=step.reward, env_s=self.clock() - sampled)
             for name, value in dict(step.info.get("rewards", {})).items():
                 self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
             if step.terminated:

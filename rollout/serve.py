@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -121,7 +122,11 @@ def serve(
         engine = make_engine(config, running, logs=run / "logs", report=report)
         patience_s = 2 * config.environment.step_timeout_s
         client = EnvClient(
-            environment, token=token or os.environ.get(TOKEN_ENV), timeout_s=patience_s, patience_s=patience_s
+            environment,
+            token=token or os.environ.get(TOKEN_ENV),
+            timeout_s=patience_s,
+            patience_s=patience_s,
+            max_connections=config.rollout.max_concurrency,
         )
         size = size_of(client.tasks(config.environment.split))
         conductor = Conductor(
@@ -140,6 +145,8 @@ def serve(
                 check()
                 check_engine(engine)
 
+            gc.collect()
+            gc.freeze()  # what lives as long as the server is not looked through at each collection
             asyncio.run(_serve(served, listener, lambda: told(url), sound))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import yaml
 
+from quintain.rollout.audit import audit
+
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 180.0
 
@@ -196,10 +198,13 @@ class Run:
             return db.execute("SELECT place, task_index, consumed_at FROM groups ORDER BY place").fetchall()
 
     def assert_books_balance(self, steps: int) -> None:
-        """Every place once, each consumed at its step, none skipped."""
+        """Every place once, each consumed at its step, none skipped; and an audit finds nothing wrong."""
         per_step = self.config["trainer"]["prompts_per_step"]
         consumed = [(place, index, step) for place, index, step in self.books() if step is not None]
         assert consumed == [(place, place, place // per_step) for place in range(steps * per_step)]
+        report = audit(self.path / "journal.db")
+        assert report.ok, report.problems
+        assert (report.steps, report.consumed) == (steps, steps * per_step)
 
 
 def name(process: psutil.Process) -> str:

@@ -42,6 +42,7 @@ def start(*flags: str, env: str = "Guess", **environ: str) -> subprocess.Popen[s
         cwd=ROOT,
         env={**os.environ, **environ},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
     )
 
 

@@ -21,9 +21,9 @@ def error_line(output: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("server", ["env", "rollout"])
-def test_a_run_goes_on_when_a_server_is_killed(run: Run, server: str) -> None:
-    run.set("trainer.max_steps", 5).start().wait_for_step(2)
+@pytest.mark.parametrize(("server", "staleness"), [("env", 0), ("rollout", 0), ("rollout", 1)])
+def test_a_run_goes_on_when_a_server_is_killed(run: Run, server: str, staleness: int) -> None:
+    run.set("trainer.max_steps", 5).set("rollout.max_staleness", staleness).start().wait_for_step(2)
     run.kill(run.server(server))
     code, output = run.finish()
     assert code == 0, output
@@ -168,6 +168,7 @@ fallocate -l 130m {small}/ballast
 {quintain}; echo "first: $?"
 rm {small}/ballast
 {quintain} --resume; echo "second: $?"
+{sys.executable} -m quintain rollout audit {small}/run; echo "audit: $?"
 """
     )
     import yaml
@@ -179,5 +180,6 @@ rm {small}/ballast
     output = done.stdout + done.stderr
     assert "first: 1" in output, output
     assert "second: 0" in output, output
+    assert "audit: 0" in output, output
     assert "cannot write the checkpoint" in error_line(output)
     assert "go on with: quintain train" in output

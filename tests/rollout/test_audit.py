@@ -60,7 +60,7 @@ def test_the_books_of_a_run_with_everything_in_it_balance(finished: Path) -> Non
 def test_the_table_shows_the_balance_and_the_json_is_the_same_report(finished: Path) -> None:
     report = audit(finished)
     text = printed(report)
-    assert "the books balance" in text
+    assert "the books balance" in " ".join(text.split())  # a long path breaks the title's lines
     assert "+ dropped" in text
     assert "zero_variance" in text
     assert "WRONG" not in text

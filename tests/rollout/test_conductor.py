@@ -68,7 +68,7 @@ async def test_the_same_seed_gives_the_same_episode_and_turns_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "stage", "turns"), [("reset", Stage.RESET, 0), ("step", Stage.STEP, 0), ("late", Stage.STEP, 1)]
+    ("trouble", "stage", "turns"), [("reset", Stage.RESET, 0), ("step", Stage.STEP, 1), ("late", Stage.STEP, 2)]
 )
 async def test_an_environment_that_raises_makes_a_failure_that_keeps_the_turns_it_had(
     trouble: str, stage: Stage, turns: int

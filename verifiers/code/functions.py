@@ -137,14 +137,14 @@ class _Relay:
 
     async def _ask(self, worker: Talk) -> bytes | Finding:
         """The next frame of the solution's process, or what its end means."""
-        self._waits_for_solution = True
+        self._waits_for_solution = True  # and still does where time runs out in here
         try:
             frame = await worker.receive()
-            return _of_solution(await worker.wait()) if frame is None else frame
+            answer = _of_solution(await worker.wait()) if frame is None else frame
         except Oversized as error:
-            return _tampering(f"the solution's process sent {error}")
-        finally:
-            self._waits_for_solution = False
+            answer = _tampering(f"the solution's process sent {error}")
+        self._waits_for_solution = False
+        return answer
 
     async def _of_tests(self, grader: Talk, frame: bytes | None) -> Finding:
         """What the end of the tests' process without a finding means: the values it was given may be the cause."""

@@ -119,12 +119,14 @@ class Sandboxes:
     async def guest(self, name: str, *, pytest: bool = False) -> Guest:
         """Our program `name`: prepared, or compiled by the sandbox's own interpreter. Raises FailureError where that
         breaks."""
-        if self._options.backend == "namespaces":
-            return Guest(Program.prepared(name, env=environment(name)), b"")
         key = (pytest, name)
-        if key not in self._guests:
-            self._guests[key] = asyncio.create_task(self._compile(self.pytest if pytest else self.main, name))
+        sandbox = self.pytest if pytest else self.main
         try:
+            if self._options.backend == "namespaces":
+                await sandbox.start()
+                return Guest(Program.prepared(name, env=environment(name)), b"")
+            if key not in self._guests:
+                self._guests[key] = asyncio.create_task(self._compile(sandbox, name))
             return await asyncio.shield(self._guests[key])
         except (FailureError, QuintainError) as error:
             self._guests.pop(key, None)  # perhaps it works the next time

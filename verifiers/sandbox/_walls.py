@@ -67,5 +67,7 @@ def process_count(facts: Facts, controls: Set[str]) -> Protection:
         return Protection("process count", True, "RLIMIT_NPROC in a user namespace of the slot's own")
     if "pids" in controls:
         return Protection("process count", True, "a pids control group for each slot")
+    if facts.few:
+        return Protection("process count", True, "the pid_max of a process namespace of the slot's own: 640")
     root = "the kernel does not count the processes of root, whom programs run as in the eyes of the host"
     return Protection("process count", False, f"{root}; they are counted every 50 ms, so more may live for that long")

@@ -58,13 +58,15 @@ class ZygoteSpec:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a zygote says of itself: whether it has root's means, its Python's version, the machine's
-    architecture, whether there is a system call filter for it, and whether the kernel counts a slot's processes."""
+    architecture, whether there is a system call filter for it, whether the kernel counts a slot's processes, and
+    whether there may only be a few in each slot although it does not."""
 
     privileged: bool
     python: str
     machine: str
     seccomp: bool
     counted: bool
+    few: bool
 
 
 class Keeper:

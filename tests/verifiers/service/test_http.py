@@ -75,7 +75,9 @@ def test_no_items_have_no_verdicts(service):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_not_finished_in_time_failed_and_has_no_score_and_the_rest_keeps_its_verdict(service, tmp_path, stream):
+def test_what_is_not_finished_in_time_failed_and_has_no_score_and_the_rest_keeps_its_verdict(
+    service, tmp_path, waiting, stream
+):
     began = time.monotonic()
     asked = {"verifier": "probe", "items": items("right", f"wait {tmp_path / 'never'}", "wrong"), "timeout_s": 0.3}
     response = service.post("/v1/verify", {**asked, "stream": stream})
@@ -90,7 +92,7 @@ def test_what_is_not_finished_in_time_failed_and_has_no_score_and_the_rest_keeps
     assert verdicts[1]["outcome"] == "timeout"
     assert verdicts[1]["failure"]["kind"] == "timeout"
     assert verdicts[1]["failure"]["retryable"]
-    assert (tmp_path / "never.cancelled").exists()
+    waiting(lambda: (tmp_path / "never.cancelled").exists(), "its item was ended")
 
 
 def test_a_verifier_that_breaks_fails_its_own_items_only(service):

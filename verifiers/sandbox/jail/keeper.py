@@ -23,7 +23,7 @@ import time
 import types
 from typing import NamedTuple
 
-from . import guest, kernel
+from . import guest, kernel, root
 
 ORDER = struct.Struct("=BdddQQQ?")
 """From the service: what to do; for RUN, with the command's descriptors, its Bounds, and whether the session ends with
@@ -38,6 +38,9 @@ SESSION = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kerne
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SETTLE_S = 0.001
+LEAST = 19
+PID_MAX = 640
+"""Of a slot's process namespace, where the kernel does not count processes by user: at most so many live at a time."""
 
 
 class Bounds(NamedTuple):
@@ -62,7 +65,7 @@ class Usage(NamedTuple):
 
 class Keeper:
     """One slot. `users` is a descriptor of its user namespace, `uid` its user as seen from here; `prepared` are the
-    programs that the sandbox was made with."""
+    programs that the sandbox was made with; `few` bounds process numbers (PID_MAX)."""
 
     def __init__(
         self,
@@ -71,8 +74,10 @@ class Keeper:
         uid: int,
         filter_program: kernel.Filter | None,
         prepared: dict[str, types.ModuleType],
+        few: bool,
     ) -> None:
         self._control = control
+        self._few = few
         self._users = users
         self._uid = uid
         self._filter = filter_program
@@ -89,6 +94,8 @@ class Keeper:
         kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
         for name, kind in (("pid", kernel.CLONE_NEWPID), ("mnt", kernel.CLONE_NEWNS), ("ipc", kernel.CLONE_NEWIPC)):
             self._home.append((os.open("/proc/self/ns/" + name, os.O_RDONLY | os.O_CLOEXEC), kind))
+        if self._few:
+            root.write("/proc/sys/kernel/pid_max", str(PID_MAX))
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         control = socket.socket(fileno=self._control)
         control.send(b"ready")
@@ -105,11 +112,9 @@ class Keeper:
                     once = True  # whatever is half made goes
                 for fd in fds:
                     os.close(fd)
-                once = once or self._last
+                once = once or self._last or not self._kill_others()
                 if once:
                     self._close()
-                else:
-                    self._kill_others()
                 control.send(REPORT.pack(*report, once) + trouble)
             elif kind == CLOSE:
                 self._close()
@@ -142,6 +147,8 @@ class Keeper:
         begun, begins = os.pipe()
         pid = os.fork()
         if pid == 0:
+            if self._few:
+                os.nice(LEAST)  # a crowd would starve its keeper
             most = (bounds.data_bytes, bounds.memory_bytes)
             guest.become(fds, begins, fresh, *most, self._users, self._uid, self._filter, self._prepared)
         os.close(begins)
@@ -182,7 +189,7 @@ class Keeper:
             now = time.monotonic()
             if now >= look:
                 look = now + bounds.watch_s
-                seen = self._usage(bounds.memory_bytes)
+                seen = self._usage(bounds.memory_bytes, bounds.processes)
                 used_s, peak_bytes = seen.cpu_s, max(peak_bytes, seen.resident_bytes)
                 why = exceeded(seen, bounds) or why
                 self._last = self._last or why == CROWD  # nothing can be started among so many
@@ -195,11 +202,14 @@ class Keeper:
         """Processes of the session that live now."""
         return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, self._init)]
 
-    def _kill_others(self) -> None:
-        """End what the program has left behind; the session stays."""
+    def _kill_others(self) -> bool:
+        """End what the program has left behind, and whether that could be done; the session stays."""
         if not self._others():
-            return
-        pid = os.fork()  # into the session's process namespace
+            return True
+        try:
+            pid = os.fork()  # into the session's process namespace
+        except BlockingIOError:
+            return False  # they are too many for one more
         if pid == 0:
             try:
                 os.kill(-1, signal.SIGKILL)  # everybody in there but itself and the init
@@ -208,14 +218,18 @@ class Keeper:
         os.waitpid(pid, 0)
         while self._others():
             time.sleep(SETTLE_S)
+        return True
 
-    def _usage(self, memory_bytes: int) -> Usage:
-        """What all processes of the session that live now use.
+    def _usage(self, memory_bytes: int, processes: int) -> Usage:
+        """What all processes of the session that live now use; of more than `processes`, only how many they are,
+        since reading of each takes longer the more they do.
 
         Pages that processes share are counted for each of them, unless that would be too many.
         """
         ticks = pages = threads = 0
         others = self._others()
+        if len(others) > processes:
+            return Usage(0.0, 0, len(others))
         for pid in others:
             fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
             if fields:

@@ -59,6 +59,12 @@ _CAPABILITIES_V3 = struct.pack("Ii", 0x20080522, 0)
 _NO_CAPABILITIES = bytes(24)
 
 
+def pid_max_is_per_namespace() -> bool:
+    """Whether each process namespace has a bound of its own, as since Linux 6.14: before, it is the whole machine's."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int("".join(filter(str.isdigit, minor)))) >= (6, 14)
+
+
 def _done(result: int, what: str) -> int:
     if result < 0:
         code = ctypes.get_errno()

@@ -81,6 +81,7 @@ def prepare(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, types.Mod
         "machine": platform.machine(),
         "seccomp": seccomp.build(platform.machine()) is not None,
         "counted": counted,
+        "few": not counted and kernel.pid_max_is_per_namespace(),
     }
     return facts, prepared
 
@@ -176,7 +177,7 @@ class Zygote:
                 os.close(self._control.detach())
                 for fd in ours:
                     os.close(fd)
-                Keeper(fds[0], users, uid, self._filter, self._prepared).serve()
+                Keeper(fds[0], users, uid, self._filter, self._prepared, self._facts["few"]).serve()
             except Exception:
                 sys.excepthook(*sys.exc_info())  # to stderr, which the service reads
             finally:
