@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier
 from quintain.verifiers.base import Verifier
+from quintain.verifiers.code import functions
+from quintain.verifiers.sandbox.interface import Execution, Limits, Status
 
 from .conftest import Ask
 
@@ -259,3 +262,26 @@ async def test_a_verdict_does_not_depend_on_the_one_before(ask: Ask) -> None:
     for _ in range(6):
         assert (await ask("def f(x): return 2", checking(leaving))).score == 1.0
         assert (await ask("def f(x): return 2", checking(looking))).score == 1.0
+
+
+class StubTalk:
+    """Says nothing, and has ended like this once its time is up."""
+
+    def __init__(self, end: Execution) -> None:
+        self._end = end
+
+    async def receive(self) -> bytes | None:
+        await asyncio.Event().wait()
+        return None
+
+    async def wait(self) -> Execution:
+        return self._end
+
+
+async def test_time_that_a_stub_solution_takes_is_its_own_and_not_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bomb may keep its sandbox from ending it in time: the tests, which wait for it, are out of time with it."""
+    late = Execution(Status.TIMEOUT, reason="it took its 0 s")
+    monkeypatch.setattr(functions, "GRACE_S", 0.0)
+    stubs = StubTalk(late), StubTalk(Execution(Status.OK))
+    found = await functions._Relay("nonce").bounded(*stubs, Limits(wall_s=0.05))  # type: ignore[arg-type]
+    assert (found.status, found.message) == (functions.CaseStatus.TIMEOUT, "it took its 0 s")

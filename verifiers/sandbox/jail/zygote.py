@@ -9,6 +9,7 @@ then `keeper` with a process id, and `dead`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import json
@@ -22,7 +23,7 @@ import sys
 import types
 from typing import Any
 
-from . import heap, kernel, root, script, seccomp
+from . import kernel, root, script, seccomp
 from .guest import GUEST_ID
 from .keeper import Keeper
 
@@ -43,10 +44,10 @@ def main() -> None:
         tell(control, {"error": f"{type(error).__name__}: {error}"})
         return
     script.hide()
-    fillers = heap.settle()
+    gc.collect()
+    gc.freeze()  # or collecting in a fork would write to every page that it shares
     tell(control, {"ready": facts})
     Zygote(control, parent, facts, prepared).serve()
-    del fillers  # they were kept for as long as there are forks
 
 
 def prepare(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, types.ModuleType]]:
