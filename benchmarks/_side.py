@@ -32,6 +32,15 @@ def peer_python(name: str, packages: Sequence[str]) -> Path:
     return python
 
 
+def vllm_python() -> str:
+    """The interpreter of vLLM's environment, which scripts/setup_vllm.py makes once."""
+    script = ROOT / "scripts" / "setup_vllm.py"
+    made = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    if made.returncode:
+        raise SystemExit("vLLM's environment could not be made; see above")
+    return made.stdout.split()[-1]
+
+
 def report(benchmark: str, ratios: Mapping[str, float], detail: Mapping[str, Any]) -> None:
     """Print the one JSON object that ends every benchmark."""
     rounded = {name: round(value, 4) for name, value in ratios.items()}

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _side import ROOT, report
+from _side import ROOT, report, vllm_python
 
 WARM_UP = 2  # steps that are not counted
 
@@ -39,10 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
-    made = subprocess.run([sys.executable, str(ROOT / "scripts" / "setup_vllm.py")], stdout=subprocess.PIPE, text=True)
-    if made.returncode:
-        raise SystemExit("vLLM's environment could not be made; see above")
-    python = made.stdout.split()[-1]
+    python = vllm_python()
     ratios: dict[str, float] = {}
     detail: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:

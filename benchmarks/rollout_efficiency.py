@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from _side import ROOT, report
+from _side import ROOT, report, vllm_python
 
 from quintain.config import ExperimentConfig, VLLMConfig, dump_config, parse_config
 from quintain.envs.math import MathEnv
@@ -194,10 +194,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    made = subprocess.run([sys.executable, str(ROOT / "scripts" / "setup_vllm.py")], stdout=subprocess.PIPE, text=True)
-    if made.returncode:
-        raise SystemExit("vLLM's environment could not be made; see above")
-    python = made.stdout.split()[-1]
+    python = vllm_python()
 
     renderer = load_renderer(str(MODEL))
     tasks = MathEnv.tasks("train", operations="+", low=1, high=999)

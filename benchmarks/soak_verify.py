@@ -49,6 +49,7 @@ GROWTH_BYTES = 48 << 20
 CACHE_MB = 4
 KILL_EVERY_S = 2.0
 CLIENT_KILL_EVERY_S = 7.0
+LEAVE_S = 20.0
 FAILED_SHARE = 0.05
 """Of the items that are no catastrophes, so many may fail: each kill may cost the item at hand, if it comes twice."""
 DEADLINES = {"math": 5.0, "regex": 1.0, "exact": 5.0, "code": 10.0}
@@ -298,9 +299,19 @@ def run(seconds: float, seed: int) -> int:
     watch(service, soak, began)
     server.terminate()
     code = server.wait(60)
-    _, left = psutil.wait_procs(list(soak.seen.values()), timeout=20)
+    left, patient_until = list(soak.seen.values()), time.monotonic() + LEAVE_S
+    while (left := [process for process in left if lives(process)]) and time.monotonic() < patient_until:
+        time.sleep(0.1)
     lifeline.close()
     return judge(soak, seconds, [process.pid for process in left] + marked(mark), code, ends)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether the process runs, still the one that it was."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def marked(mark: str) -> list[int]:

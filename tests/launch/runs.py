@@ -18,6 +18,8 @@ import yaml
 
 from quintain.rollout.audit import audit
 
+from ..tiny_llama import tiny_llama
+
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 180.0
 
@@ -33,24 +35,12 @@ def wait_for(what: str, holds: Callable[[], bool]) -> None:
 def make_model(folder: Path, *, favours: int | None = None) -> Path:
     """Save the tiny model; with `favours`, it samples that token nearly always."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
-    torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "SmolLM2-135M-Instruct")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=favours is None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    model = LlamaForCausalLM(config)
+    special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    tied = favours is None
+    model = tiny_llama(0, words=len(tokenizer), length=256, intermediate_size=64, tie_word_embeddings=tied, **special)
     if favours is not None:
         with torch.no_grad():
             model.lm_head.weight.zero_()

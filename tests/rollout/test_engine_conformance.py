@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Engine, Sampling, Weights
@@ -20,31 +19,21 @@ from quintain.rollout.engines.embedded import EmbeddedEngine
 from quintain.rollout.engines.fake import FakeEngine
 from quintain.trajectory import Finish, check_spans
 
+from ..tiny_llama import tiny_llama
+
 WORDS, MAX_LENGTH = 97, 128
 PROMPT = np.array([5, 17, 3, 96, 0, 41], dtype=np.int32)
 LONG = Sampling(max_tokens=100, seed=1)
 
 
-def tiny_llama(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_LENGTH,
-        tie_word_embeddings=True,
-        initializer_range=0.25,
-    )
-    return LlamaForCausalLM(config)
+def llama(seed: int) -> LlamaForCausalLM:
+    return tiny_llama(seed, words=WORDS, length=MAX_LENGTH, initializer_range=0.25)
 
 
 def publish(folder: Path, seed: int) -> Path:
     """Weights that both engines can load."""
     folder.mkdir()
-    state = tiny_llama(seed).state_dict()
+    state = llama(seed).state_dict()
     save_file(
         {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}, folder / "model.safetensors"
     )
@@ -52,7 +41,7 @@ def publish(folder: Path, seed: int) -> Path:
 
 
 def embedded(**options: Any) -> Engine:
-    return EmbeddedEngine(tiny_llama(0), dtype="float32", max_batch=4, **options)
+    return EmbeddedEngine(llama(0), dtype="float32", max_batch=4, **options)
 
 
 def fake(**options: Any) -> Engine:

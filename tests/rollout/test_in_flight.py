@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from quintain.codec import as_floats
 from quintain.rollout.audit import audit
@@ -19,25 +19,14 @@ from quintain.rollout.engines.base import Sampling, Weights
 from quintain.rollout.engines.embedded import EmbeddedEngine
 from quintain.trajectory import Group, Turn, versions_of
 
+from ..tiny_llama import tiny_llama
 from .stage import RENDERER, conductor
 
 WORDS = 128
 
 
 def model_of(version: int) -> LlamaForCausalLM:
-    torch.manual_seed(version)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    made = LlamaForCausalLM(config).eval()
+    made = tiny_llama(version, words=WORDS, length=512, initializer_range=0.2)
     with torch.no_grad():
         made.model.embed_tokens.weight[0] = 0.0  # the stop id, no likelier than others
     return made

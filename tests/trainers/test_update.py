@@ -27,19 +27,13 @@ from quintain.trainers.streams import Streams, draws_random_numbers
 from quintain.trainers.update import Share, Work, accumulate, parameters_of
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
+from ..tiny_llama import tiny_llama
+
 TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 
 
 def tiny() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
-    )  # fmt: skip
-    model: nn.Module = LlamaForCausalLM(config).eval()
-    return model
+    return tiny_llama(0, words=97, length=64)
 
 
 def groups(seed: int, *, failing: bool = False) -> list[Group]:

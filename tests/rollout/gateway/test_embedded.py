@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.embedded import EmbeddedEngine
 from quintain.rollout.renderer import Renderer
 from quintain.trajectory import Trajectory, to_segments
 
+from ...tiny_llama import tiny_llama
 from .stage import Stage, staged
 
 MODEL = Path(__file__).parents[3] / "models" / "SmolLM2-135M-Instruct"
@@ -32,19 +31,8 @@ def renderer() -> Renderer:
 @pytest.fixture
 async def stage(renderer: Renderer) -> AsyncIterator[Stage]:
     """A random model over SmolLM2's vocabulary: what it says is no text that a tokenizer would encode so."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-    )
-    engine = EmbeddedEngine(LlamaForCausalLM(config), dtype="float32", max_batch=8)
+    model = tiny_llama(0, words=49152, length=1024, initializer_range=0.1)
+    engine = EmbeddedEngine(model, dtype="float32", max_batch=8)
     async with staged(engine, renderer=renderer, sampling=Sampling(32)) as made:
         yield made
 

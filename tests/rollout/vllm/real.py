@@ -19,12 +19,14 @@ import numpy as np
 import psutil
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from quintain.config import ExperimentConfig
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm.engine import VLLMEngine
 from quintain.rollout.engines.vllm.start import open_vllm
+
+from ...tiny_llama import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[3]
 MAX_LENGTH = 512
@@ -42,31 +44,28 @@ def vllm_python() -> str:
 
 
 @cache
-def tiny_llama(seed: int) -> LlamaForCausalLM:
-    """A Llama with tied embeddings and 44M parameters, nearly all of them words: they cost a CPU little."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=49152,
+def llama(seed: int) -> LlamaForCausalLM:
+    """44M parameters, nearly all of them words: they cost a CPU little."""
+    model = tiny_llama(
+        seed,
+        words=49152,
+        length=MAX_LENGTH,
         hidden_size=768,
         intermediate_size=768,
-        num_hidden_layers=2,
         num_attention_heads=12,
         num_key_value_heads=4,
-        max_position_embeddings=MAX_LENGTH,
-        tie_word_embeddings=True,
         initializer_range=0.05,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
     )
-    model = LlamaForCausalLM(config).eval()
     assert sum(parameter.numel() for parameter in model.parameters()) >= 40_000_000
     return model
 
 
 def model_folder(folder: Path) -> Path:
     """Save the model of seed 0 with SmolLM2's tokenizer."""
-    tiny_llama(0).save_pretrained(folder)
+    llama(0).save_pretrained(folder)
     AutoTokenizer.from_pretrained(ROOT / "models" / "SmolLM2-135M-Instruct").save_pretrained(folder)
     return folder
 
@@ -74,7 +73,7 @@ def model_folder(folder: Path) -> Path:
 def publish(folder: Path, version: int, seed: int | None = None) -> Weights:
     """A published version: by default the model whose seed is the version."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = tiny_llama(version if seed is None else seed).state_dict()
+    state = llama(version if seed is None else seed).state_dict()
     kept = {name: tensor.clone() for name, tensor in state.items() if name != "lm_head.weight"}
     save_file(kept, folder / "model.safetensors")
     return Weights(folder, version)
@@ -83,7 +82,7 @@ def publish(folder: Path, version: int, seed: int | None = None) -> Weights:
 @torch.no_grad()
 def logprobs(seed_or_model: Any, ids: Any) -> np.ndarray:
     """What transformers says: log-probabilities [L - 1] of `ids` [L] at temperature 1."""
-    model = tiny_llama(seed_or_model) if isinstance(seed_or_model, int) else seed_or_model
+    model = llama(seed_or_model) if isinstance(seed_or_model, int) else seed_or_model
     row = torch.as_tensor(np.asarray(ids), dtype=torch.long)[None]
     every = torch.log_softmax(model(row).logits[0, :-1].float(), dim=-1)
     return every.gather(1, row[0, 1:, None])[:, 0].numpy()

@@ -162,8 +162,8 @@ def adapter(folder: Path, seed: int) -> tuple[Path, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
-    base = LlamaForCausalLM(real.tiny_llama(1).config)
-    base.load_state_dict(real.tiny_llama(1).state_dict())
+    base = LlamaForCausalLM(real.llama(1).config)
+    base.load_state_dict(real.llama(1).state_dict())
     torch.manual_seed(seed)
     options = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"])
     made = get_peft_model(base, options).eval()

@@ -92,7 +92,7 @@ async def test_at_other_temperatures_the_logprobs_are_of_the_distribution_sample
 
         with torch.no_grad():
             whole = torch.tensor(np.concatenate([PROMPT, done.output_ids]), dtype=torch.long)[None]
-            logits = real.tiny_llama(engine.stats().version)(whole).logits[0, len(PROMPT) - 1 : -1] / scale
+            logits = real.llama(engine.stats().version)(whole).logits[0, len(PROMPT) - 1 : -1] / scale
         told = torch.log_softmax(logits, -1).gather(1, whole[0, len(PROMPT) :, None])[:, 0]
         np.testing.assert_allclose(done.logprobs, told.numpy(), atol=1e-4)
 
