@@ -10,6 +10,13 @@ import pytest
 from .runs import Run, make_model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts a whole run (processes with torch, one after the other) takes more than ten seconds."""
+    for item in items:
+        if "run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with tied embeddings and SmolLM2's tokenizer, from a seed."""
