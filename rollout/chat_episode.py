@@ -11,23 +11,19 @@ Invariants, as of `run_episode`:
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from quintain.calling.chat import ChatEndpoint, ChatReply
 from quintain.codec import as_floats, as_ints, to_builtins
-from quintain.envs.base import Action, Environment
-from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
+from quintain.envs.base import Environment, Observation
+from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec
-from quintain.rollout.episode import EpisodeSpec
+from quintain.rollout.episode import Attempt, EpisodeSpec, attempted
 from quintain.rollout.tasks import derive_seed
-from quintain.trajectory import Ending, Finish, Trajectory, Turn
+from quintain.trajectory import Finish, Trajectory, Turn
 
 SEED_BITS: Final = 31
 """Endpoints take seeds that fit a signed 32-bit integer."""
@@ -46,98 +42,46 @@ async def run_chat_episode(
     How to sample is the endpoint's request; of `spec.sampling` nothing is used. `send_seed` gives every turn a seed of
     its own that follows from the episode's.
     """
-    for attempt in range(1, spec.attempts + 1):
-        trajectory = await _ChatEpisode(spec, make_env(), endpoint, send_seed, clock, attempt).run()
-        if trajectory.failure is None or not trajectory.failure.retryable:
-            break
-    return trajectory
+    return await attempted(
+        spec, lambda number: _Asked(spec, make_env(), number, clock, endpoint=endpoint, send_seed=send_seed)
+    )
 
 
-class _ChatEpisode:
-    """One attempt. Its state is the messages and turns so far and the stage it is in."""
+class _Asked(Attempt):
+    """The policy answers requests, message by message."""
 
-    def __init__(
-        self,
-        spec: EpisodeSpec,
-        env: Environment,
-        endpoint: ChatEndpoint,
-        send_seed: bool,
-        clock: Callable[[], float],
-        attempt: int,
-    ) -> None:
-        self.spec, self.env, self.endpoint, self.send_seed, self.clock = spec, env, endpoint, send_seed, clock
-        self.attempt, self.stage, self.started = attempt, Stage.RESET, clock()
-        self.turns: list[Turn] = []
-        self.prompt: tuple[Message, ...] = ()
-        self.rewards: dict[str, float] = {}
-        self.usage: dict[str, int] = {}
+    def __init__(self, *episode: Any, endpoint: ChatEndpoint, send_seed: bool) -> None:
+        super().__init__(*episode)
+        self._endpoint, self._send_seed = endpoint, send_seed
+        self._messages: list[Message] = []
+        self._tools: Sequence[ToolSpec] = ()
+        self._usage: dict[str, int] = {}
 
-    async def run(self) -> Trajectory:
-        try:
-            ending = await self._play()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # the boundary: whatever broke in this episode is data of this episode
-            return self._trajectory(Ending.FAILED, failure_from(error, self.stage))
-        finally:
-            with contextlib.suppress(FailureError):  # the environment's lease frees what a lost close leaves behind
-                await self.env.close()
-        return self._trajectory(ending, None)
+    def begin(self, observation: Observation) -> None:
+        self._messages, self._tools = list(observation.messages), observation.tools
 
-    async def _play(self) -> Ending:
-        observation = await self.env.reset(self.spec.task, seed=self.spec.seed)
-        self.prompt = tuple(observation.messages)
-        messages = list(observation.messages)
-        while True:
-            self.stage = Stage.GENERATE
-            began = self.clock()
-            reply = await self._ask(messages, observation.tools)
-            said = message_of(reply)
-            replied = self.clock()
-            finish = Finish.LENGTH if reply.finish == "length" else Finish.STOP
-            none, no_logprobs = as_ints([]), as_floats([])
-            self.turns.append(Turn(none, none, no_logprobs, finish, (), said, generate_s=replied - began))
-            self.stage = Stage.STEP  # where that fails, the turn is kept all the same
-            step = await self.env.step(Action(said))
-            new = tuple(step.observation.messages)
-            self.turns[-1] = replace(self.turns[-1], observation=new, reward=step.reward, env_s=self.clock() - replied)
-            for name, value in dict(step.info.get("rewards", {})).items():
-                self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
-            if step.terminated:
-                return Ending.TERMINATED
-            if step.truncated or len(self.turns) >= self.spec.max_turns:
-                return Ending.TRUNCATED
-            messages += [said, *new]
+    async def act(self) -> Turn | None:
+        self.stage = Stage.GENERATE
+        began = self.clock()
+        reply = await self._ask()
+        said = message_of(reply)
+        finish = Finish.LENGTH if reply.finish == "length" else Finish.STOP
+        none, no_logprobs = as_ints([]), as_floats([])
+        return Turn(none, none, no_logprobs, finish, (), said, generate_s=self.clock() - began)
 
-    async def _ask(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> ChatReply:
-        more: dict[str, Any] = {"tools": [to_builtins(tool) for tool in tools]} if tools else {}
-        if self.send_seed:
+    def extend(self, turn: Turn) -> None:
+        self._messages += [turn.message, *turn.observation]
+
+    async def _ask(self) -> ChatReply:
+        more: dict[str, Any] = {"tools": [to_builtins(tool) for tool in self._tools]} if self._tools else {}
+        if self._send_seed:
             more["seed"] = derive_seed(self.spec.seed, "turn", len(self.turns)) % 2**SEED_BITS
-        reply = await self.endpoint.complete([message.to_openai() for message in messages], **more)
+        reply = await self._endpoint.complete([message.to_openai() for message in self._messages], **more)
         for name, count in (("prompt_tokens", reply.prompt_tokens), ("output_tokens", reply.output_tokens)):
             if count is not None:
-                self.usage[name] = self.usage.get(name, 0) + count
+                self._usage[name] = self._usage.get(name, 0) + count
+                self.info = {"usage": dict(self._usage)}
         return reply
-
-    def _trajectory(self, ending: Ending, failure: Failure | None) -> Trajectory:
-        spec = self.spec
-        return Trajectory(
-            spec.id,
-            spec.group,
-            spec.task.id,
-            spec.index,
-            spec.member,
-            spec.seed,
-            tuple(self.turns),
-            ending,
-            None if failure else math.fsum(turn.reward for turn in self.turns),
-            failure,
-            {} if failure else self.rewards,
-            self.prompt,
-            {"usage": dict(self.usage)} if self.usage else {},
-            self.attempt,
-            self.clock() - self.started,
-        )
 
 
 def message_of(reply: ChatReply) -> Message:

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import Callable, Coroutine
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from quintain.codec import Ints
-from quintain.envs.base import Action, Environment
+from quintain.codec import Ints, as_ints
+from quintain.envs.base import Action, Environment, Observation
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
-from quintain.messages import Message
+from quintain.messages import Message, ToolSpec
 from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.renderer import Renderer
 from quintain.rollout.tasks import derive_seed
@@ -80,36 +80,48 @@ async def run_episode(
     clock: Callable[[], float] = time.monotonic,
     cutoff: Cutoff | None = None,
 ) -> Trajectory:
-    """Run the episode, again while its failure is retryable and attempts are left."""
+    """Run the episode with `engine`, again while its failure is retryable and attempts are left."""
     cutoff = cutoff or Cutoff()
-    for attempt in range(1, spec.attempts + 1):
-        trajectory = await _Episode(spec, make_env(), engine, renderer, clock, attempt, cutoff).run()
+    return await attempted(
+        spec, lambda number: _Sampled(spec, make_env(), number, clock, cutoff, engine=engine, renderer=renderer)
+    )
+
+
+async def attempted(spec: EpisodeSpec, make: Callable[[int], Attempt]) -> Trajectory:
+    """What the first attempt gives that does not fail, or the last of `spec.attempts`; `make` is told its number."""
+    for number in range(1, spec.attempts + 1):
+        trajectory = await make(number).run()
         if trajectory.failure is None or not trajectory.failure.retryable:
             break
     return trajectory
 
 
-class _Episode:
-    """One attempt. Its state is the messages and turns so far and the stage it is in."""
+class Attempt(ABC):
+    """One attempt at an episode: its state is the turns so far and the stage it is in. Who plays is a subclass."""
 
     def __init__(
-        self,
-        spec: EpisodeSpec,
-        env: Environment,
-        engine: Engine,
-        renderer: Renderer,
-        clock: Callable[[], float],
-        attempt: int,
-        cutoff: Cutoff,
+        self, spec: EpisodeSpec, env: Environment, number: int, clock: Callable[[], float], cutoff: Cutoff | None = None
     ) -> None:
-        self.spec, self.env, self.engine, self.renderer, self.clock = spec, env, engine, renderer, clock
-        self.attempt, self.cutoff = attempt, cutoff
+        self.spec, self.env, self.number, self.clock = spec, env, number, clock
+        self.cutoff = cutoff or Cutoff()
         self.stage = Stage.RESET
         self.started = clock()
         self.turns: list[Turn] = []
         self.prompt: tuple[Message, ...] = ()
         self.rewards: dict[str, float] = {}
-        self.task_id = spec.task.id
+        self.info: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def begin(self, observation: Observation) -> None:
+        """The episode has begun: this is what the policy sees."""
+
+    @abstractmethod
+    async def act(self) -> Turn | None:
+        """The policy's next turn, without what the environment will answer; None where there is no room for one."""
+
+    @abstractmethod
+    def extend(self, turn: Turn) -> None:
+        """The environment has answered, and the episode goes on."""
 
     async def run(self) -> Trajectory:
         try:
@@ -119,67 +131,108 @@ class _Episode:
         except Exception as error:  # the boundary: whatever broke in this episode is data of this episode
             return self._trajectory(Ending.FAILED, self._failure(error))
         finally:
-            await self._close()
+            with contextlib.suppress(FailureError):  # the environment's lease frees what a lost close leaves behind
+                await self.env.close()
         return self._trajectory(ending, None)
 
     async def _play(self) -> Ending:
         observation = await self.env.reset(self.spec.task, seed=self.spec.seed)
         self.prompt = tuple(observation.messages)
-        messages = list(observation.messages)
-        tools = observation.tools
-        self.stage = Stage.RENDER
-        ids, fork = self.renderer.first(messages, tools), None
-        while True:
-            room = self.spec.max_length - len(ids)
-            if room <= 0:
-                if self.turns:
-                    return Ending.TRUNCATED
-                message = f"the prompt has {len(ids)} tokens and an episode at most {self.spec.max_length}"
-                raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
-            self.stage = Stage.GENERATE
+        self.begin(observation)
+        while (turn := await self.act()) is not None:
+            self.turns.append(turn)  # it is kept where the step fails
+            self.stage = Stage.STEP
             began = self.clock()
-            completion = await self._sample(ids, room)
-            sampled = self.clock()
-            self.stage = Stage.RENDER
-            message_out = self.renderer.parse(completion.output_ids)
-            self.turns.append(
-                Turn(
-                    ids,
-                    completion.output_ids,
-                    completion.logprobs,
-                    completion.finish,
-                    completion.versions,
-                    message_out,
-                    fork=fork,
-                    generate_s=sampled - began,
-                )
-            )
-            self.stage = Stage.STEP  # where that fails, the turn is kept all the same
-            step = await self.env.step(Action(message_out))
+            step = await self.env.step(Action(turn.message))
             new = tuple(step.observation.messages)
-            self.turns[-1] = replace(self.turns[-1], observation=new, reward=step.reward, env_s=self.clock() - sampled)
+            turn = replace(turn, observation=new, reward=step.reward, env_s=self.clock() - began)
+            self.turns[-1] = turn
             for name, value in dict(step.info.get("rewards", {})).items():
                 self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
             if step.terminated:
                 return Ending.TERMINATED
             if step.truncated or len(self.turns) >= self.spec.max_turns:
                 return Ending.TRUNCATED
-            self.stage = Stage.RENDER
-            messages.append(message_out)
-            rendered = self.renderer.extend(self.turns[-1].ids, messages, new, tools)
-            messages += new
-            ids, fork = rendered.ids, rendered.fork
+            self.extend(turn)
+        return Ending.TRUNCATED
 
     def _failure(self, error: Exception) -> Failure:
         if self.cutoff.reason is not None:
             return Failure.of(FailureKind.TIMEOUT, self.stage, self.cutoff.reason, retryable=False)
         return failure_from(error, self.stage)
 
+    def _trajectory(self, ending: Ending, failure: Failure | None) -> Trajectory:
+        spec = self.spec
+        return Trajectory(
+            spec.id,
+            spec.group,
+            spec.task.id,
+            spec.index,
+            spec.member,
+            spec.seed,
+            tuple(self.turns),
+            ending,
+            None if failure else math.fsum(turn.reward for turn in self.turns),
+            failure,
+            {} if failure else self.rewards,
+            self.prompt,
+            self.info,
+            self.number,
+            self.clock() - self.started,
+        )
+
+
+class _Sampled(Attempt):
+    """The policy is an engine's, token by token."""
+
+    def __init__(self, *episode: Any, engine: Engine, renderer: Renderer) -> None:
+        super().__init__(*episode)
+        self._engine, self._renderer = engine, renderer
+        self._messages: list[Message] = []
+        self._tools: Sequence[ToolSpec] = ()
+        self._ids: Ints = as_ints([])
+        self._fork: str | None = None
+
+    def begin(self, observation: Observation) -> None:
+        self.stage = Stage.RENDER
+        self._messages, self._tools = list(observation.messages), observation.tools
+        self._ids, self._fork = self._renderer.first(self._messages, self._tools), None
+
+    async def act(self) -> Turn | None:
+        room = self.spec.max_length - len(self._ids)
+        if room <= 0:
+            if self.turns:
+                return None
+            message = f"the prompt has {len(self._ids)} tokens and an episode at most {self.spec.max_length}"
+            raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
+        self.stage = Stage.GENERATE
+        began = self.clock()
+        completion = await self._sample(self._ids, room)
+        sampled = self.clock()
+        self.stage = Stage.RENDER
+        return Turn(
+            self._ids,
+            completion.output_ids,
+            completion.logprobs,
+            completion.finish,
+            completion.versions,
+            self._renderer.parse(completion.output_ids),
+            fork=self._fork,
+            generate_s=sampled - began,
+        )
+
+    def extend(self, turn: Turn) -> None:
+        self.stage = Stage.RENDER
+        self._messages.append(turn.message)
+        rendered = self._renderer.extend(turn.ids, self._messages, turn.observation, self._tools)
+        self._messages += turn.observation
+        self._ids, self._fork = rendered.ids, rendered.fork
+
     async def _sample(self, ids: Ints, room: int) -> Completion:
         limit = self.spec.sample_timeout_s
         try:
             async with asyncio.timeout(limit) as scope:
-                return await self.engine.generate(ids, self._sampling(room), session=self.spec.id)
+                return await self._engine.generate(ids, self._sampling(room), session=self.spec.id)
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -189,28 +242,4 @@ class _Episode:
     def _sampling(self, room: int) -> Sampling:
         base = self.spec.sampling
         seed = derive_seed(self.spec.seed, "turn", len(self.turns))
-        return replace(base, max_tokens=min(base.max_tokens, room), seed=seed, stop_ids=self.renderer.stop_ids)
-
-    def _trajectory(self, ending: Ending, failure: Failure | None) -> Trajectory:
-        spec = self.spec
-        reward = None if failure else float(np.sum([turn.reward for turn in self.turns]))
-        return Trajectory(
-            spec.id,
-            spec.group,
-            self.task_id,
-            spec.index,
-            spec.member,
-            spec.seed,
-            tuple(self.turns),
-            ending,
-            reward,
-            failure,
-            {} if failure else self.rewards,
-            self.prompt,
-            attempts=self.attempt,
-            elapsed_s=self.clock() - self.started,
-        )
-
-    async def _close(self) -> None:
-        with contextlib.suppress(FailureError):  # the environment's lease frees what a lost close leaves behind
-            await self.env.close()
+        return replace(base, max_tokens=min(base.max_tokens, room), seed=seed, stop_ids=self._renderer.stop_ids)

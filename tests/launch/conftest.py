@@ -13,7 +13,7 @@ from .runs import Run, make_model
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts a whole run (processes with torch, one after the other) takes more than ten seconds."""
     for item in items:
-        if "run" in getattr(item, "fixturenames", ()):
+        if {"run", "tiny_model"} <= set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 
