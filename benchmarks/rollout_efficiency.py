@@ -19,13 +19,14 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def vllm_server(python: str, config: ExperimentConfig, folder: Path) -> Iterator
     finally:
         process.terminate()
         process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whatever it has left behind
 
 
 @contextmanager
@@ -114,6 +117,7 @@ class Offline:
                 stderr=log,
                 text=True,
                 env=os.environ | settings | threads,
+                start_new_session=True,
             )
         if self._answer() != "ready":
             raise SystemExit(f"vLLM's offline engine did not come up:\n{(folder / 'offline.log').read_text()}")
@@ -127,7 +131,7 @@ class Offline:
         return float(answer["tokens"] / answer["seconds"])
 
     def close(self) -> None:
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)  # and the processes that vLLM has started
         self._process.wait()
 
     def _answer(self) -> str:
