@@ -90,12 +90,20 @@ class Stage:
     def __init__(self, gateway: Gateway, outbox: Outbox, url: str) -> None:
         self.gateway, self.outbox, self.url = gateway, outbox, url
         self.http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=20)
+        self._clients: list[openai.AsyncOpenAI] = []
 
     async def open(self, **asked: Any) -> tuple[str, openai.AsyncOpenAI]:
         """A session's id, and OpenAI's own client for it."""
         opened = (await self.http.post("/sessions", json=asked)).raise_for_status().json()
         client = openai.AsyncOpenAI(base_url=opened["base_url"], api_key="none", max_retries=0, timeout=20)
+        self._clients.append(client)
         return opened["id"], client
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.http.aclose()
+        for client in self._clients:
+            await client.close()
 
     async def reward(self, session: str, reward: float = 1.0, **more: Any) -> Trajectory:
         """End a session; what was handed over."""
@@ -132,7 +140,7 @@ async def staged(
     try:
         yield stage
     finally:
-        await stage.http.aclose()
+        await stage.close()
         await gateway.close()
         await engine.close()
         server.should_exit = True
