@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from quintain.trainers import attention
 from quintain.trainers.batch import PARITY_TOKENS, MicroBatch, micro_batches
 from quintain.trainers.lm_head import chunked_logprobs
+from quintain.trainers.precision import keep_exact
 from quintain.trajectory import Segment
 
 
@@ -45,6 +46,8 @@ class PolicyForward(nn.Module):
         usual = base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation()
         if usual and base.device.type == "cpu":
             attention.install(base)
+        if base.device.type == "cpu":
+            keep_exact(base)
 
     @property
     def parity_tokens(self) -> int | None:

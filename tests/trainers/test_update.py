@@ -19,8 +19,8 @@ from quintain.config import parse_config
 from quintain.config.schema import TrainerConfig
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
-from quintain.trainers.batch import micro_batches
-from quintain.trainers.forward import PolicyForward
+from quintain.trainers.batch import MicroBatch, micro_batches
+from quintain.trainers.forward import PolicyForward, TokenLogprobs
 from quintain.trainers.grpo import credit
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.streams import Streams, draws_random_numbers
@@ -71,7 +71,7 @@ def config(**changes: Any) -> TrainerConfig:
 
 def gradient(
     batch: list[Group], trainer: TrainerConfig, *, layout: str = "tree", max_tokens: int = 10_000,
-    share: Share | None = None, model: nn.Module | None = None, streams: int = 1,
+    share: Share | None = None, model: nn.Module | None = None, streams: int = 1, mixed: bool = False,
 ) -> tuple[Tensor, float, dict[str, float]]:  # fmt: skip
     model = model or tiny()
     credited = credit(batch, trainer, version=0, longest=8)
@@ -81,7 +81,13 @@ def gradient(
     )
     assert len(pieces) >= streams
     work = Work(pieces, rows, credited.denominators, trainer, share or Share())
-    forward = PolicyForward(model, temperature=0.8)
+    policy = PolicyForward(model, temperature=0.8)
+
+    def forward(piece: MicroBatch) -> TokenLogprobs:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            scored: TokenLogprobs = policy(piece)
+        return scored
+
     beside = Streams(streams, streams, parameters_of(model)) if streams > 1 else None
     loss, metrics = accumulate(forward, work, backward=lambda value: value.backward(), streams=beside)
     if beside is not None:
@@ -120,6 +126,20 @@ def test_pieces_side_by_side_give_the_same_gradient_and_always_the_same_bits(str
         assert part == pytest.approx(loss, rel=1e-5, abs=1e-7)
         assert figures == pytest.approx(metrics, rel=1e-4, abs=1e-6)
         assert torch.equal(found, runs[0][0])
+
+
+def test_pieces_side_by_side_in_mixed_precision_always_give_the_same_bits() -> None:
+    """A CPU's switch for products of bfloat16 factors is one for all threads: none may see another throw it."""
+    trainer, batch = config(), groups(5)
+
+    def found() -> Tensor:
+        model = tiny_llama(0, words=97, length=64, hidden_size=256, intermediate_size=512)
+        return gradient(batch, trainer, max_tokens=30, model=model, streams=2, mixed=True)[0]
+
+    first = found()
+    assert first.norm() > 0
+    for turn in range(10):
+        assert torch.equal(found(), first), turn
 
 
 def test_a_piece_that_raises_beside_others_adds_nothing_and_is_heard() -> None:
@@ -197,8 +217,8 @@ from contextlib import nullcontext
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tests.trainers.test_update import config, groups, tiny
-from quintain.trainers.batch import micro_batches
-from quintain.trainers.forward import PolicyForward
+from quintain.trainers.batch import MicroBatch, micro_batches
+from quintain.trainers.forward import PolicyForward, TokenLogprobs
 from quintain.trainers.grpo import credit
 from quintain.trainers.update import Share, Work, accumulate
 torch.set_num_threads(1)
