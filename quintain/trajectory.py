@@ -152,11 +152,6 @@ class Segment:
     logprobs: Floats
     versions: Ints
 
-    @property
-    def prompt_length(self) -> int:
-        """Tokens before the first sampled one."""
-        return int(np.argmax(self.mask)) if self.mask.any() else len(self.ids)
-
 
 def check_spans(spans: Sequence[VersionSpan], tokens: int) -> None:
     """Raise ValueError unless `spans` tile 0..tokens in order without gaps or empty spans."""
