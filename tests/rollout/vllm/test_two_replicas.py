@@ -167,8 +167,11 @@ async def test_a_killed_replicas_requests_go_on_elsewhere_and_it_comes_back_with
     assert all(explained(one, 8).max() <= 1e-4 for one in again)
 
 
-async def test_a_hung_replica_is_treated_as_dead_and_started_again(engine: VLLMEngine, said: real.Said) -> None:
-    version = engine.stats().version
+async def test_a_hung_replica_is_treated_as_dead_and_started_again(
+    engine: VLLMEngine, tmp_path: Path, said: real.Said
+) -> None:
+    version = 9
+    await put_in_force(engine, publish(tmp_path / "9", version))  # read again by the one that is started again
     tasks = await begin(engine, 4 * 20, "hung")
     group = processes(engine)[1].pid
     for process in living(group):
