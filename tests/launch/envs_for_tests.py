@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from quintain.envs import EndlessTasks, SingleTurnEnv, Task, TaskSource, user
 
 
@@ -24,6 +26,8 @@ class Letters(SingleTurnEnv):
     def score(self, answer: str, reference: int) -> float:
         if self.mode == "raises" or (self.mode == "raises_sometimes" and len(answer) % 3 == 0):
             raise RuntimeError("the environment is broken")
+        if self.mode == "hangs_sometimes" and len(answer) % 7 == 0:
+            time.sleep(3600)
         if self.mode == "nan":
             return float("nan")
         if self.mode == "equal":

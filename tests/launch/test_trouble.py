@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from .runs import ROOT, Run, make_model
+from quintain.failure import FailureKind
+from quintain.rollout.parquet import read_trajectories
+
+from .runs import ROOT, Run, make_model, wait_for
 
 
 def error_line(output: str) -> str:
@@ -74,6 +77,32 @@ def test_an_environment_that_sometimes_fails_costs_those_trajectories_only(run: 
     rows = run.metrics()
     assert sum(row["failures"] for row in rows) > 0
     assert run.summary()["steps"] == 3
+
+
+def test_an_environment_that_sometimes_hangs_costs_those_trajectories_only(run: Run) -> None:
+    run.set("environment.args", {"mode": "hangs_sometimes"}).set("environment.step_timeout_s", 3.0).train()
+    kinds = [
+        row.trajectory.failure.kind for row in read_trajectories(run.path / "trajectories") if row.trajectory.failure
+    ]
+    assert FailureKind.TIMEOUT in kinds
+    assert sum(row["failures"] for row in run.metrics()) == len(kinds)
+    run.assert_books_balance(3)
+
+
+def test_a_trainer_that_stands_still_finds_no_more_than_it_allowed(run: Run) -> None:
+    run.set("trainer.max_steps", 6).set("rollout.max_staleness", 1).start().wait_for_step(2)
+    assert run.process is not None
+    os.kill(run.process.pid, signal.SIGSTOP)
+    try:
+        done, per_step = run.steps(), run.config["trainer"]["prompts_per_step"]
+        # The weights of a step, or of the one before, are in force; groups may be begun for two batches after them.
+        wait_for("the batches that are allowed", lambda: len(run.books()) >= (done + 1) * per_step)
+        assert len(run.books()) <= (done + 2) * per_step
+    finally:
+        os.kill(run.process.pid, signal.SIGCONT)
+    code, output = run.finish()
+    assert code == 0, output
+    run.assert_books_balance(6)
 
 
 def test_equal_rewards_teach_nothing_and_break_nothing(run: Run) -> None:
@@ -155,25 +184,39 @@ def test_a_taken_port_is_one_clear_line() -> None:
     assert str(port) in error_line(done.stdout + done.stderr)
 
 
-def test_a_full_disk_stops_the_run_with_one_line_and_resume_goes_on(run: Run) -> None:
+FILLED_AT_ONCE = """
+fallocate -l 130m {disk}/ballast
+{quintain}; echo "first: $?"
+"""
+FILLED_ON_THE_WAY = """
+{quintain} & run=$!
+until [ "$(cat {disk}/run/metrics.jsonl 2>/dev/null | wc -l)" -ge 4 ] || ! kill -0 $run; do :; done
+dd if=/dev/zero of={disk}/ballast bs=4k status=none
+wait $run; echo "first: $?"
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "says"), [(FILLED_AT_ONCE, "cannot write the checkpoint"), (FILLED_ON_THE_WAY, "cannot write")]
+)
+def test_a_full_disk_stops_the_run_with_one_line_and_resume_goes_on(run: Run, first: str, says: str) -> None:
     """A file system of a few megabytes of its own, in a mount namespace of its own."""
+    disk = run.folder / "small"
+    disk.mkdir()
+    quintain = f"{sys.executable} -m quintain train {run.folder}/experiment.yaml --run-dir {disk}/run"
     script = run.folder / "full.sh"
-    small = run.folder / "small"
-    small.mkdir()
-    quintain = f"{sys.executable} -m quintain train {run.folder}/experiment.yaml --run-dir {small}/run"
     script.write_text(
         f"""set -u
-mount -t tmpfs -o size=160m none {small}
-fallocate -l 130m {small}/ballast
-{quintain}; echo "first: $?"
-rm {small}/ballast
+mount -t tmpfs -o size=160m none {disk}
+{first.format(disk=disk, quintain=quintain)}
+rm {disk}/ballast
 {quintain} --resume; echo "second: $?"
-{sys.executable} -m quintain rollout audit {small}/run; echo "audit: $?"
+{sys.executable} -m quintain rollout audit {disk}/run; echo "audit: $?"
 """
     )
     import yaml
 
-    run.set("trainer.max_steps", 4)
+    run.set("trainer.max_steps", 6).set("trainer.save_steps", 3)
     (run.folder / "experiment.yaml").write_text(yaml.safe_dump(run.config))
     wrap = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
     done = subprocess.run([*wrap, "bash", str(script)], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -181,5 +224,5 @@ rm {small}/ballast
     assert "first: 1" in output, output
     assert "second: 0" in output, output
     assert "audit: 0" in output, output
-    assert "cannot write the checkpoint" in error_line(output)
+    assert says in error_line(output)
     assert "go on with: quintain train" in output
