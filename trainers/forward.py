@@ -44,10 +44,10 @@ class PolicyForward(nn.Module):
         base = plain_model(model)
         _decoder(base), _head(base)
         usual = base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation()
-        if usual and base.device.type == "cpu":
-            attention.install(base)
         if base.device.type == "cpu":
             keep_exact(base)
+            if usual:
+                attention.install(base)
 
     @property
     def parity_tokens(self) -> int | None:

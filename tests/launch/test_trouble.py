@@ -92,14 +92,14 @@ def test_an_environment_that_sometimes_hangs_costs_those_trajectories_only(run: 
 def test_a_trainer_that_stands_still_finds_no_more_than_it_allowed(run: Run) -> None:
     run.set("trainer.max_steps", 6).set("rollout.max_staleness", 1).start().wait_for_step(2)
     assert run.process is not None
-    os.kill(run.process.pid, signal.SIGSTOP)
+    run.kill(run.process.pid, signal.SIGSTOP)
     try:
         done, per_step = run.steps(), run.config["trainer"]["prompts_per_step"]
         # The weights of a step, or of the one before, are in force; groups may be begun for two batches after them.
         wait_for("the batches that are allowed", lambda: len(run.books()) >= (done + 1) * per_step)
         assert len(run.books()) <= (done + 2) * per_step
     finally:
-        os.kill(run.process.pid, signal.SIGCONT)
+        run.kill(run.process.pid, signal.SIGCONT)
     code, output = run.finish()
     assert code == 0, output
     run.assert_books_balance(6)
@@ -190,7 +190,7 @@ fallocate -l 130m {disk}/ballast
 """
 FILLED_ON_THE_WAY = """
 {quintain} & run=$!
-until [ "$(cat {disk}/run/metrics.jsonl 2>/dev/null | wc -l)" -ge 4 ] || ! kill -0 $run; do :; done
+until [ "$(cat {disk}/run/metrics.jsonl 2>/dev/null | wc -l)" -ge 4 ] || ! kill -0 $run; do sleep 0.02; done
 dd if=/dev/zero of={disk}/ballast bs=4k status=none
 wait $run; echo "first: $?"
 """

@@ -217,8 +217,8 @@ from contextlib import nullcontext
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tests.trainers.test_update import config, groups, tiny
-from quintain.trainers.batch import MicroBatch, micro_batches
-from quintain.trainers.forward import PolicyForward, TokenLogprobs
+from quintain.trainers.batch import micro_batches
+from quintain.trainers.forward import PolicyForward
 from quintain.trainers.grpo import credit
 from quintain.trainers.update import Share, Work, accumulate
 torch.set_num_threads(1)
