@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from quintain.launch.players import Endpoint
+    from quintain.evaluation.players import Endpoint
 
 
 @click.command("eval")
@@ -94,7 +94,7 @@ def command(
     quintain eval --env code --endpoint http://127.0.0.1:8000/v1 --model NAME --output evals/code
     """
     from quintain.config import load_config, parse_config
-    from quintain.launch.evaluate import Asked, evaluate
+    from quintain.evaluation.evaluate import Asked, evaluate
 
     given: dict[str, object] = {
         "model.path": model,
@@ -133,7 +133,7 @@ def _endpoint(
     url: str, model: str, key_env: str | None, request: dict[str, Any], fields: tuple[str, ...], **limits: Any
 ) -> Endpoint:
     from quintain.cli.options import parse_options
-    from quintain.launch.players import Endpoint
+    from quintain.evaluation.players import Endpoint
 
     if not url.startswith(("http://", "https://")):
         raise click.UsageError(f"--endpoint: expected an address such as http://127.0.0.1:8000/v1, not {url}")

@@ -12,8 +12,8 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from quintain.launch.reverify import Report, Rescored
-    from quintain.passk import Estimate
+    from quintain.evaluation.passk import Estimate
+    from quintain.evaluation.reverify import Report, Rescored
 
 
 @click.command("reverify")
@@ -68,9 +68,9 @@ def command(
     from rich.console import Console
 
     from quintain.cli.options import parse_options
-    from quintain.launch import reverify
-    from quintain.launch.references import Source, references_of
-    from quintain.launch.verifier_of import make_verifier
+    from quintain.evaluation import reverify
+    from quintain.evaluation.references import Source, references_of
+    from quintain.evaluation.verifier_of import make_verifier
 
     chosen = parse_options(options, "--option")
     verifier, named = make_verifier(spec, chosen)
@@ -129,7 +129,7 @@ def _as_json(
 
 
 def _example(row: Rescored, answer: str) -> dict[str, Any]:
-    from quintain.launch.reverify import answer_of
+    from quintain.evaluation.reverify import answer_of
 
     assert row.verdict is not None
     trajectory = row.stored.trajectory
@@ -149,8 +149,8 @@ def _tables(report: Report, shown: Sequence[Rescored], answer: str) -> list[Tabl
     from rich.table import Table
     from rich.text import Text
 
+    from quintain.evaluation.reverify import CLASSES
     from quintain.failure import one_line
-    from quintain.launch.reverify import CLASSES
 
     columns = [*CLASSES, "not rescored"]
     used = [name for name in columns if any(row.get(name) for row in report.confusion.values())]

@@ -13,15 +13,15 @@ from typing import Any
 from rich.console import Console
 
 from quintain.config import ExperimentConfig
+from quintain.launch.display import Display, before_after
+from quintain.launch.report import MetricsLog, draw_curve, write_summary
 from quintain.launch.run_folder import RunFolder
 from quintain.rollout.client import RolloutClient
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
-from quintain.trainers.display import Display, before_after
 from quintain.trainers.evaluate import Evaluation
 from quintain.trainers.learner import Learner
 from quintain.trainers.loop import Hooks, Loop, Result, Stopped
 from quintain.trainers.publish import Publisher
-from quintain.trainers.report import MetricsLog, draw_curve, write_summary
 
 
 class Interrupted(Exception):

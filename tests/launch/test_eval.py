@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from quintain.launch.episode_log import read_episodes
+from quintain.evaluation.episode_log import read_episodes
 
 from .runs import ROOT, running, wait_for
 
@@ -97,7 +97,7 @@ def test_an_evaluation_that_is_killed_or_loses_its_server_ends_with_the_figures_
 
 
 def test_a_folder_is_one_models_and_one_process_at_a_time(tmp_path: Path, tiny_model: Path) -> None:
-    from quintain.launch.episode_log import EpisodeLog
+    from quintain.evaluation.episode_log import EpisodeLog
 
     with EpisodeLog(tmp_path / "e", {}):
         process = start(tiny_model, tmp_path / "e")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from quintain.cli import main
-from quintain.launch.episode_log import read_episodes
+from quintain.evaluation.episode_log import read_episodes
 
 from .fake_openai import Said, fake_openai
 from .runs import ROOT, wait_for

@@ -14,8 +14,8 @@ import yaml
 
 from quintain.cli import main
 from quintain.codec import as_floats, as_ints, pack
+from quintain.evaluation.episode_log import EpisodeLog
 from quintain.failure import Failure, FailureKind, Stage
-from quintain.launch.episode_log import EpisodeLog
 from quintain.messages import assistant, user
 from quintain.rollout.parquet import read_trajectories, write_trajectories
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan

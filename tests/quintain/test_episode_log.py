@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from quintain.codec import as_floats, as_ints, pack
+from quintain.evaluation.episode_log import EPISODES, EpisodeLog, read_episodes
+from quintain.evaluation.evaluate import fingerprint
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.launch.episode_log import EPISODES, EpisodeLog, read_episodes
-from quintain.launch.evaluate import fingerprint
 from quintain.messages import assistant
 from quintain.trajectory import Ending, Finish, Trajectory, Turn, VersionSpan
 

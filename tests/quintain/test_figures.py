@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.codec import as_floats, as_ints
+from quintain.evaluation.figures import figures_json, figures_of
 from quintain.failure import Failure, FailureKind, Stage
-from quintain.launch.figures import figures_json, figures_of
 from quintain.messages import assistant
 from quintain.trajectory import Ending, Finish, Trajectory, Turn, VersionSpan
 

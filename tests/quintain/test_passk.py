@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.passk import Z, mean_estimate, pass_at_k, pass_estimate, t_quantile, wilson
+from quintain.evaluation.passk import Z, mean_estimate, pass_at_k, pass_estimate, t_quantile, wilson
 
 
 @given(st.integers(1, 9), st.data())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from quintain.trainers.report import MetricsLog, draw_curve, read_metrics
+from quintain.launch.report import MetricsLog, draw_curve, read_metrics
 
 
 def test_a_resumed_run_drops_the_steps_it_does_again(tmp_path: Path) -> None:

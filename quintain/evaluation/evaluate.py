@@ -3,7 +3,7 @@
 The model is the experiment's, sampled by the run's rollout server, or one behind an OpenAI-compatible endpoint. With an
 `output` folder finished episodes are kept as they finish, and the same evaluation started again goes on from them:
 
-    evaluation.json  episodes.jsonl     what is evaluated, and the episodes so far (`quintain.launch.episode_log`)
+    evaluation.json  episodes.jsonl     what is evaluated, and the episodes so far (`quintain.evaluation.episode_log`)
     config.yaml  figures.json           the resolved experiment, and what came out
     server/                             the servers' folder and logs of the last session
 """
@@ -28,11 +28,11 @@ from rich.table import Table
 from rich.text import Text
 
 from quintain.config import EvaluationConfig, ExperimentConfig, dump_config
+from quintain.evaluation.episode_log import EpisodeLog
+from quintain.evaluation.figures import Figures, figures_json, figures_of, figures_table
+from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
 from quintain.failure import QuintainError, one_line
 from quintain.launch.checks import check_model, heldout_size
-from quintain.launch.episode_log import EpisodeLog
-from quintain.launch.figures import Figures, figures_json, figures_of, figures_table
-from quintain.launch.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
 from quintain.launch.run_folder import RunFolder, new_run
 from quintain.launch.servers import start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
@@ -245,7 +245,7 @@ class _Session:
             yield shown
 
     def _report(self, rows: list[Trajectory], figures: Figures, *, as_json: bool) -> None:
-        from quintain.trainers.display import pick
+        from quintain.launch.display import pick
         from quintain.trainers.evaluate import evaluation_of
 
         elapsed_s = time.monotonic() - self.began

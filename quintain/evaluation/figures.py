@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from quintain.passk import Estimate, mean_estimate, pass_estimate
+from quintain.evaluation.passk import Estimate, mean_estimate, pass_estimate
 from quintain.trajectory import Trajectory
 
 

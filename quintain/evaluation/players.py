@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from quintain.evaluation.episode_log import Place
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage, one_line
-from quintain.launch.episode_log import Place
 from quintain.trajectory import Trajectory
 
 TASKS_AT_ONCE: Final = 2048

@@ -1,7 +1,7 @@
 """`quintain reverify`: stored trajectories scored again by another verifier, without sampling a token.
 
 An item is a trajectory's final answer (the last assistant message, or all of them) and its task's reference
-(`quintain.launch.references`).
+(`quintain.evaluation.references`).
 
 Invariants:
 - a trajectory that had failed has no final answer to score: it is counted, and stays as it is;
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from quintain.evaluation.episode_log import EPISODES, read_episodes
+from quintain.evaluation.passk import Estimate, mean_estimate
 from quintain.failure import QuintainError
-from quintain.launch.episode_log import EPISODES, read_episodes
-from quintain.passk import Estimate, mean_estimate
 from quintain.rollout.parquet import Stored, read_trajectories, write_stored
 from quintain.trajectory import Ending, Trajectory
 from quintain.verdict import Verdict
