@@ -34,7 +34,7 @@ import httpx
 from _side import ROOT, report, vllm_python
 
 from quintain.config import ExperimentConfig, VLLMConfig, dump_config, parse_config
-from quintain.envs.math import MathEnv
+from quintain.envs.builtin.math import MathEnv
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.vllm.start import environ, flags
 from quintain.rollout.renderer import load_renderer

@@ -89,7 +89,7 @@ def trl(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> list
 
 def questions(count: int) -> dict[str, list[dict[str, Any]]]:
     """The quickstart's training questions in order, and its held-out ones."""
-    from quintain.envs.math import MathEnv
+    from quintain.envs.builtin.math import MathEnv
 
     options = CONFIG.environment.args
 

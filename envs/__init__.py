@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from quintain.envs.base import Environment as Environment
     from quintain.envs.base import Observation as Observation
     from quintain.envs.base import Step as Step
+    from quintain.envs.builtin.code import CodeEnv as CodeEnv
+    from quintain.envs.builtin.math import MathEnv as MathEnv
     from quintain.envs.check import check_environment as check_environment
     from quintain.envs.client import EnvClient as EnvClient
     from quintain.envs.client import RemoteEnv as RemoteEnv
-    from quintain.envs.code import CodeEnv as CodeEnv
     from quintain.envs.judging import JudgingEnv as JudgingEnv
-    from quintain.envs.limits import Limits as Limits
     from quintain.envs.local import LocalClient as LocalClient
-    from quintain.envs.math import MathEnv as MathEnv
     from quintain.envs.registry import list_envs as list_envs
     from quintain.envs.registry import resolve as resolve
-    from quintain.envs.serve import serve_env as serve_env
+    from quintain.envs.serving.limits import Limits as Limits
+    from quintain.envs.serving.serve import serve_env as serve_env
     from quintain.envs.single_turn import SingleTurnEnv as SingleTurnEnv
     from quintain.failure import Failure as Failure
     from quintain.failure import FailureError as FailureError
@@ -40,13 +40,13 @@ _HOMES = {
     "quintain.envs.base": ("Action", "Environment", "Observation", "Step"),
     "quintain.envs.check": ("check_environment",),
     "quintain.envs.client": ("EnvClient", "RemoteEnv"),
-    "quintain.envs.code": ("CodeEnv",),
+    "quintain.envs.builtin.code": ("CodeEnv",),
     "quintain.envs.judging": ("JudgingEnv",),
-    "quintain.envs.limits": ("Limits",),
+    "quintain.envs.serving.limits": ("Limits",),
     "quintain.envs.local": ("LocalClient",),
-    "quintain.envs.math": ("MathEnv",),
+    "quintain.envs.builtin.math": ("MathEnv",),
     "quintain.envs.registry": ("list_envs", "resolve"),
-    "quintain.envs.serve": ("serve_env",),
+    "quintain.envs.serving.serve": ("serve_env",),
     "quintain.envs.single_turn": ("SingleTurnEnv",),
     "quintain.failure": ("Failure", "FailureError"),
     "quintain.messages": ("Message", "assistant", "system", "user"),

@@ -21,7 +21,7 @@ from quintain.calling.retry import RetryPolicy
 from quintain.codec import to_json
 from quintain.envs.base import Action, Environment, Observation, Step
 from quintain.envs.remote_tasks import remote_tasks
-from quintain.envs.wire import CreateEpisode, EpisodeCreated, Metadata, StepAnswer, StepRequest, TaskPage
+from quintain.envs.serving.wire import CreateEpisode, EpisodeCreated, Metadata, StepAnswer, StepRequest, TaskPage
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.task import Task, TaskSource
 

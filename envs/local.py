@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from quintain.envs.base import Action, Environment, Observation, Step
-from quintain.envs.episode import Episode, Run
-from quintain.envs.host import Host
-from quintain.envs.limits import Limits
 from quintain.envs.options import bind
+from quintain.envs.serving.episode import Episode, Run
+from quintain.envs.serving.limits import Limits
+from quintain.envs.workers.host import Host
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.task import Task, TaskSource
 

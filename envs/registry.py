@@ -26,8 +26,8 @@ ENTRY_POINTS: Final = "quintain.envs"
 
 BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "code": "quintain.envs.code:CodeEnv",
-        "math": "quintain.envs.math:MathEnv",
+        "code": "quintain.envs.builtin.code:CodeEnv",
+        "math": "quintain.envs.builtin.math:MathEnv",
     }
 )
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import overload
 
-from quintain.envs.wire import TaskPage
+from quintain.envs.serving.wire import TaskPage
 from quintain.task import EndlessTasks, Task, TaskSource
 
 PAGE = 256

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from quintain.config import ExperimentConfig, load_config
-from quintain.envs.serve import TOKEN_ENV
+from quintain.envs.serving.serve import TOKEN_ENV
 from quintain.failure import FailureError, QuintainError
 from quintain.lifeline import hold_lifeline
 from quintain.rollout.conductor import Conductor, EpisodeCount, Plan

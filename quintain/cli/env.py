@@ -38,8 +38,8 @@ def serve(
     NAME is a built-in (see `quintain env list`), module:Class, or file.py:Class.
     """
     from quintain.cli.options import parse_options
-    from quintain.envs.limits import Limits
-    from quintain.envs.serve import serve_env
+    from quintain.envs.serving.limits import Limits
+    from quintain.envs.serving.serve import serve_env
 
     serve_env(
         name,

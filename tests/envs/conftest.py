@@ -21,15 +21,15 @@ import psutil
 import pytest
 
 from quintain.envs import Action, EnvClient, Environment, Failure, FailureError
-from quintain.envs.limits import Limits
+from quintain.envs.serving.limits import Limits
 from quintain.lifeline import Lifeline
 
 SAMPLES = Path(__file__).parent / "samples.py"
 
 _SERVE = """
 import json, sys
-from quintain.envs.limits import Limits
-from quintain.envs.serve import serve_env
+from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.serve import serve_env
 from quintain.failure import QuintainError
 arguments = json.loads(sys.argv[1])
 limits = Limits(**arguments.pop("limits"))

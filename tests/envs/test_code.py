@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from quintain.envs import Action, CodeEnv, EnvClient, FailureError, LocalClient
-from quintain.envs.code import feedback
-from quintain.envs.code_tasks import NoProblem, examples_in, problem_of
+from quintain.envs.builtin.code import feedback
+from quintain.envs.builtin.code_tasks import NoProblem, examples_in, problem_of
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome, Verdict
 

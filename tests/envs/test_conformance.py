@@ -206,4 +206,4 @@ async def test_metadata_says_which_environment_it_is(servers):
     assert metadata.name == "math"
     assert metadata.splits == {"train": None, "heldout": 200}
     assert metadata.description.startswith("Arithmetic")
-    assert spec_of(resolve("math")) == "quintain.envs.math:MathEnv"
+    assert spec_of(resolve("math")) == "quintain.envs.builtin.math:MathEnv"

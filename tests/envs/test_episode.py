@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from quintain.envs.base import Action
-from quintain.envs.episode import Episode, Join, Refuse, Replay, Run, State
+from quintain.envs.serving.episode import Episode, Join, Refuse, Replay, Run, State
 from quintain.failure import Failure, FailureKind, Stage
 
 BROKEN = Failure.of(FailureKind.CRASHED, Stage.STEP, "broken")

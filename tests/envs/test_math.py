@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.envs import Action, FailureError, LocalClient, MathEnv, Task, user
-from quintain.envs.math import draw, hashed, nth_without
+from quintain.envs.builtin.math import draw, hashed, nth_without
 from quintain.failure import QuintainError
 from quintain.task import EndlessTasks
 

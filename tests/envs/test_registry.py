@@ -58,7 +58,7 @@ def test_the_built_in_environments_are_listed_with_what_they_are():
 
 def test_a_name_a_module_and_a_file_give_the_class(file):
     assert resolve("math") is MathEnv
-    assert resolve("quintain.envs.math:MathEnv") is MathEnv
+    assert resolve("quintain.envs.builtin.math:MathEnv") is MathEnv
     assert resolve(spec_of(MathEnv)) is MathEnv
     assert resolve(f"{file}:Mine").tasks("train")[0].reference == "yes"
 
@@ -78,8 +78,11 @@ def test_a_module_in_the_current_folder_is_found(file, monkeypatch):
     [
         ("mth", "there is no environment 'mth': did you mean 'math'? (known: code, math"),
         ("quintain.envs.nowhere:MathEnv", "there is no module 'quintain.envs.nowhere'"),
-        ("quintain.envs.math:MathsEnv", "no 'MathsEnv' there: did you mean 'MathEnv'? (its environments: MathEnv)"),
-        ("quintain.envs.math:hashed", "is no environment: it must be a subclass of quintain.envs.Environment"),
+        (
+            "quintain.envs.builtin.math:MathsEnv",
+            "no 'MathsEnv' there: did you mean 'MathEnv'? (its environments: MathEnv)",
+        ),
+        ("quintain.envs.builtin.math:hashed", "is no environment: it must be a subclass of quintain.envs.Environment"),
         ("/nowhere/env.py:Env", "there is no file /nowhere/env.py"),
         ("{file}:Min", "no 'Min' there: did you mean 'Mine'? (its environments: Mine, Half)"),
         ("{file}:Half", "is not finished: it lacks tasks"),

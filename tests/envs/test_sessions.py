@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from quintain.envs import Action, FailureError
-from quintain.envs.desk import Desk
-from quintain.envs.host import Host
-from quintain.envs.inline import Inline
-from quintain.envs.limits import Limits
 from quintain.envs.options import bind
 from quintain.envs.registry import resolve
-from quintain.envs.sessions import Sessions
-from quintain.envs.wire import CreateEpisode, StepRequest
+from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.sessions import Sessions
+from quintain.envs.serving.wire import CreateEpisode, StepRequest
+from quintain.envs.workers.desk import Desk
+from quintain.envs.workers.host import Host
+from quintain.envs.workers.inline import Inline
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import status_of

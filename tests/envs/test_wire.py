@@ -251,9 +251,9 @@ def test_a_server_without_workers_plays_the_same_episodes(serve):
 
 
 async def test_a_server_without_a_living_worker_says_that_it_is_not_well():
-    from quintain.envs.pool import WorkerPool
-    from quintain.envs.server import EnvApp
-    from quintain.envs.sessions import Sessions
+    from quintain.envs.serving.server import EnvApp
+    from quintain.envs.serving.sessions import Sessions
+    from quintain.envs.workers.pool import WorkerPool
     from quintain.serving.metrics import Metrics
 
     metrics = Metrics("quintain_env_")

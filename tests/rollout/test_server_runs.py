@@ -14,7 +14,7 @@ import pytest
 
 from quintain.codec import from_builtins
 from quintain.envs import Action, LocalClient, Observation, Step, Task, user
-from quintain.envs.limits import Limits
+from quintain.envs.serving.limits import Limits
 from quintain.failure import FailureError, FailureKind
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.conductor import Conductor

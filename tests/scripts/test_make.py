@@ -144,7 +144,7 @@ def test_make_clean_spares_the_environment_the_model_and_the_results(tmp_path: P
         ".venv/lib/__pycache__/a.pyc",
         "models/m/model.safetensors",
         "runs/r/summary.json",
-        "envs/math.py",
+        "envs/builtin/math.py",
     ]
     gone = ["build/lib/x.py", "dist/x.whl", "quintain.egg-info/PKG-INFO", "envs/__pycache__/a.pyc"]
     for name in kept + gone:

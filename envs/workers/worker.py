@@ -1,6 +1,6 @@
 """A worker: the process in which environment code runs, so that the server can kill what it cannot cancel.
 
-Started by `quintain.envs.pool` as `python -P -m quintain.envs.worker FD PATH SPEC OPTIONS`, with its socket
+Started by `quintain.envs.workers.pool` as `python -P -m quintain.envs.workers.worker FD PATH SPEC OPTIONS`, with its socket
 on descriptor FD, the module path and the options as JSON, and its lifeline in the environment. It ends when
 the socket or the lifeline does. What it and the environment print goes to the server's standard error.
 Nothing but the guard is imported before the guard has forked.
@@ -23,10 +23,10 @@ def main(arguments: list[str]) -> None:
     import logging
     import socket
 
-    from quintain.envs.desk import Desk, refuse, serve
-    from quintain.envs.host import Host
     from quintain.envs.options import bind
     from quintain.envs.registry import resolve
+    from quintain.envs.workers.desk import Desk, refuse, serve
+    from quintain.envs.workers.host import Host
     from quintain.failure import QuintainError
 
     fd, path, spec, options = arguments

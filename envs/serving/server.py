@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quintain.codec import to_json
-from quintain.envs.sessions import Sessions
-from quintain.envs.wire import MAX_TASKS, CreateEpisode, StepRequest, schema
+from quintain.envs.serving.sessions import Sessions
+from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, StepRequest, schema
 from quintain.failure import FailureKind, Stage
 from quintain.serving.app import Page, application, json_answer, metrics_page, read_body
 from quintain.serving.metrics import Metrics

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from quintain.envs.frames import (
+from quintain.envs.workers.frames import (
     Advance,
     Call,
     Close,
@@ -256,7 +256,15 @@ class WorkerPool:
     async def _spawn(self) -> _Worker:
         ours, theirs = socket.socketpair()
         path = json.dumps(sys.path)
-        command = [sys.executable, "-P", "-m", "quintain.envs.worker", str(theirs.fileno()), path, *self._arguments]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "quintain.envs.workers.worker",
+            str(theirs.fileno()),
+            path,
+            *self._arguments,
+        ]
         process = subprocess.Popen(  # noqa: ASYNC220  (a few milliseconds, and asyncio's own would add a thread)
             command,
             stdin=subprocess.DEVNULL,

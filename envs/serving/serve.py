@@ -18,15 +18,15 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quintain.envs.limits import Limits
+from quintain.envs.serving.limits import Limits
 from quintain.failure import QuintainError
 from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from quintain.envs.pool import Backend
-    from quintain.envs.sessions import Sessions
+    from quintain.envs.serving.sessions import Sessions
+    from quintain.envs.workers.pool import Backend
 
 TOKEN_ENV = "QUINTAIN_ENV_TOKEN"
 SWEEP_S = 5.0
@@ -76,7 +76,7 @@ async def _serve(
     limits: Limits,
     ready: Callable[[], None],
 ) -> None:
-    from quintain.envs.sessions import Sessions
+    from quintain.envs.serving.sessions import Sessions
     from quintain.serving.metrics import Metrics
 
     metrics = Metrics("quintain_env_")
@@ -84,7 +84,7 @@ async def _serve(
     starting = asyncio.create_task(sessions.start())
     await asyncio.sleep(0)  # the workers start while we import the rest
 
-    from quintain.envs.server import EnvApp
+    from quintain.envs.serving.server import EnvApp
     from quintain.serving.run import quiet_server
 
     app = EnvApp(sessions, metrics, token=token)
@@ -128,14 +128,14 @@ def _backend(spec: str, options: Mapping[str, Any], workers: int) -> Backend:
     if workers < 0:
         raise QuintainError(f"the number of workers must be at least 0, not {workers}")
     if workers:
-        from quintain.envs.pool import WorkerPool
+        from quintain.envs.workers.pool import WorkerPool
 
         return WorkerPool(spec, options, workers)
 
-    from quintain.envs.desk import Desk
-    from quintain.envs.host import Host
-    from quintain.envs.inline import Inline
     from quintain.envs.options import bind
     from quintain.envs.registry import resolve
+    from quintain.envs.workers.desk import Desk
+    from quintain.envs.workers.host import Host
+    from quintain.envs.workers.inline import Inline
 
     return Inline(Desk(spec, Host(bind(resolve(spec), options))))

@@ -4,7 +4,7 @@ them.
 What always holds:
 - at most `max_episodes` have an environment at a time; the others wait in the order in which they came;
 - a slot is free again once its episode has ended, failed, been closed, or been left alone for its lease;
-- a turn is run once, whoever asks how often (`quintain.envs.episode` decides, this acts);
+- a turn is run once, whoever asks how often (`quintain.envs.serving.episode` decides, this acts);
 - what a client has begun goes on though the client hangs up: the answer is stored for when it asks again.
 """
 
@@ -21,12 +21,12 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from quintain.envs.episode import Episode, Refuse, Replay, Run, State
-from quintain.envs.frames import Advance, Close, Describe, Open, Page, Reply, Request, stage_of
-from quintain.envs.limits import Limits
-from quintain.envs.pool import Backend
-from quintain.envs.slots import Full, Slots
-from quintain.envs.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, StepRequest
+from quintain.envs.serving.episode import Episode, Refuse, Replay, Run, State
+from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, StepRequest
+from quintain.envs.workers.frames import Advance, Close, Describe, Open, Page, Reply, Request, stage_of
+from quintain.envs.workers.pool import Backend
+from quintain.envs.workers.slots import Full, Slots
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import refused

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from quintain.envs.jsonl import read_rows
+from quintain.envs.builtin.jsonl import read_rows
 from quintain.envs.single_turn import SingleTurnEnv
 from quintain.failure import QuintainError
 from quintain.messages import user

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from quintain.envs.desk import CLOSE_ALL_S, Desk
-from quintain.envs.frames import Call, Reply, Request
-from quintain.envs.pool import Lost
+from quintain.envs.workers.desk import CLOSE_ALL_S, Desk
+from quintain.envs.workers.frames import Call, Reply, Request
+from quintain.envs.workers.pool import Lost
 
 
 class Inline:

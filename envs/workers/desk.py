@@ -18,9 +18,9 @@ from pydantic_core import PydanticSerializationError
 
 from quintain.codec import to_json
 from quintain.envs.base import Observation, invalid
-from quintain.envs.frames import STAGES, Advance, Call, Close, Describe, Open, Page, Reply, framed, receive
-from quintain.envs.host import Host
-from quintain.envs.wire import Metadata, PublicTask, TaskPage
+from quintain.envs.serving.wire import Metadata, PublicTask, TaskPage
+from quintain.envs.workers.frames import STAGES, Advance, Call, Close, Describe, Open, Page, Reply, framed, receive
+from quintain.envs.workers.host import Host
 from quintain.failure import Failure, FailureError, FailureKind, Stage, one_line
 from quintain.task import TaskOrigin
 

@@ -1,0 +1,1 @@
+"""Environments over HTTP: the server, its sessions of episodes, and the wire."""
