@@ -11,7 +11,7 @@ from typing import Any
 
 from quintain.envs.base import Environment
 from quintain.verdict import Verdict
-from quintain.verifiers.service.kept import Verifiers
+from quintain.verifiers.shared import Verifiers
 
 
 class JudgingEnv(Environment):

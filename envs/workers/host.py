@@ -24,7 +24,7 @@ from quintain.envs.judging import JudgingEnv
 from quintain.envs.options import Bound
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
 from quintain.task import Task, TaskOrigin, TaskSource, size_of
-from quintain.verifiers.service.kept import Verifiers
+from quintain.verifiers.shared import Verifiers
 
 T = TypeVar("T")
 

@@ -41,7 +41,9 @@ TOP = (
 )  # the leaves: they see all, nobody sees them
 LEARNING = {"accelerate", "datasets", "peft", "torch", "transformers", "trl"}
 SERVING = {"starlette", "uvicorn"}
-REWARD_MODEL = "quintain.verifiers.reward_model.classifier"  # a model on this machine: the one verifier with torch
+REWARD_MODEL = (
+    "quintain.verifiers.models.reward_model.classifier"  # a model on this machine: the one verifier with torch
+)
 HEAVY = LEARNING | SERVING | {"gymnasium", "httpx", "matplotlib", "pandas", "sympy"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quintain.verifiers.pool import WorkerPool
+from quintain.verifiers.workers.pool import WorkerPool
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, verify_sync
-from quintain.verifiers.exact import ExactOptions, ExactVerifier
+from quintain.verifiers.rules.exact import ExactOptions, ExactVerifier
 
 TABLE: list[tuple[str, Any, dict[str, Any], Outcome]] = [
     ("Paris", "Paris", {}, Outcome.CORRECT),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quintain.failure import QuintainError
 from quintain.verifiers import Item, get_verifier, verify_sync
-from quintain.verifiers.format import FormatOptions, FormatVerifier
+from quintain.verifiers.rules.format import FormatOptions, FormatVerifier
 
 THINK_ANSWER = {"thinking": "required", "tags": ["answer"], "nothing_outside": True}
 TABLE: list[tuple[str, dict[str, Any], float]] = [

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.verifiers._frames import MAX_FRAME_BYTES, FrameError, FrameReader, encode
+from quintain.verifiers.workers.frames import MAX_FRAME_BYTES, FrameError, FrameReader, encode
 
 TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates included
 MESSAGES = st.recursive(

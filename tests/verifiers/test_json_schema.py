@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier
-from quintain.verifiers.json_schema.read import Unreadable, read
+from quintain.verifiers.rules.json_schema.read import Unreadable, read
 
 PERSON = {
     "type": "object",

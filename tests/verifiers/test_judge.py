@@ -16,8 +16,8 @@ import pytest
 from quintain.failure import FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers import Item, get_verifier
-from quintain.verifiers.judge.client import ChatClient
-from quintain.verifiers.judge.prompt import label_of, pair_question, reference_question
+from quintain.verifiers.models.judge.client import ChatClient
+from quintain.verifiers.models.judge.prompt import label_of, pair_question, reference_question
 
 
 @dataclass

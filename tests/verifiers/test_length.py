@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quintain.failure import QuintainError
 from quintain.verifiers import Item, get_verifier, verify_sync
-from quintain.verifiers.length import cosine, ngrams, soft_overlong
+from quintain.verifiers.rules.length import cosine, ngrams, soft_overlong
 
 SOFT = {"kind": "soft_overlong", "maximum": 100, "cache": 20}
 COSINE = {"kind": "cosine", "maximum": 100, "start": 1.0, "end": 0.5}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.verifiers import Item, verify_sync
-from quintain.verifiers.math.choices import chosen_letters
+from quintain.verifiers.rules.choices import chosen_letters
 
 CAPITALS = {"answer": "B", "choices": ["Paris", "Rome", "Oslo", "None of these"]}
 CHOSEN = [

@@ -15,7 +15,7 @@ import pytest
 
 from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.pool import WorkerPool
+from quintain.verifiers.workers.pool import WorkerPool
 
 GENEROUS_S = 60.0
 """A deadline that only a hanging test would reach."""

@@ -16,7 +16,7 @@ PROGRAM = """
 import asyncio, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite run in the background inherits it ignored
 sys.path.insert(0, {folder!r})
-from quintain.verifiers.pool import WorkerPool
+from quintain.verifiers.workers.pool import WorkerPool
 
 async def main():
     pool = WorkerPool("pool_checks:check", size=2)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from quintain.verifiers._queue import MAX_CHUNK, FairQueue
+from quintain.verifiers.workers.queue import MAX_CHUNK, FairQueue
 
 
 class QueueMachine(RuleBasedStateMachine):

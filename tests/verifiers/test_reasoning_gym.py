@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quintain.failure import QuintainError
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier
-from quintain.verifiers.reasoning_gym.guard import arithmetic, mathematics
+from quintain.verifiers.rules.reasoning_gym.guard import arithmetic, mathematics
 
 COMPOSITE = "composite"
 OWN_ANSWER = {
@@ -167,6 +167,6 @@ def test_no_text_gets_at_a_name_that_was_not_given(source: str) -> None:
 
 
 def test_without_reasoning_gym_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quintain.verifiers.reasoning_gym.verifier.find_spec", lambda name: None)
+    monkeypatch.setattr("quintain.verifiers.rules.reasoning_gym.verifier.find_spec", lambda name: None)
     with pytest.raises(QuintainError, match=r"pip install 'quintain\[reasoning-gym\]'"):
         get_verifier("reasoning_gym")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from quintain.verdict import Outcome
-from quintain.verifiers._replies import how_it_died, verdict_of_death, verdict_of_reply
+from quintain.verifiers.workers.replies import how_it_died, verdict_of_death, verdict_of_reply
 
 
 @pytest.mark.parametrize("status", [0, 1, 255, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS])
@@ -32,7 +32,7 @@ def test_used_up_processor_time_is_a_timeout() -> None:
 
 
 def test_a_worker_whose_pool_is_stopped_ends_by_itself() -> None:
-    program = "from quintain.verifiers._zygote import limit_cpu\nlimit_cpu(0.1)\nwhile True: pass"
+    program = "from quintain.verifiers.workers.zygote import limit_cpu\nlimit_cpu(0.1)\nwhile True: pass"
     ended = subprocess.run([sys.executable, "-c", program], check=False, timeout=120)
     assert ended.returncode == -signal.SIGXCPU
 

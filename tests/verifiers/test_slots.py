@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintain.failure import FailureError
-from quintain.verifiers._slots import Slots
+from quintain.verifiers.workers.slots import Slots
 
 
 async def test_groups_take_turns_and_each_goes_in_order() -> None:

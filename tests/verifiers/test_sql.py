@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from quintain.failure import QuintainError
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier
-from quintain.verifiers.sql.compare import Row, is_ordered, same_rows
+from quintain.verifiers.rules.sql.compare import Row, is_ordered, same_rows
 
 SCHEMA = """
 CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT, height REAL, boss INTEGER);

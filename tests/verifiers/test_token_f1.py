@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, verify_sync
-from quintain.verifiers.token_f1 import normal_words, token_f1
+from quintain.verifiers.rules.token_f1 import normal_words, token_f1
 
 TABLE: list[tuple[str, Any, dict[str, Any], float | None]] = [
     ("the cat sat", "The cat sat.", {}, 1.0),

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
-from quintain.verifiers._slots import Slots
 from quintain.verifiers.code import guest
 from quintain.verifiers.code.guest.wire import framed
 from quintain.verifiers.code.options import CodeOptions, LanguageOptions
 from quintain.verifiers.sandbox.interface import Limits, Program, Sandbox, Status
+from quintain.verifiers.workers.slots import Slots
 
 PRELOAD: Final = (
     *("ast", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq"),

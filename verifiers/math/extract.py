@@ -20,7 +20,7 @@ The policy of `auto`; what is tried first stands first:
 | "not 25 but 26", "less than 25" | 26; nothing |
 | a formula in `$…$` or `\\(…\\)` that runs over a line's end | broken, and no mathematics |
 | no mathematics, at most five words | the words |
-| a letter, where the reference is a choice from A to J | see `quintain.verifiers.math.choices` |
+| a letter, where the reference is a choice from A to J | see `quintain.verifiers.rules.choices` |
 
 `boxed` stops after the boxes. `whole` takes the text after thinking as it is. Of an equation whose left side is
 arithmetic ("17 + 8 = 25") the answer is the right side, if the equation is true; else it is the equation, which is

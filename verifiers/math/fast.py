@@ -13,7 +13,6 @@ from fractions import Fraction
 from typing import Any, Final
 
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.math.choices import chosen_letters, listed_letters
 from quintain.verifiers.math.exact import is_true
 from quintain.verifiers.math.extract import Extracted, after_thinking, extract, is_mathematics
 from quintain.verifiers.math.lexer import MAX_CHARS
@@ -22,6 +21,7 @@ from quintain.verifiers.math.options import MathOptions
 from quintain.verifiers.math.reference import Reference, read_reference
 from quintain.verifiers.math.text import comparable, unwrapped, words_of
 from quintain.verifiers.math.units import Unit, conversion, split_unit
+from quintain.verifiers.rules.choices import chosen_letters, listed_letters
 
 SHOWN_CHARS: Final = 200
 

@@ -20,7 +20,7 @@ from quintain.verifiers.base import Item, Verifier
 from quintain.verifiers.math.fast import Question, decide
 from quintain.verifiers.math.numbers import parse_plain
 from quintain.verifiers.math.options import MathOptions
-from quintain.verifiers.pool import WorkerPool
+from quintain.verifiers.workers.pool import WorkerPool
 
 INSTALL: Final = "pip install 'quintain[math]'"
 YIELD_EVERY: Final = 256

@@ -18,8 +18,8 @@ from typing import Final
 
 from quintain.failure import QuintainError
 from quintain.verifiers.sandbox._capture import Capture
-from quintain.verifiers.sandbox._zygote import ENVIRONMENT, Keeper, KeeperGone, Zygote
 from quintain.verifiers.sandbox.cgroups import SLACK_BYTES, UNBOUNDED, SlotGroup
+from quintain.verifiers.sandbox.handle import ENVIRONMENT, Keeper, KeeperGone, Zygote
 from quintain.verifiers.sandbox.interface import Execution, Limits, Program
 from quintain.verifiers.sandbox.jail import keeper as wire
 from quintain.verifiers.sandbox.jail.guest import HEADER

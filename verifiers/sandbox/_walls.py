@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from quintain.verifiers.sandbox._zygote import Facts
+from quintain.verifiers.sandbox.handle import Facts
 from quintain.verifiers.sandbox.interface import Protection
 
 

@@ -23,7 +23,6 @@ from contextlib import suppress
 from typing import Any, Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
-from quintain.verifiers._slots import Slots
 from quintain.verifiers.sandbox._container import WORK, Container, bounded_memory
 from quintain.verifiers.sandbox._container_session import ContainerSession
 from quintain.verifiers.sandbox._hijack import Line, address, connect, reach
@@ -39,6 +38,7 @@ from quintain.verifiers.sandbox.interface import (
     check_files,
 )
 from quintain.verifiers.sandbox.outcome import broken
+from quintain.verifiers.workers.slots import Slots
 
 FIRST_UID: Final = 1_900_000
 UIDS: Final = 100_000

@@ -17,12 +17,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.verifiers._slots import Slots
 from quintain.verifiers.sandbox import _interpreter, cgroups
 from quintain.verifiers.sandbox._command import Command, Pipes, encode
 from quintain.verifiers.sandbox._session import Begun, OneAtATime, Starting, slot_count
 from quintain.verifiers.sandbox._walls import walls
-from quintain.verifiers.sandbox._zygote import Facts, Keeper, KeeperGone, Zygote, ZygoteSpec
+from quintain.verifiers.sandbox.handle import Facts, Keeper, KeeperGone, Zygote, ZygoteSpec
 from quintain.verifiers.sandbox.interface import (
     Execution,
     Limits,
@@ -33,6 +32,7 @@ from quintain.verifiers.sandbox.interface import (
     check_files,
 )
 from quintain.verifiers.sandbox.outcome import broken
+from quintain.verifiers.workers.slots import Slots
 
 HIGHEST_UID: Final = 2_000_000_000
 """Users of slots are numbered downwards from here, or from the highest user id there is: no account has those."""

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Final
 
 from quintain.failure import FailureError, QuintainError, Stage, failure_from
-from quintain.verifiers._slots import Slots
 from quintain.verifiers.sandbox import _interpreter
 from quintain.verifiers.sandbox._capture import Capture
 from quintain.verifiers.sandbox._command import Pipes, sealed
@@ -37,6 +36,7 @@ from quintain.verifiers.sandbox.interface import (
 )
 from quintain.verifiers.sandbox.jail.bare import BEGUN
 from quintain.verifiers.sandbox.outcome import End, Observed, broken, judge
+from quintain.verifiers.workers.slots import Slots
 
 BOOT: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from jail.bare import main; del sys.path[0];"

@@ -19,9 +19,9 @@ from quintain.codec import to_json
 from quintain.failure import FailureKind, Stage
 from quintain.serving.app import Page, attended, json_answer, read_body
 from quintain.serving.refusals import read, refused
+from quintain.verifiers.service.catalogue import offers
 from quintain.verifiers.service.job import Job
 from quintain.verifiers.service.jobs import Jobs
-from quintain.verifiers.service.offers import offers
 from quintain.verifiers.service.policy import Policy
 from quintain.verifiers.service.wire import NDJSON, StreamEnd, VerifyRequest
 

@@ -227,7 +227,7 @@ async def test_another_python_and_further_paths_can_be_read(user: int | None, tm
 
 async def test_a_failure_to_start_is_told_and_can_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = NamespaceSandbox(slots=1)
-    monkeypatch.setattr("quintain.verifiers.sandbox._zygote.BOOT", "raise SystemExit('not today')")
+    monkeypatch.setattr("quintain.verifiers.sandbox.handle.BOOT", "raise SystemExit('not today')")
     with pytest.raises(QuintainError, match="not today"):
         await sandbox.run(PRINT)
     monkeypatch.undo()

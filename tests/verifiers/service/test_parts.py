@@ -19,10 +19,10 @@ from quintain.verifiers.registry import BUILT_IN
 from quintain.verifiers.service.cache import ENTRY_BYTES, VerdictCache, key_of, key_prefix
 from quintain.verifiers.service.job import Pace
 from quintain.verifiers.service.jobs import Jobs
-from quintain.verifiers.service.kept import Verifiers
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.policy import OPERATOR_OPTIONS, Policy, option_names
 from quintain.verifiers.service.wire import VerifyItem, VerifyRequest
+from quintain.verifiers.shared import Verifiers
 
 LIMITS = ServiceLimits()
 

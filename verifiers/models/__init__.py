@@ -1,0 +1,1 @@
+"""Verifiers that ask a model: a judge, or a reward model."""

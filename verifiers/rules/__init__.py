@@ -1,0 +1,1 @@
+"""Verifiers that follow rules: texts, choices, formats, schemas, queries and calls."""

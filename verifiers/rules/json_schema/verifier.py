@@ -1,0 +1,100 @@
+"""The JSON-schema verifier: the reference is a JSON Schema (a mapping, or its JSON text), the answer is data.
+
+The data is the last fenced block of its language, or else the whole answer; it is read as JSON, YAML, TOML or XML
+(see `quintain.verifiers.rules.json_schema.read`) and validated by `jsonschema`, under the draft that the schema names, else
+2020-12. Both happen in killable workers: a schema's `pattern` may take for ever on a hostile answer.
+
+Score 1 where the data is valid, 0 where it is not; what cannot be read is `unparsable`, a schema that is none, or
+refers to a schema elsewhere (nothing is ever fetched), a `bad_reference`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, ClassVar, Final, Literal
+
+from quintain.failure import QuintainError
+from quintain.verdict import Verdict
+from quintain.verifiers.base import Item
+from quintain.verifiers.options import Positive, TextOptions, WorkerOptions
+from quintain.verifiers.pure import bad_reference, unparsable
+from quintain.verifiers.text import answer_in, last_fence
+from quintain.verifiers.workers.verifier import PooledVerifier
+
+INSTALL: Final = "pip install 'quintain[schema]'"
+FENCES: Final = {
+    "json": frozenset({"json", ""}),
+    "yaml": frozenset({"yaml", "yml", ""}),
+    "toml": frozenset({"toml", ""}),
+    "xml": frozenset({"xml", ""}),
+}
+
+
+class JsonSchemaOptions(WorkerOptions, TextOptions):
+    """Options of the JSON-schema verifier."""
+
+    syntax: Literal["json", "yaml", "toml", "xml"] = "json"
+    """What the data is written in."""
+    extract: Literal["fence_or_whole", "fence", "whole"] = "fence_or_whole"
+    """Where the data is: in the last fenced block of its language, or the whole answer."""
+    check_formats: bool = False
+    """Whether the schema's `format` (date, email, ipv4, …) is checked; by default it is a remark, as in 2020-12."""
+    xml_scalars: Literal["text", "json"] = "text"
+    """Whether "5" and "true" in XML are texts, or the number and the truth value that they are in JSON."""
+    max_chars: Positive = 100_000
+    """Longer data is not read: it is `unparsable`."""
+
+
+class JsonSchemaVerifier(PooledVerifier):
+    """Judges whether an answer is valid data."""
+
+    name: ClassVar[str] = "json_schema"
+    options_type: ClassVar[type | None] = JsonSchemaOptions
+    check: ClassVar[str] = "quintain.verifiers.rules.json_schema.check:check"
+
+    def __init__(self, options: JsonSchemaOptions | None = None) -> None:
+        self.options = options or JsonSchemaOptions()
+        if find_spec("jsonschema") is None:
+            raise QuintainError(f"the json_schema verifier needs jsonschema, which is not installed: {INSTALL}")
+        super().__init__(self.options)
+
+    @cached_property
+    def version(self) -> str:
+        """Our own version of the judgement, and jsonschema's."""
+        from importlib.metadata import version
+
+        return f"1+jsonschema-{version('jsonschema')}"
+
+    def question(self, item: Item) -> Verdict | dict[str, Any]:
+        """What the worker is asked."""
+        schema = item.reference
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except (ValueError, RecursionError):
+                schema = None
+        if not isinstance(schema, dict):
+            return bad_reference("a JSON Schema: a mapping, or its JSON text", item.reference)
+        options = self.options
+        text = answer_in(item.answer, after_thinking=options.after_thinking, tag=options.tag)
+        if text and options.extract != "whole":
+            block = last_fence(text, FENCES[options.syntax])
+            text = block if block is not None else text if options.extract == "fence_or_whole" else None
+        if not text or not text.strip():
+            return unparsable("there is no data in the answer")
+        if len(text) > options.max_chars:
+            return unparsable(f"the data has {len(text):,} characters, and at most {options.max_chars:,} are read")
+        return {
+            "text": text,
+            "syntax": options.syntax,
+            "xml_scalars": options.xml_scalars,
+            "schema": schema,
+            "check_formats": options.check_formats,
+        }
+
+
+def make_json_schema_verifier(**options: Any) -> JsonSchemaVerifier:
+    """The JSON-schema verifier with the named options of `JsonSchemaOptions`."""
+    return JsonSchemaVerifier(JsonSchemaOptions.of("json_schema", options))

@@ -1,0 +1,100 @@
+"""Whether two results of queries are the same. Pure.
+
+What always holds:
+- columns count and are compared by position; their names do not matter;
+- rows are compared in order where the reference orders them at its top level, else as a multiset;
+- NULL is equal to NULL alone; a text is never equal to a number;
+- whole numbers are equal exactly, 5 and 5.0 among them; where one has a fraction they may differ by the relative
+  tolerance, or by 1e-9.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+from quintain.verifiers.rules.tool_call.matching import matching
+
+Row = tuple[Any, ...]
+ABSOLUTE_TOLERANCE: Final = 1e-9
+MATCHED_ROWS: Final = 200
+"""Up to so many rows that differ in nothing but fractions are matched with one another; beyond, in sorted order."""
+
+_TOKEN = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|$)|[()]|\w+|.""", re.DOTALL
+)
+
+
+def is_ordered(query: str) -> bool:
+    """Whether `query` has an ORDER BY outside all parentheses, texts and comments."""
+    depth, before = 0, ""
+    for token in _TOKEN.findall(query):
+        if token == "(":
+            depth += 1
+        elif token == ")":
+            depth -= 1
+        elif token.isspace() or token.startswith(("--", "/*")):
+            continue
+        elif depth == 0 and before == "ORDER" and token.upper() == "BY":
+            return True
+        before = token.upper()
+    return False
+
+
+def same_rows(one: Sequence[Row], other: Sequence[Row], *, ordered: bool, relative_tolerance: float) -> bool:
+    """Whether two results are the same."""
+    if len(one) != len(other):
+        return False
+    if ordered:
+        return all(_same_row(a, b, relative_tolerance) for a, b in zip(one, other, strict=True))
+    width = len(one[0]) if one else 0
+    loose = [any(isinstance(row[column], float) for row in (*one, *other)) for column in range(width)]
+    groups, others = _grouped(one, loose), _grouped(other, loose)
+    return groups.keys() == others.keys() and all(
+        _same_group(groups[key], others[key], relative_tolerance) for key in groups
+    )
+
+
+def _grouped(rows: Sequence[Row], loose: Sequence[bool]) -> dict[tuple[Any, ...], list[Row]]:
+    """`rows` by what is compared exactly: all but the numbers in columns that have fractions."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        key = tuple(
+            (None,) if is_loose and isinstance(value, (int, float)) else (type(value).__name__, value)
+            for value, is_loose in zip(row, loose, strict=True)
+        )
+        groups[key].append(row)
+    return groups
+
+
+def _same_group(one: list[Row], other: list[Row], relative_tolerance: float) -> bool:
+    if len(one) != len(other):
+        return False
+    by_numbers = zip(sorted(one, key=_numbers), sorted(other, key=_numbers), strict=True)
+    if all(_same_row(a, b, relative_tolerance) for a, b in by_numbers):
+        return True
+    if len(one) > MATCHED_ROWS:
+        return False
+    fits = [[_same_row(row, candidate, relative_tolerance) for candidate in other] for row in one]
+    return matching(fits) == len(one)
+
+
+def _numbers(row: Row) -> list[float]:
+    return [value if isinstance(value, (int, float)) else 0 for value in row]
+
+
+def _same_row(one: Row, other: Row, relative_tolerance: float) -> bool:
+    return len(one) == len(other) and all(
+        _same_value(*values, relative_tolerance) for values in zip(one, other, strict=True)
+    )
+
+
+def _same_value(one: Any, other: Any, relative_tolerance: float) -> bool:
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        if one == other or (isinstance(one, int) and isinstance(other, int)):
+            return one == other
+        return math.isclose(one, other, rel_tol=relative_tolerance, abs_tol=ABSOLUTE_TOLERANCE)
+    return type(one) is type(other) and bool(one == other)

@@ -1,5 +1,0 @@
-"""The SQL verifier: does the answer's query find the same rows as the reference's?"""
-
-from quintain.verifiers.sql.verifier import SqlOptions, SqlVerifier, make_sql_verifier
-
-__all__ = ["SqlOptions", "SqlVerifier", "make_sql_verifier"]

@@ -1,5 +1,0 @@
-"""The tool-call verifier: does the answer call the right functions with allowed arguments?"""
-
-from quintain.verifiers.tool_call.verifier import ToolCallOptions, ToolCallVerifier, make_tool_call_verifier
-
-__all__ = ["ToolCallOptions", "ToolCallVerifier", "make_tool_call_verifier"]
