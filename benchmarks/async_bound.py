@@ -30,13 +30,13 @@ from quintain.codec import as_floats, as_ints
 from quintain.config import ExperimentConfig
 from quintain.envs import user
 from quintain.envs.client import EnvClient
-from quintain.rollout.canary import Canary
+from quintain.rollout.chat.renderer import load_renderer
 from quintain.rollout.client import RolloutClient
-from quintain.rollout.conductor import Conductor, Plan
 from quintain.rollout.engines.base import Sampling, Weights
-from quintain.rollout.journal import Journal
-from quintain.rollout.renderer import load_renderer
-from quintain.rollout.server import rollout_app
+from quintain.rollout.journal.journal import Journal
+from quintain.rollout.scheduler import Conductor, Plan
+from quintain.rollout.server.app import rollout_app
+from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import PublishAnswer
 from quintain.serving.listen import bound_socket
 from quintain.trainers.checkpoint import Progress

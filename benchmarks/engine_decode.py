@@ -31,8 +31,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.embedded import EmbeddedEngine
-from quintain.rollout.engines.packing import pack
+from quintain.rollout.engines.embedded.engine import EmbeddedEngine
+from quintain.rollout.engines.embedded.packing import pack
 
 PROMPTS, GROUP, TOKENS = 8, 8, 24
 ROWS = PROMPTS * GROUP

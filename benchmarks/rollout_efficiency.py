@@ -35,9 +35,9 @@ from _side import ROOT, report, vllm_python
 
 from quintain.config import ExperimentConfig, VLLMConfig, dump_config, parse_config
 from quintain.envs.builtin.math import MathEnv
+from quintain.rollout.chat.renderer import load_renderer
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.vllm.start import environ, flags
-from quintain.rollout.renderer import load_renderer
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 START_S = 300.0

@@ -69,10 +69,10 @@ class LagMeter:
 async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: int) -> dict[str, float]:
     """Run twice as many episodes as are in flight at once; the figures of the time in which the number holds."""
     from quintain.envs.client import EnvClient
-    from quintain.rollout.conductor import Conductor, Plan
+    from quintain.rollout.chat.renderer import load_renderer
     from quintain.rollout.engines.base import Sampling
-    from quintain.rollout.journal import Journal
-    from quintain.rollout.renderer import load_renderer
+    from quintain.rollout.journal.journal import Journal
+    from quintain.rollout.scheduler import Conductor, Plan
 
     renderer = load_renderer(str(MODEL))
     words = [int(token) for token in renderer._encode("The answer is that we go on with the next step. ")]

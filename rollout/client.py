@@ -19,8 +19,8 @@ import httpx
 
 from quintain.codec import from_json, pack, unpack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.rollout.canary import Canary
 from quintain.rollout.engines.base import Weights
+from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import (
     FRAME,
     FRAMES,

@@ -12,10 +12,10 @@ import numpy as np
 
 from quintain.codec import Floats, Ints, as_floats
 from quintain.config import RolloutConfig
-from quintain.rollout.canary import TOLERANCE, Canary, canary_rows
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm.gpu import DirectTransfer
+from quintain.rollout.weights.canary import TOLERANCE, Canary, canary_rows
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.batch import micro_batches
 from quintain.trainers.learner import Learner

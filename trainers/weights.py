@@ -22,7 +22,7 @@ from torch import Tensor
 
 from quintain.failure import QuintainError
 from quintain.rollout.engines.base import Weights
-from quintain.rollout.leftovers import PREFIX, sweep
+from quintain.rollout.weights.leftovers import PREFIX, sweep
 
 FILES = 2
 

@@ -60,7 +60,7 @@ def serve(
     config = load_config(file, overrides)
     tokens = Tokens.gathered(token, "--token or the variable QUINTAIN_ROLLOUT_TOKEN", token_file)
     from quintain.launch.rollout import serve_rollout
-    from quintain.rollout.runs import RunLimits
+    from quintain.rollout.server.task_runs import RunLimits
 
     serve_rollout(
         config,
@@ -82,7 +82,7 @@ def audit(run: Path, as_json: bool) -> int:
 
     Exit code 0 if they balance, 1 if not. The run may be going on, have ended or have crashed.
     """
-    from quintain.rollout.audit import audit as audit_journal
+    from quintain.rollout.journal.audit import audit as audit_journal
 
     report = audit_journal(run / "journal.db" if run.is_dir() else run)
     if as_json:

@@ -61,7 +61,7 @@ class Episodes:
 
 def member_seed(seed: int, member: int) -> int:
     """The seed of all episodes that are their task's sample `member`; the first one's is the evaluation's own."""
-    from quintain.rollout.tasks import derive_seed
+    from quintain.rollout.rules.order import derive_seed
 
     return seed if member == 0 else derive_seed(seed, "member", member)
 
@@ -176,7 +176,7 @@ async def _play_at_endpoint(
 ) -> None:
     from quintain.calling.chat import ChatEndpoint
     from quintain.envs.client import EnvClient
-    from quintain.rollout.chat_episode import run_chat_episode
+    from quintain.rollout.episodes.endpoint import run_chat_episode
 
     chat = ChatEndpoint(
         endpoint.url,
@@ -225,8 +225,8 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
 def _spec(episodes: Episodes, place: Place) -> Any:
     """The same episode, by name and seed, that the rollout server would play."""
     from quintain.rollout.engines.base import Sampling
-    from quintain.rollout.episode import EpisodeSpec
-    from quintain.rollout.tasks import derive_seed
+    from quintain.rollout.episodes.episode import EpisodeSpec
+    from quintain.rollout.rules.order import derive_seed
     from quintain.task import Task, TaskOrigin
 
     index, member = place

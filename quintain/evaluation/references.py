@@ -15,7 +15,7 @@ from typing import Any
 
 from quintain.config import ExperimentConfig, load_config
 from quintain.failure import QuintainError
-from quintain.rollout.parquet import Stored
+from quintain.rollout.journal.parquet import Stored
 from quintain.task import TaskSource
 from quintain.trajectory import Trajectory
 

@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 from quintain.evaluation.episode_log import EPISODES, read_episodes
 from quintain.evaluation.passk import Estimate, mean_estimate
 from quintain.failure import QuintainError
-from quintain.rollout.parquet import Stored, read_trajectories, write_stored
+from quintain.rollout.journal.parquet import Stored, read_trajectories, write_stored
 from quintain.trajectory import Ending, Trajectory
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Item, Verifier

@@ -17,8 +17,8 @@ from quintain.launch.run_folder import new_run, resumed_run
 from quintain.launch.servers import start_environment
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.lifeline import hold_lifeline
-from quintain.rollout.runs import RunLimits
-from quintain.rollout.serve import ROLLOUT_TOKEN_ENV, serve
+from quintain.rollout.server.process import ROLLOUT_TOKEN_ENV, serve
+from quintain.rollout.server.task_runs import RunLimits
 from quintain.serving.listen import check_bind
 from quintain.serving.tokens import Tokens
 

@@ -42,7 +42,7 @@ def start_rollout(supervisor: Supervisor, config: ExperimentConfig, run: RunFold
 
     def command(port: int) -> list[str]:
         return python_module(
-            "quintain.rollout.serve", f"--run={run.path}", f"--environment={environment}", f"--port={port}"
+            "quintain.rollout.server.process", f"--run={run.path}", f"--environment={environment}", f"--port={port}"
         )
 
     token = config.environment.token

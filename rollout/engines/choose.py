@@ -32,7 +32,7 @@ def make_engine(
         from quintain.rollout.engines.vllm.start import open_vllm
 
         return open_vllm(config, logs=logs or Path("logs"), report=report)
-    from quintain.rollout.engines.embedded import EmbeddedEngine
+    from quintain.rollout.engines.embedded.engine import EmbeddedEngine
 
     return EmbeddedEngine(
         config.model.path,

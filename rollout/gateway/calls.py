@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from quintain.messages import Message, ToolCall
+from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.gateway.answers import Answer, Choice, TokenLogprob
 from quintain.rollout.gateway.chat import ChatRequest
 from quintain.rollout.gateway.conversations import Prompt, Said
-from quintain.rollout.gateway.dialect import Dialect
 from quintain.rollout.gateway.errors import too_long
 from quintain.rollout.gateway.session import Session
 from quintain.rollout.gateway.stops import cut, first_stop

@@ -26,8 +26,8 @@ import numpy as np
 
 from quintain.codec import Ints, as_ints
 from quintain.messages import Message, ToolSpec
+from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion
-from quintain.rollout.gateway.dialect import Dialect
 from quintain.trajectory import Turn, extends
 
 BRANCHED = "agent_branched"  # the turn that it extends has been extended before

@@ -23,12 +23,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
+from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Engine, Sampling
 from quintain.rollout.gateway.answers import Answer
 from quintain.rollout.gateway.calls import Calls
 from quintain.rollout.gateway.chat import ChatRequest
 from quintain.rollout.gateway.conversations import Conversations, meaning
-from quintain.rollout.gateway.dialect import Dialect
 from quintain.rollout.gateway.errors import ApiError, bad_request, full
 from quintain.rollout.gateway.limits import GatewayLimits
 from quintain.rollout.gateway.session import Session
@@ -40,8 +41,7 @@ from quintain.rollout.gateway.wire import (
     SessionStatus,
     State,
 )
-from quintain.rollout.renderer import Renderer
-from quintain.rollout.tasks import derive_seed
+from quintain.rollout.rules.order import derive_seed
 from quintain.trajectory import Trajectory
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from quintain.codec import Ints
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.rollout.gateway.conversations import Conversations
 from quintain.rollout.gateway.wire import FailRequest, OpenSession, RewardRequest, SessionStatus, State
-from quintain.rollout.tasks import derive_seed
+from quintain.rollout.rules.order import derive_seed
 from quintain.trajectory import Ending, Trajectory
 
 

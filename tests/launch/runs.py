@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import yaml
 
-from quintain.rollout.audit import audit
+from quintain.rollout.journal.audit import audit
 
 from ..tiny_llama import tiny_llama
 
@@ -137,7 +137,7 @@ class Run:
     def server(self, log: str) -> int:
         """The process id of the rollout server ("rollout") or of the environment server ("env")."""
         assert self.process is not None
-        words = {"rollout": "quintain.rollout.serve", "env": "serve"}[log]
+        words = {"rollout": "quintain.rollout.server.process", "env": "serve"}[log]
         found: list[int] = []
 
         def there() -> bool:

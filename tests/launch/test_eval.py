@@ -91,7 +91,7 @@ def test_an_evaluation_that_is_killed_or_loses_its_server_ends_with_the_figures_
     log = tmp_path / "lost" / "episodes.jsonl"
     process = start(tiny_model, tmp_path / "lost")
     wait_for("five episodes", lambda: log.exists() and log.read_bytes().count(b"\n") >= 5)
-    (server,) = (child for child in servers(process) if "quintain.rollout.serve" in child.cmdline())
+    (server,) = (child for child in servers(process) if "quintain.rollout.server.process" in child.cmdline())
     server.kill()
     assert figures(process)[0] == whole
 

@@ -17,7 +17,7 @@ from quintain.codec import as_floats, as_ints, pack
 from quintain.evaluation.episode_log import EpisodeLog
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.messages import assistant, user
-from quintain.rollout.parquet import read_trajectories, write_trajectories
+from quintain.rollout.journal.parquet import read_trajectories, write_trajectories
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 ENVS = Path(__file__).with_name("envs_for_eval.py")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quintain.failure import FailureKind
-from quintain.rollout.parquet import read_trajectories
+from quintain.rollout.journal.parquet import read_trajectories
 
 from .runs import ROOT, Run, make_model, wait_for
 

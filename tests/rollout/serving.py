@@ -12,8 +12,8 @@ from typing import Any
 
 import uvicorn
 
-from quintain.rollout.conductor import Conductor
-from quintain.rollout.server import rollout_app
+from quintain.rollout.scheduler import Conductor
+from quintain.rollout.server.app import rollout_app
 
 from . import stage
 

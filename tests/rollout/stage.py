@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from quintain.envs import Action, EndlessTasks, Environment, LocalClient, Observation, Step, Task, TaskSource, user
-from quintain.rollout.canary import Canary
-from quintain.rollout.conductor import Conductor, Plan
+from quintain.rollout.chat.renderer import Renderer
 from quintain.rollout.engines.base import Engine, Sampling, Weights
 from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.engines.fake_model import FakeModel
-from quintain.rollout.journal import Journal
-from quintain.rollout.renderer import Renderer
+from quintain.rollout.journal.journal import Journal
+from quintain.rollout.scheduler import Conductor, Plan
+from quintain.rollout.weights.canary import Canary
 
 IDENTITY: dict[str, object] = {"seed": 0}
 

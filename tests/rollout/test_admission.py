@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quintain.rollout.admission import Admission
-from quintain.rollout.tasks import derive_seed, task_index
+from quintain.rollout.rules.admission import Admission
+from quintain.rollout.rules.order import derive_seed, task_index
 
 
 @given(st.integers(1, 6), st.integers(0, 3), st.data())

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from quintain.codec import from_json, to_json
 from quintain.failure import QuintainError
-from quintain.rollout.audit import Report, audit
-from quintain.rollout.journal import Journal
+from quintain.rollout.journal.audit import Report, audit
+from quintain.rollout.journal.journal import Journal
 
 from .stage import IDENTITY
 from .test_journal import trajectory

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from quintain.rollout.concurrency import FULL, ROOM, Concurrency
 from quintain.rollout.engines.base import EngineStats, Sampling
 from quintain.rollout.engines.fake import FakeEngine
-from quintain.rollout.gate import EpisodeCount, Gate
+from quintain.rollout.episodes.gate import EpisodeCount, Gate
+from quintain.rollout.rules.concurrency import FULL, ROOM, Concurrency
 
 from .stage import canary, conductor, weights
 from .world import on_virtual_clock

@@ -11,10 +11,10 @@ import pytest
 from quintain.codec import pack
 from quintain.envs import LocalClient
 from quintain.failure import FailureError, FailureKind, Stage
-from quintain.rollout.conductor import Conductor
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.fake import FakeEngine, crash_on, hang_on
-from quintain.rollout.episode import EpisodeSpec, run_episode
+from quintain.rollout.episodes.episode import EpisodeSpec, run_episode
+from quintain.rollout.scheduler import Conductor
 from quintain.trajectory import Ending, Finish, Group, Trajectory, extends, to_segments
 
 from .stage import RENDERER, Words, canary, conductor, weights

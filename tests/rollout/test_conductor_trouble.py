@@ -13,12 +13,12 @@ import pytest
 
 from quintain.envs import Environment, Observation, Step, Task, TaskSource, user
 from quintain.failure import FailureError, FailureKind, Stage
-from quintain.rollout.audit import audit
-from quintain.rollout.conductor import Conductor
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.fake import FakeEngine, hang_on
-from quintain.rollout.groups import Patience
-from quintain.rollout.journal import Journal
+from quintain.rollout.journal.audit import audit
+from quintain.rollout.journal.journal import Journal
+from quintain.rollout.rules.groups import Patience
+from quintain.rollout.scheduler import Conductor
 from quintain.trajectory import Group, Trajectory, versions_of
 
 from .stage import IDENTITY, RENDERER, canary, plan, weights

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Engine, Sampling, Weights
-from quintain.rollout.engines.embedded import EmbeddedEngine
+from quintain.rollout.engines.embedded.engine import EmbeddedEngine
 from quintain.rollout.engines.fake import FakeEngine
 from quintain.trajectory import Finish, check_spans
 

@@ -19,9 +19,9 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.engines.base import Completion, Sampling, Weights
-from quintain.rollout.engines.embedded import EmbeddedEngine
-from quintain.rollout.engines.llama import LlamaNetwork
-from quintain.rollout.engines.modules import ModuleNetwork
+from quintain.rollout.engines.embedded.engine import EmbeddedEngine
+from quintain.rollout.engines.embedded.llama import LlamaNetwork
+from quintain.rollout.engines.embedded.modules import ModuleNetwork
 
 WORDS = 211
 SHAPE: dict[str, Any] = {
@@ -227,7 +227,7 @@ async def test_a_sequence_may_fill_the_whole_context(start: Any) -> None:
 async def test_a_machine_that_cannot_pack_weights_gets_the_same_numbers(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quintain.rollout.engines.packing.can_pack", lambda dtype: False)
+    monkeypatch.setattr("quintain.rollout.engines.embedded.packing.can_pack", lambda dtype: False)
     make, _ = MODELS["llama"]
     engine, model = start(make()), make()
     file = publish(tmp_path / "w", model.state_dict()) / "model.safetensors"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.messages import assistant
-from quintain.rollout.groups import (
+from quintain.rollout.rules.groups import (
     Drop,
     Groups,
     Outcome,

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from quintain.codec import as_floats
-from quintain.rollout.audit import audit
-from quintain.rollout.canary import Canary
 from quintain.rollout.engines.base import Sampling, Weights
-from quintain.rollout.engines.embedded import EmbeddedEngine
+from quintain.rollout.engines.embedded.engine import EmbeddedEngine
+from quintain.rollout.journal.audit import audit
+from quintain.rollout.weights.canary import Canary
 from quintain.trajectory import Group, Turn, versions_of
 
 from ..tiny_llama import tiny_llama

@@ -18,9 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from quintain.codec import pack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
-from quintain.rollout.audit import audit
-from quintain.rollout.groups import Drop, Outcome, Status
-from quintain.rollout.journal import Journal, Pending
+from quintain.rollout.journal.audit import audit
+from quintain.rollout.journal.journal import Journal, Pending
+from quintain.rollout.rules.groups import Drop, Outcome, Status
 from quintain.trajectory import Ending, Finish, Trajectory, Turn, VersionSpan
 
 IDENTITY: dict[str, object] = {"seed": 0, "split": "train"}

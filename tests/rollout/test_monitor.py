@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.rollout.engines.base import EngineStats
-from quintain.rollout.monitor import EngineWindow, Monitor, Quantiles
+from quintain.rollout.server.monitor import EngineWindow, Monitor, Quantiles
 
 
 def stats(output_tokens: int, busy_s: float) -> EngineStats:

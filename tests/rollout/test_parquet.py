@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from quintain.codec import as_floats, as_ints, pack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, Message, ToolCall, assistant, user
-from quintain.rollout.parquet import Stored, read_trajectories, write_stored, write_trajectories
+from quintain.rollout.journal.parquet import Stored, read_trajectories, write_stored, write_trajectories
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

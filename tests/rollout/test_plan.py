@@ -8,9 +8,9 @@ import pytest
 
 from quintain.config import ExperimentConfig, parse_config
 from quintain.failure import QuintainError
-from quintain.rollout.groups import Patience, Rewards
-from quintain.rollout.plan import Plan
-from quintain.rollout.serve import make_plan
+from quintain.rollout.rules.groups import Patience, Rewards
+from quintain.rollout.rules.plan import Plan
+from quintain.rollout.server.process import make_plan
 
 FILE = "model: {path: m}\nenvironment: {name: math}\n"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quintain.codec import as_ints
 from quintain.failure import FailureError, QuintainError, Stage
 from quintain.messages import Message, assistant, system, user
-from quintain.rollout.renderer import Renderer, load_renderer
+from quintain.rollout.chat.renderer import Renderer, load_renderer
 from quintain.trajectory import extends
 
 MODEL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"

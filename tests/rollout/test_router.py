@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from quintain.rollout.router import Router
+from quintain.rollout.engines.vllm.router import Router
 
 REPLICAS = st.integers(0, 3)
 SESSIONS = st.sampled_from("abcdefgh")

@@ -11,10 +11,10 @@ import pytest
 
 from quintain.codec import pack
 from quintain.failure import FailureError, FailureKind, Stage
-from quintain.rollout.canary import Canary
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.fake import FakeEngine, hang_on
-from quintain.rollout.parquet import read_trajectories
+from quintain.rollout.journal.parquet import read_trajectories
+from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import Progress
 
 from .serving import served
@@ -119,7 +119,7 @@ def test_a_malformed_request_gets_a_failure_and_no_stack(
 
 def test_a_canary_of_other_rows_than_scored_is_refused() -> None:
     from quintain.codec import as_floats, as_ints
-    from quintain.rollout.canary import compare
+    from quintain.rollout.weights.canary import compare
 
     rows = (as_ints([1, 2]),)
     with pytest.raises(ValueError, match="zip"):

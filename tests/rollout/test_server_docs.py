@@ -12,9 +12,9 @@ from quintain.cli.rollout import command
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.fake import FakeEngine
-from quintain.rollout.finished_sessions import FinishedSessions
 from quintain.rollout.gateway.gateway import Gateway
-from quintain.rollout.server import rollout_app
+from quintain.rollout.journal.sessions import FinishedSessions
+from quintain.rollout.server.app import rollout_app
 from quintain.serving.tokens import Tokens
 
 from . import stage

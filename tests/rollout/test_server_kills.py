@@ -12,7 +12,7 @@ from pathlib import Path
 from quintain.codec import unpack
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.fake import FakeEngine
-from quintain.rollout.finished_sessions import FinishedSessions
+from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.rollout.wire import RunRequest
 from quintain.trajectory import Group
 
@@ -30,7 +30,7 @@ with RolloutClient(url) as client:
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
-from quintain.rollout.finished_sessions import FinishedSessions
+from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.trajectory import Ending, Trajectory
 
 async def main():
@@ -47,7 +47,7 @@ _FULL = """
 import asyncio, resource, sys
 from pathlib import Path
 from quintain.failure import FailureError
-from quintain.rollout.finished_sessions import FinishedSessions
+from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.trajectory import Ending, Trajectory
 
 def session(n, length):

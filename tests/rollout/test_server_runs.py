@@ -17,10 +17,10 @@ from quintain.envs import Action, LocalClient, Observation, Step, Task, user
 from quintain.envs.serving.limits import Limits
 from quintain.failure import FailureError, FailureKind
 from quintain.rollout.client import RolloutClient
-from quintain.rollout.conductor import Conductor
 from quintain.rollout.engines.fake import FakeEngine, hang_on
-from quintain.rollout.journal import Journal
-from quintain.rollout.runs import RunLimits
+from quintain.rollout.journal.journal import Journal
+from quintain.rollout.scheduler import Conductor
+from quintain.rollout.server.task_runs import RunLimits
 from quintain.rollout.wire import FRAMES, RunRequest, RunState
 from quintain.serving.tokens import Tokens
 from quintain.trajectory import Group

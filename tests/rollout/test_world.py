@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quintain.rollout.audit import Report, audit
-from quintain.rollout.journal import Journal
+from quintain.rollout.journal.audit import Report, audit
+from quintain.rollout.journal.journal import Journal
 
 from .stage import IDENTITY
 from .world import Setup, World

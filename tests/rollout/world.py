@@ -21,10 +21,10 @@ import numpy as np
 
 from quintain.envs import Action, Environment, Observation, Step, Task, TaskSource, user
 from quintain.failure import FailureError, FailureKind
-from quintain.rollout.conductor import Conductor
 from quintain.rollout.engines.fake import FakeEngine
-from quintain.rollout.journal import Journal
-from quintain.rollout.tasks import derive_seed
+from quintain.rollout.journal.journal import Journal
+from quintain.rollout.rules.order import derive_seed
+from quintain.rollout.scheduler import Conductor
 from quintain.trajectory import Group, versions_of
 
 from .stage import IDENTITY, RENDERER, canary, plan, weights

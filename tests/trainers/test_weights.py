@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from quintain.failure import QuintainError
-from quintain.rollout.leftovers import PREFIX
+from quintain.rollout.weights.leftovers import PREFIX
 from quintain.trainers.weights import WeightStore
 
 SHAPES = {"a.weight": (3, 5), "a.bias": (7,), "scale": (1,)}

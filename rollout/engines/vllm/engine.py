@@ -22,12 +22,12 @@ import numpy as np
 
 from quintain.codec import Floats, Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
-from quintain.rollout.canary import TOLERANCE
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows
 from quintain.rollout.engines.vllm.answer import Answer
 from quintain.rollout.engines.vllm.fleet import Attempt, Fleet, Member, total_load
 from quintain.rollout.engines.vllm.replica import ReplicaDown
+from quintain.rollout.weights.canary import TOLERANCE
 
 MOVES = 3
 """How many replicas in a row may fail a request before it gets another token: then it is the request that fails."""

@@ -22,8 +22,8 @@ from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm.dialect import Load
 from quintain.rollout.engines.vllm.process import Process
 from quintain.rollout.engines.vllm.replica import Replica, ReplicaDown
+from quintain.rollout.engines.vllm.router import Router
 from quintain.rollout.engines.vllm.weights import Holdings
-from quintain.rollout.router import Router
 
 T = TypeVar("T")
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from quintain.codec import as_floats, as_ints
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user
+from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion
 from quintain.rollout.gateway.conversations import (
     BRANCHED,
@@ -24,8 +26,6 @@ from quintain.rollout.gateway.conversations import (
     Conversations,
     Said,
 )
-from quintain.rollout.gateway.dialect import Dialect
-from quintain.rollout.renderer import Renderer
 from quintain.trajectory import Ending, Finish, Trajectory, VersionSpan, extends, to_segments
 
 from .stage import END, RENDERER, ByteTokenizer

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quintain.rollout.chat.renderer import Renderer
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.embedded import EmbeddedEngine
-from quintain.rollout.renderer import Renderer
+from quintain.rollout.engines.embedded.engine import EmbeddedEngine
 from quintain.trajectory import Trajectory, to_segments
 
 from ...tiny_llama import tiny_llama

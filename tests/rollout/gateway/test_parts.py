@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from quintain.codec import as_floats, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
+from quintain.rollout.chat.tool_calls import Said, parser_of
+from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion, Sampling
 from quintain.rollout.gateway.chat import read_chat
-from quintain.rollout.gateway.dialect import Dialect
 from quintain.rollout.gateway.errors import ApiError
 from quintain.rollout.gateway.limits import GatewayLimits
 from quintain.rollout.gateway.stops import cut, first_stop
-from quintain.rollout.gateway.tool_calls import Said, parser_of
 from quintain.rollout.gateway.wire import Overrides
 from quintain.rollout.gateway.wishes import settle
 from quintain.trajectory import Finish, VersionSpan, check_spans, extends

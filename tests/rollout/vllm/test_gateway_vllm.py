@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quintain.rollout.chat.renderer import load_renderer
 from quintain.rollout.engines.base import Engine, Sampling
-from quintain.rollout.renderer import load_renderer
 from quintain.trajectory import Trajectory, to_segments
 
 from ..gateway.stage import ADD, staged

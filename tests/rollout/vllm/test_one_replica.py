@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
-from quintain.rollout.canary import Canary, check
 from quintain.rollout.engines.base import Sampling, Weights
 from quintain.rollout.engines.vllm.dialect import Dialect
 from quintain.rollout.engines.vllm.engine import VLLMEngine
 from quintain.rollout.engines.vllm.probe import Wanted, probe
 from quintain.rollout.engines.vllm.start import open_vllm
+from quintain.rollout.weights.canary import Canary, check
 from quintain.trajectory import check_spans
 
 from ..test_engine_conformance import (

@@ -1,0 +1,1 @@
+"""Between messages and tokens: rendering, prefixes that extend exactly, tools and their calls."""

@@ -1,0 +1,1 @@
+"""Playing episodes: one at a time, many at once, through an engine or an endpoint."""

@@ -1,0 +1,245 @@
+"""One episode: reset, then sample and step until it ends; what comes out is a trajectory of exact tokens.
+
+Invariants:
+- `run_episode` always returns a trajectory: a failure is data, it never raises (only cancellation passes through);
+- a failed trajectory keeps the turns it had and has no reward;
+- the tokens of a turn's prompt are those of the turn before and the new messages, unless the turn says why not;
+- the same spec gives the same seeds at every attempt, so trying again does not change what is sampled;
+- a `Cutoff` ends an episode at whatever it waits for, as a failure that is not tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quintain.codec import Ints, as_ints
+from quintain.envs.base import Action, Environment, Observation
+from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
+from quintain.messages import Message, ToolSpec
+from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.engines.base import Completion, Engine, Sampling
+from quintain.rollout.rules.order import derive_seed
+from quintain.task import Task
+from quintain.trajectory import Ending, Trajectory, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSpec:
+    """What to run: a task, its place in the run, how to sample, and the limits. Lengths are in tokens."""
+
+    id: str
+    group: str
+    task: Task
+    index: int
+    member: int
+    seed: int
+    sampling: Sampling
+    max_turns: int
+    max_length: int
+    attempts: int = 1
+    sample_timeout_s: float | None = None  # of one turn's sampling
+
+
+class Cutoff:
+    """Lets somebody else end an episode early, with `end(reason)`."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._scope: asyncio.Timeout | None = None
+
+    def end(self, reason: str) -> None:
+        """End the episode now, or as soon as it runs. The first reason stands."""
+        if self.reason is None:
+            self.reason = reason
+            if self._scope is not None:
+                self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def bound(self, play: Coroutine[Any, Any, Ending]) -> Ending:
+        """What `play` returns. Raises TimeoutError where `end` was said meanwhile."""
+        try:
+            async with asyncio.timeout(None if self.reason is None else 0) as scope:
+                self._scope = scope
+                return await play
+        finally:
+            self._scope = None
+
+
+async def run_episode(
+    spec: EpisodeSpec,
+    *,
+    make_env: Callable[[], Environment],
+    engine: Engine,
+    renderer: Renderer,
+    clock: Callable[[], float] = time.monotonic,
+    cutoff: Cutoff | None = None,
+) -> Trajectory:
+    """Run the episode with `engine`, again while its failure is retryable and attempts are left."""
+    cutoff = cutoff or Cutoff()
+    return await attempted(
+        spec, lambda number: _Sampled(spec, make_env(), number, clock, cutoff, engine=engine, renderer=renderer)
+    )
+
+
+async def attempted(spec: EpisodeSpec, make: Callable[[int], Attempt]) -> Trajectory:
+    """What the first attempt gives that does not fail, or the last of `spec.attempts`; `make` is told its number."""
+    for number in range(1, spec.attempts + 1):
+        trajectory = await make(number).run()
+        if trajectory.failure is None or not trajectory.failure.retryable:
+            break
+    return trajectory
+
+
+class Attempt(ABC):
+    """One attempt at an episode: its state is the turns so far and the stage it is in. Who plays is a subclass."""
+
+    def __init__(
+        self, spec: EpisodeSpec, env: Environment, number: int, clock: Callable[[], float], cutoff: Cutoff | None = None
+    ) -> None:
+        self.spec, self.env, self.number, self.clock = spec, env, number, clock
+        self.cutoff = cutoff or Cutoff()
+        self.stage = Stage.RESET
+        self.started = clock()
+        self.turns: list[Turn] = []
+        self.prompt: tuple[Message, ...] = ()
+        self.rewards: dict[str, float] = {}
+        self.info: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def begin(self, observation: Observation) -> None:
+        """The episode has begun: this is what the policy sees."""
+
+    @abstractmethod
+    async def act(self) -> Turn | None:
+        """The policy's next turn, without what the environment will answer; None where there is no room for one."""
+
+    @abstractmethod
+    def extend(self, turn: Turn) -> None:
+        """The environment has answered, and the episode goes on."""
+
+    async def run(self) -> Trajectory:
+        try:
+            ending = await self.cutoff.bound(self._play())
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # the boundary: whatever broke in this episode is data of this episode
+            return self._trajectory(Ending.FAILED, self._failure(error))
+        finally:
+            with contextlib.suppress(FailureError):  # the environment's lease frees what a lost close leaves behind
+                await self.env.close()
+        return self._trajectory(ending, None)
+
+    async def _play(self) -> Ending:
+        observation = await self.env.reset(self.spec.task, seed=self.spec.seed)
+        self.prompt = tuple(observation.messages)
+        self.begin(observation)
+        while (turn := await self.act()) is not None:
+            self.turns.append(turn)  # it is kept where the step fails
+            self.stage = Stage.STEP
+            began = self.clock()
+            step = await self.env.step(Action(turn.message))
+            new = tuple(step.observation.messages)
+            turn = replace(turn, observation=new, reward=step.reward, env_s=self.clock() - began)
+            self.turns[-1] = turn
+            for name, value in dict(step.info.get("rewards", {})).items():
+                self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
+            if step.terminated:
+                return Ending.TERMINATED
+            if step.truncated or len(self.turns) >= self.spec.max_turns:
+                return Ending.TRUNCATED
+            self.extend(turn)
+        return Ending.TRUNCATED
+
+    def _failure(self, error: Exception) -> Failure:
+        if self.cutoff.reason is not None:
+            return Failure.of(FailureKind.TIMEOUT, self.stage, self.cutoff.reason, retryable=False)
+        return failure_from(error, self.stage)
+
+    def _trajectory(self, ending: Ending, failure: Failure | None) -> Trajectory:
+        spec = self.spec
+        return Trajectory(
+            spec.id,
+            spec.group,
+            spec.task.id,
+            spec.index,
+            spec.member,
+            spec.seed,
+            tuple(self.turns),
+            ending,
+            None if failure else math.fsum(turn.reward for turn in self.turns),
+            failure,
+            {} if failure else self.rewards,
+            self.prompt,
+            self.info,
+            self.number,
+            self.clock() - self.started,
+        )
+
+
+class _Sampled(Attempt):
+    """The policy is an engine's, token by token."""
+
+    def __init__(self, *episode: Any, engine: Engine, renderer: Renderer) -> None:
+        super().__init__(*episode)
+        self._engine, self._renderer = engine, renderer
+        self._messages: list[Message] = []
+        self._tools: Sequence[ToolSpec] = ()
+        self._ids: Ints = as_ints([])
+        self._fork: str | None = None
+
+    def begin(self, observation: Observation) -> None:
+        self.stage = Stage.RENDER
+        self._messages, self._tools = list(observation.messages), observation.tools
+        self._ids, self._fork = self._renderer.first(self._messages, self._tools), None
+
+    async def act(self) -> Turn | None:
+        room = self.spec.max_length - len(self._ids)
+        if room <= 0:
+            if self.turns:
+                return None
+            message = f"the prompt has {len(self._ids)} tokens and an episode at most {self.spec.max_length}"
+            raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
+        self.stage = Stage.GENERATE
+        began = self.clock()
+        completion = await self._sample(self._ids, room)
+        sampled = self.clock()
+        self.stage = Stage.RENDER
+        return Turn(
+            self._ids,
+            completion.output_ids,
+            completion.logprobs,
+            completion.finish,
+            completion.versions,
+            self._renderer.parse(completion.output_ids),
+            fork=self._fork,
+            generate_s=sampled - began,
+        )
+
+    def extend(self, turn: Turn) -> None:
+        self.stage = Stage.RENDER
+        self._messages.append(turn.message)
+        rendered = self._renderer.extend(turn.ids, self._messages, turn.observation, self._tools)
+        self._messages += turn.observation
+        self._ids, self._fork = rendered.ids, rendered.fork
+
+    async def _sample(self, ids: Ints, room: int) -> Completion:
+        limit = self.spec.sample_timeout_s
+        try:
+            async with asyncio.timeout(limit) as scope:
+                return await self._engine.generate(ids, self._sampling(room), session=self.spec.id)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            message = f"the engine did not finish a turn within {limit:g} s (rollout.sample_timeout_s)"
+            raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.GENERATE, message)) from None
+
+    def _sampling(self, room: int) -> Sampling:
+        base = self.spec.sampling
+        seed = derive_seed(self.spec.seed, "turn", len(self.turns))
+        return replace(base, max_tokens=min(base.max_tokens, room), seed=seed, stop_ids=self._renderer.stop_ids)

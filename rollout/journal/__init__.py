@@ -1,0 +1,1 @@
+"""What has happened, on disk: the journal, its schema, its audit, and trajectories as Parquet."""

@@ -1,0 +1,282 @@
+"""A journal as its auditor sees it: places and what was recorded for each, and what must hold of them.
+
+Invariants:
+- the journal is only read, in one transaction, so a run that is going on is seen at one moment;
+- the checks are pure functions from the books to findings, and believe nothing that they can compute: the order of
+  the tasks follows from the seed, the seeds of the episodes from their places, ages from the tokens' versions.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from quintain.codec import unpack
+from quintain.failure import QuintainError
+from quintain.rollout.journal.journal import schema
+from quintain.rollout.rules.groups import Outcome, Status, complete, left_out, outcome_of, teaches, wanted
+from quintain.rollout.rules.order import derive_seed, task_index
+from quintain.trajectory import Trajectory, versions_of
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the audit needs of a trajectory; `spare` says that an extra member was used in its place."""
+
+    outcome: Outcome
+    spare: bool
+    group: str
+    index: int
+    seed: int
+    member: int
+    tokens: int
+    failure: str | None  # its kind and stage
+    versions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The plan under which places were issued, as far as the books depend on it."""
+
+    seed: int
+    size: int | None
+    shuffle: bool
+    groups: int
+    members: int
+    max_staleness: int
+    oversample: int
+    refills: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One group: when it was issued, what became of it, and what its members were. `rules` None: an old journal."""
+
+    place: int
+    task_index: int
+    issued_at: int
+    consumed_at: int | None
+    dropped: str | None
+    members: int
+    oversample: int
+    rules: Rules | None
+    recorded: dict[int, Recorded]
+
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        """What the members came to."""
+        return {member: recorded.outcome for member, recorded in self.recorded.items()}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every member that is needed has ended."""
+        return complete(self.outcomes, self.members, self.oversample)
+
+    @property
+    def used(self) -> dict[int, Recorded]:
+        """The members that the trainer was given, or would be."""
+        return {member: recorded for member, recorded in self.recorded.items() if not recorded.spare}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`check` was looked at once, and held or did not; `problem` says what was expected and what came."""
+
+    check: str
+    holds: bool
+    problem: str
+
+
+def read_books(path: Path) -> list[Place]:
+    """Every place of the journal at `path`, in order. QuintainError where there is no journal."""
+    if not path.is_file():
+        raise QuintainError(f"there is no journal at {path}: give a run's journal.db")
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as db:
+            db.execute("BEGIN")
+            return list(_places(db))
+    except sqlite3.Error as error:
+        raise QuintainError(f"cannot read the journal {path}: {error}") from None
+
+
+def _places(db: sqlite3.Connection) -> Iterator[Place]:
+    old = schema.version_of(db) < 1
+    identity = dict(db.execute("SELECT key, value FROM meta")).get("identity", "{}")
+    members = int(json.loads(identity).get("members", 0))
+    plans: list[tuple[int, dict[str, Any]]] = []
+    if not old:
+        plans = [(at, json.loads(text)) for at, text in db.execute("SELECT * FROM plans ORDER BY from_place DESC")]
+    known = [(at, Rules(**{name: plan[name] for name in Rules.__slots__})) for at, plan in plans]
+    dropped = "NULL" if old else "dropped"
+    query = f"SELECT place, task_index, issued_at, consumed_at, {dropped} FROM groups ORDER BY place"
+    for place, index, issued_at, consumed_at, why in db.execute(query):
+        rules = next((rules for at, rules in known if at <= place), None)
+        recorded = dict(_recorded(db, place, old))
+        oversample = known[0][1].oversample if known else 0
+        if consumed_at is not None and len({rules.oversample for _, rules in known}) > 1:
+            oversample = sum(member.spare for member in recorded.values())  # it was changed: who knows when
+        yield Place(place, index, issued_at, consumed_at, why, members, oversample, rules, recorded)
+
+
+def _recorded(db: sqlite3.Connection, place: int, old: bool) -> Iterator[tuple[int, Recorded]]:
+    columns = "payload" if old else f"payload, left_out, {schema.OUTCOME}"
+    for member, payload, *rest in db.execute(
+        f"SELECT member, {columns} FROM trajectories WHERE place = ? ORDER BY member", (place,)
+    ):
+        row = unpack(payload, Trajectory)
+        spare, outcome = (bool(rest[0]), schema.outcome_from(*rest[1:])) if rest else (False, outcome_of(row))
+        failure = None if row.failure is None else f"{row.failure.kind}/{row.failure.stage}"
+        versions = frozenset(versions_of(row))
+        yield (
+            member,
+            Recorded(outcome, spare, row.group, row.index, row.seed, row.member, row.output_tokens, failure, versions),
+        )
+
+
+def _the_rules(books: list[Place]) -> Rules | None:
+    """The rules of the whole run, None where they changed on the way."""
+    found = {place.rules for place in books if place.rules is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def issued_in_order(books: list[Place]) -> Iterator[Finding]:
+    """Every place once, in order."""
+    for at, place in enumerate(books):
+        yield Finding("issued once, in order", place.place == at, f"place {at} is missing: {place.place} comes next")
+
+
+def tasks_in_order(books: list[Place]) -> Iterator[Finding]:
+    """The tasks that the seed's order says."""
+    for place in books:
+        if (rules := place.rules) is not None:
+            due = task_index(place.place, rules.size, seed=rules.seed, shuffle=rules.shuffle)
+            problem = f"place {place.place} has task {place.task_index}, the seed's order says {due}"
+            yield Finding("tasks in the seed's order", place.task_index == due, problem)
+
+
+def admitted_in_time(books: list[Place]) -> Iterator[Finding]:
+    """The staleness rule when a place was issued; what was dropped since only makes room."""
+    rank, rules = 0, _the_rules(books)
+    for place in books:
+        if rules is not None and place.dropped is None:
+            due = rank // rules.groups - rules.max_staleness
+            problem = f"place {place.place} was issued at version {place.issued_at}, before {due} it had no room"
+            yield Finding("issued when there was room", place.issued_at >= due, problem)
+        rank += place.dropped is None
+
+
+def consumed_in_order(books: list[Place]) -> Iterator[Finding]:
+    """Consumed once or dropped, oldest first, none passed over."""
+    name = "consumed once, oldest first"
+    consumed = [(place.place, place.consumed_at) for place in books if place.consumed_at is not None]
+    last = consumed[-1][0] if consumed else -1
+    for place in books:
+        if place.consumed_at is not None:
+            yield Finding(name, place.dropped is None, f"place {place.place} was dropped, and consumed all the same")
+        elif place.place < last:
+            yield Finding(name, place.dropped is not None, f"place {place.place} was passed over and not dropped")
+    for (one, before), (other, after) in pairwise(consumed):
+        problem = f"place {one} went to step {before}, and place {other} to step {after}"
+        yield Finding(name, before <= after, problem)
+
+
+def steps_whole(books: list[Place]) -> Iterator[Finding]:
+    """Steps 0, 1, 2, ... each of as many groups as the plan says."""
+    steps: dict[int, list[Place]] = {}
+    for place in books:
+        if place.consumed_at is not None:
+            steps.setdefault(place.consumed_at, []).append(place)
+    for at, step in enumerate(sorted(steps)):
+        yield Finding("steps whole", step == at, f"step {at} is missing: {step} comes next")
+        due = {place.rules.groups for place in steps[step] if place.rules is not None}
+        problem = f"step {step} has {len(steps[step])} groups, the plan says {sorted(due)}"
+        yield Finding("steps whole", not due or len(steps[step]) in due, problem)
+
+
+def members_whole(books: list[Place]) -> Iterator[Finding]:
+    """Every consumed group has its members, and only failed ones gave way to extras."""
+    for place in books:
+        needed = wanted(place.outcomes, place.members, place.oversample)
+        extra = [member for member in place.recorded if member not in needed]
+        yield Finding("no member too many", not extra, f"place {place.place} has members {extra} that it never needed")
+        if place.consumed_at is not None:
+            problem = f"place {place.place} was consumed with members {list(place.used)}, not with {place.members}"
+            whole = place.complete and len(place.used) == place.members
+            yield Finding("consumed groups whole", whole, problem)
+            spare = {member for member, recorded in place.recorded.items() if recorded.spare}
+            due = set(left_out(place.outcomes, place.members))
+            problem = f"place {place.place} left out members {sorted(spare)}, the rule says {sorted(due)}"
+            yield Finding("only failed members replaced", spare == due, problem)
+
+
+def records_true(books: list[Place]) -> Iterator[Finding]:
+    """Every record is of the place it stands at: its group, task, member, seed and outcome."""
+    for place in books:
+        for member, recorded in place.recorded.items():
+            at = f"the record of place {place.place}, member {member}"
+            found = (recorded.group, recorded.index, recorded.member)
+            due = (f"{place.place:08d}", place.task_index, member)
+            yield Finding("records where they belong", found == due, f"{at} says group, task, member {found}")
+            failed = recorded.outcome.status is not Status.OK
+            said = f"{at} is booked as {recorded.outcome.status}, its failure is {recorded.failure}"
+            yield Finding("records where they belong", failed == (recorded.failure is not None), said)
+            if place.rules is not None:
+                seed = derive_seed(place.rules.seed, "episode", place.place, member)
+                problem = f"{at} has seed {recorded.seed}, the run's seed says {seed}"
+                yield Finding("seeds as the run's seed says", recorded.seed == seed, problem)
+
+
+def fresh_enough(books: list[Place]) -> Iterator[Finding]:
+    """No consumed token is older than allowed, or newer than the step that consumed it."""
+    allowed = max((place.rules.max_staleness for place in books if place.rules is not None), default=None)
+    for place in books:
+        for member, recorded in place.used.items() if place.consumed_at is not None else ():
+            if recorded.versions:
+                assert place.consumed_at is not None
+                age = place.consumed_at - min(recorded.versions)
+                at = f"place {place.place}, member {member}, consumed at step {place.consumed_at}"
+                if allowed is not None:
+                    problem = f"{at}, is {age} versions old, {allowed} are allowed"
+                    yield Finding("staleness", age <= allowed, problem)
+                newest = max(recorded.versions)
+                yield Finding("staleness", newest <= place.consumed_at, f"{at}, has tokens of version {newest}")
+
+
+def drops_justified(books: list[Place]) -> Iterator[Finding]:
+    """Dropped groups are complete and teach nothing, as their reason says, and no step dropped too many."""
+    used: Counter[int] = Counter()
+    rules = _the_rules(books)
+    kept = 0
+    for place in books:
+        if place.dropped is None:
+            kept += 1
+            continue
+        reason = teaches(place.outcomes) if place.complete else None
+        problem = f"place {place.place} was dropped for {place.dropped}, its members say {reason or 'that it teaches'}"
+        yield Finding("dropped for a reason", reason is not None and place.dropped == reason.value, problem)
+        if rules is not None:
+            step = kept // rules.groups
+            used[step] += 1
+            problem = f"step {step} dropped {used[step]} groups, {rules.refills} are allowed"
+            yield Finding("dropped for a reason", used[step] <= (rules.refills or 0), problem)
+
+
+CHECKS: tuple[Callable[[list[Place]], Iterator[Finding]], ...] = (
+    issued_in_order,
+    tasks_in_order,
+    admitted_in_time,
+    consumed_in_order,
+    steps_whole,
+    members_whole,
+    records_true,
+    fresh_enough,
+    drops_justified,
+)
+"""Everything that must hold."""

@@ -1,0 +1,222 @@
+"""The journal: what has been issued, completed, dropped and consumed, on disk before anybody is told.
+
+Invariants:
+- a trajectory that `record` has returned for survives `kill -9` of this process;
+- a group is consumed at exactly one step or dropped for one reason, never both; groups are consumed in the order of
+  issue, and asking again for a step gives the same groups (so a trainer that starts again from a checkpoint replays
+  what it had);
+- after a crash, `pending` is exactly what was issued, is still needed and has not been recorded.
+
+SQLite in WAL mode with `synchronous=NORMAL`: safe against the death of the process, not against a power cut.
+Trajectories live here and not in memory, however slow the trainer is.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quintain.codec import pack, unpack
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.rollout.journal.journal import schema
+from quintain.rollout.rules.groups import Drop, OpenGroup, Outcome, complete, left_out, outcome_of, wanted
+from quintain.trajectory import Group, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A trajectory that was issued and has not been recorded."""
+
+    place: int
+    task_index: int
+    member: int
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """The journal's books, in groups and trajectories: issued = consumed + dropped + those that wait or run."""
+
+    issued: int
+    completed: int
+    consumed: int
+    trajectories: int
+    steps: int
+    dropped: int = 0
+
+
+class Journal:
+    """The journal of one run, in the SQLite file `path`, for groups of `members` trajectories.
+
+    A group has at most `oversample` extra members, for those that failed. Every method raises `FailureError` (stage
+    journal) where the disk refuses, having changed nothing.
+    """
+
+    def __init__(self, path: Path, *, members: int, identity: dict[str, object], oversample: int = 0) -> None:
+        self.members, self.oversample = members, oversample
+        self._path = path
+        with _guarded(path):
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+        with self._transaction():
+            schema.bring_up_to_date(self._db, path)
+        self._check_identity(json.dumps({**identity, "members": members}, sort_keys=True))
+
+    def _check_identity(self, identity: str) -> None:
+        with self._transaction():
+            row = self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+            if row is None:
+                self._db.execute("INSERT INTO meta VALUES ('identity', ?)", (identity,))
+            elif row[0] != identity:
+                raise QuintainError(
+                    f"the journal {self._path} belongs to another experiment ({row[0]}), this one is {identity}:"
+                    " resume with the same seed, split and group size, or start a new run"
+                )
+
+    def describe(self, plan: Mapping[str, Any]) -> None:
+        """Keep under which rules the places from here on are issued, for `audit`."""
+        text = json.dumps(dict(plan), sort_keys=True)
+        with self._transaction():
+            last = self._db.execute("SELECT plan FROM plans ORDER BY from_place DESC LIMIT 1").fetchone()
+            if last is None or last[0] != text:
+                self._db.execute("INSERT OR REPLACE INTO plans VALUES (?, ?)", (self._next_place(), text))
+
+    def issue(self, place: int, task_index: int, version: int) -> None:
+        """A group was started. Places are issued in order, each once."""
+        with self._transaction():
+            if place != self._next_place():
+                raise ValueError(f"the next place is {self._next_place()}, not {place}")
+            row = (place, task_index, version)
+            self._db.execute("INSERT INTO groups (place, task_index, issued_at) VALUES (?, ?, ?)", row)
+
+    def record(self, place: int, trajectory: Trajectory, outcome: Outcome | None = None) -> bool:
+        """Keep a finished trajectory. False if this member was recorded before: the first record stands."""
+        row = schema.columns_of(outcome or outcome_of(trajectory))
+        with self._transaction():
+            cursor = self._db.execute(
+                "INSERT OR IGNORE INTO trajectories (place, member, payload, status, scores, tokens, elapsed_s)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (place, trajectory.member, pack(trajectory), *row),
+            )
+            return cursor.rowcount == 1
+
+    def drop(self, place: int, reason: Drop) -> None:
+        """No step will consume this complete group; another is issued for it. The first reason stands."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE groups SET dropped = ? WHERE place = ? AND consumed_at IS NULL AND dropped IS NULL",
+                (reason.value, place),
+            )
+
+    def take(self, step: int, count: int) -> list[Group] | None:
+        """The `count` oldest groups that were not dropped, now consumed at `step`; None while one is incomplete.
+
+        A step that was taken before gives the same groups again.
+        """
+        with self._transaction():
+            taken = self._column("SELECT place FROM groups WHERE consumed_at = ? ORDER BY place", step)
+            if not taken:
+                taken = self._waiting(count)
+                outcomes = [self._outcomes(place) for place in taken]
+                if len(taken) < count or not all(complete(rows, self.members, self.oversample) for rows in outcomes):
+                    return None
+                self._db.executemany("UPDATE groups SET consumed_at = ? WHERE place = ?", [(step, p) for p in taken])
+                spare = [(p, m) for p, rows in zip(taken, outcomes, strict=True) for m in left_out(rows, self.members)]
+                self._db.executemany("UPDATE trajectories SET left_out = 1 WHERE place = ? AND member = ?", spare)
+        return [self._group(place) for place in taken]
+
+    def was_taken(self, step: int) -> bool:
+        """Whether `take` has given `step` its groups before."""
+        return bool(self._column("SELECT place FROM groups WHERE consumed_at = ? LIMIT 1", step))
+
+    def progress(self, step: int, count: int) -> int:
+        """How many trajectories of the groups that `take(step, count)` waits for are recorded, replaced ones not."""
+        rows = [self._outcomes(place) for place in self._waiting(count)]
+        return sum(len(found) - len(wanted(found, self.members, self.oversample)) + self.members for found in rows)
+
+    def pending(self) -> list[Pending]:
+        """What was issued, is needed and is not recorded, in the order of issue."""
+        out = []
+        for group in self.window():
+            if group.dropped is None:
+                needed = wanted(group.outcomes, self.members, self.oversample)
+                missing = [member for member in needed if member not in group.outcomes]
+                out += [Pending(group.place, group.task_index, member) for member in missing]
+        return out
+
+    def window(self) -> list[OpenGroup]:
+        """Every group after the last one consumed, in the order of issue."""
+        return [
+            OpenGroup(place, index, None if dropped is None else Drop(dropped), self._outcomes(place))
+            for place, index, dropped in self._db.execute(
+                "SELECT place, task_index, dropped FROM groups WHERE place > "
+                "(SELECT coalesce(max(place), -1) FROM groups WHERE consumed_at IS NOT NULL) ORDER BY place"
+            ).fetchall()
+        ]
+
+    def balance(self) -> Balance:
+        """Counts that must reconcile: consumed + dropped <= completed <= issued."""
+        (consumed, dropped, steps) = self._db.execute(
+            "SELECT count(consumed_at), count(dropped), count(DISTINCT consumed_at) FROM groups"
+        ).fetchone()
+        ready = sum(
+            complete(group.outcomes, self.members, self.oversample) for group in self.window() if group.dropped is None
+        )
+        (trajectories,) = self._db.execute("SELECT count(*) FROM trajectories").fetchone()
+        return Balance(self._next_place(), consumed + dropped + ready, consumed, trajectories, steps, dropped)
+
+    def used(self) -> list[tuple[int, int, int | None]]:
+        """(place, task index, step or None) of every group issued, in order."""
+        return self._db.execute("SELECT place, task_index, consumed_at FROM groups ORDER BY place").fetchall()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _next_place(self) -> int:
+        (place,) = self._db.execute("SELECT coalesce(max(place) + 1, 0) FROM groups").fetchone()
+        return int(place)
+
+    def _column(self, query: str, value: int) -> list[int]:
+        return [number for (number,) in self._db.execute(query, (value,))]
+
+    def _waiting(self, count: int) -> list[int]:
+        query = "SELECT place FROM groups WHERE consumed_at IS NULL AND dropped IS NULL ORDER BY place LIMIT ?"
+        return self._column(query, count)
+
+    def _outcomes(self, place: int) -> dict[int, Outcome]:
+        query = f"SELECT member, {schema.OUTCOME} FROM trajectories WHERE place = ? ORDER BY member"
+        return {row[0]: schema.outcome_from(*row[1:]) for row in self._db.execute(query, (place,))}
+
+    def _group(self, place: int) -> Group:
+        query = "SELECT payload FROM trajectories WHERE place = ? AND left_out = 0 ORDER BY member"
+        rows: list[Trajectory] = [unpack(data, Trajectory) for (data,) in self._db.execute(query, (place,))]
+        (index,) = self._db.execute("SELECT task_index FROM groups WHERE place = ?", (place,)).fetchone()
+        return Group(rows[0].group, index, tuple(rows))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _guarded(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    """Turn what the disk says into a failure with a remedy."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        message = f"cannot write the journal {path}: {error}; free space on its disk, then resume"
+        raise FailureError(Failure.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False)) from error

@@ -1,0 +1,295 @@
+"""The rollout room's main loop: admit, run, journal, judge, hand over.
+
+Invariants:
+- every place of the task order is issued exactly once, and recorded in the journal before it counts;
+- what was issued and not recorded when the process died is issued again, with the same seeds, once the staleness
+  rule admits it at the version the trainer goes on from;
+- nothing is sampled before the first publish, nor between a refused publish and the next accepted one;
+- trajectories wait for the trainer on disk, and admission bounds how many do: a slow trainer stops the sampling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from quintain.envs.base import Environment
+from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
+from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.counters import Counters as Counters
+from quintain.rollout.engines.base import Engine, Sampling, Weights
+from quintain.rollout.episodes.episode import EpisodeSpec
+from quintain.rollout.episodes.gate import EpisodeCount as EpisodeCount
+from quintain.rollout.episodes.gate import Key
+from quintain.rollout.episodes.runner import Crew, Finished
+from quintain.rollout.journal.journal import Journal
+from quintain.rollout.rules.admission import Admission
+from quintain.rollout.rules.groups import Groups, outcome_of
+from quintain.rollout.rules.order import derive_seed
+from quintain.rollout.rules.plan import Plan as Plan
+from quintain.rollout.weights.canary import Canary, Mismatch, check
+from quintain.task import Task, TaskOrigin
+from quintain.trajectory import Group, Trajectory, versions_of
+
+
+class Conductor:
+    """Owns the admission state, the groups, the journal and the running episodes of one run."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        engine: Engine,
+        renderer: Renderer,
+        make_env: Callable[[], Environment],
+        journal: Journal,
+        running: EpisodeCount | None = None,
+    ) -> None:
+        self.plan, self.engine, self.renderer, self.make_env, self.journal = plan, engine, renderer, make_env, journal
+        self.running = running or EpisodeCount()
+        self.fatal: Failure | None = None
+        self.stall_s = 0.0  # how long sampling stood still for the last publish
+        self.draining = False  # true: issue nothing more; what runs goes on to its end
+        self._crew = Crew(
+            plan, engine=engine, renderer=renderer, make_env=make_env, running=self.running, limit_of=self._limit_s
+        )
+        self.failures, self.forks = self._crew.failures, self._crew.forks
+        self._wasted = self._mixed = self._replaced = self._stragglers = 0
+        self._dropped: Counter[str] = Counter()
+        self._ages: Counter[int] = Counter()
+        self._changed = asyncio.Event()
+        self._publishing = asyncio.Lock()
+        journal.describe(plan.books())
+        balance = journal.balance()
+        self._issued, self._consumed = balance.issued, balance.consumed
+        self._groups = Groups(plan.rules, journal.window())
+        self._admission = self._only_consumed()
+        self._next = self._first()  # the place to admit next
+        self._judge()
+
+    @property
+    def version(self) -> int:
+        """The version that admission follows; -1 before the first publish."""
+        return self._admission.version
+
+    @property
+    def counters(self) -> Counters:
+        """What has happened so far."""
+        return Counters(
+            wasted_tokens=self._wasted,
+            staleness=dict(sorted(self._ages.items())),
+            mixed=self._mixed,
+            dropped=dict(self._dropped),
+            replaced=self._replaced,
+            stragglers=self._stragglers,
+            concurrency_limit=self._crew.gate.limit,
+            running=self.running(),
+            waiting=self._crew.gate.waiting,
+            issued=self._issued,
+            consumed=self._consumed,
+        )
+
+    def admit(self, version: int) -> None:
+        """Open admission for `version`: start what the staleness rule allows, what a crash left behind first.
+
+        A version before the one in force is a trainer that started again from a checkpoint: what runs is recalled,
+        and goes again when its turn comes.
+        """
+        if version < self.version:
+            self._crew.recall()
+            self._admission, self._next = self._only_consumed(), self._first()
+        self._admission = self._admission.advance(version)
+        try:
+            self._fill()
+        except FailureError as error:
+            self.fatal = error.failure
+            raise
+
+    async def publish(self, weights: Weights, canary: Canary, *, admit: bool) -> Mismatch:
+        """Prepare, pause, load, prove with the canary, resume; what was being sampled goes on under the new weights.
+
+        Where the load fails the old weights are still in place and sampling goes on; where the canary refuses, nobody
+        knows what is in place and sampling stays stopped until a publish is accepted.
+        """
+        async with self._publishing:
+            await self.engine.prepare(weights)
+            clock = asyncio.get_running_loop().time
+            began = clock()
+            await self.engine.pause()
+            try:
+                await self.engine.load(weights)
+            except BaseException:
+                await self.engine.resume()
+                raise
+            mismatch = check(canary, await self.engine.score(canary.rows), weights.version)
+            await self.engine.resume()
+            self.stall_s = clock() - began
+        if admit:
+            self.admit(weights.version)
+        return mismatch
+
+    async def batch(self, step: int, wait_s: float) -> list[Group] | None:
+        """The groups of trainer step `step`, or None if they are not complete within `wait_s` seconds."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_s
+        look = True  # at the journal: the step may have been taken before
+        while True:
+            if self.fatal is not None:
+                raise FailureError(self.fatal)
+            changed = self._changed
+            if look or self._groups.ready():
+                look = False
+                if (taken := self._take(step)) is not None:
+                    return taken
+            if self.version < 0:
+                message = "the engine has no weights yet: publish first"
+                raise FailureError(Failure.of(FailureKind.LOST, Stage.GENERATE, message))
+            try:
+                async with asyncio.timeout(deadline - clock()):
+                    await changed.wait()
+            except TimeoutError:
+                return None
+
+    async def run_tasks(
+        self,
+        split: str,
+        indices: Sequence[int],
+        *,
+        samples: int,
+        sampling: Sampling,
+        seed: int,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Group]:
+        """Run tasks outside the journal (evaluation): `samples` episodes of each, in the order of `indices`."""
+        specs = [
+            self._spec(f"{split}-{index}", split, index, member, derive_seed(seed, split, index, member), sampling)
+            for index in indices
+            for member in range(samples)
+        ]
+        rows = await self.run_episodes(specs, progress)
+        return [
+            Group(f"{split}-{index}", index, tuple(rows[i * samples : (i + 1) * samples]))
+            for i, index in enumerate(indices)
+        ]
+
+    async def run_episodes(
+        self, specs: Sequence[EpisodeSpec], progress: Callable[[int], None] = lambda done: None
+    ) -> list[Trajectory]:
+        """Run episodes outside the journal, ahead of training episodes that wait; the results in order of `specs`."""
+        return await self._crew.run(specs, progress)
+
+    async def close(self) -> None:
+        """Cancel what runs; it stays pending in the journal."""
+        await self._crew.close()
+        self.journal.close()
+
+    def _only_consumed(self) -> Admission:
+        """Admission that counts what is consumed: what waits or was under way is still to be admitted."""
+        plan = self.plan
+        return Admission(plan.groups * plan.members, plan.max_staleness, issued=self._consumed * plan.members)
+
+    def _first(self) -> int:
+        """The first place that is not consumed."""
+        return min(self._groups.places(), default=self._issued)
+
+    def _fill(self) -> None:
+        """Admit places in order while there is room: those the journal knows first, then new ones."""
+        while self._admission.room >= self.plan.members and not self.draining:
+            place = self._next
+            if place == self._issued:
+                index = self.plan.task_at(place)
+                self.journal.issue(place, index, self.version)
+                self._groups.issue(place, index)
+                self._issued += 1
+            self._next += 1
+            if not self._groups.is_dropped(place):
+                self._admission = self._admission.issue(self.plan.members)
+                self._start(place)
+
+    def _start(self, place: int) -> None:
+        """Launch every member that the group needs and that neither ended nor runs."""
+        plan, index = self.plan, self._groups.task_index(place)
+        for member in self._groups.missing(place):
+            if (place, member) not in self._crew:
+                seed = derive_seed(plan.seed, "episode", place, member)
+                spec = self._spec(f"{place:08d}", plan.split, index, member, seed, plan.sampling)
+                self._crew.launch((place, member), spec, partial(self._keep, (place, member)))
+
+    def _keep(self, key: Key, finished: Finished) -> None:
+        """Record a finished training episode, and do what follows from it."""
+        place, member = key
+        trajectory = finished.trajectory
+        outcome = outcome_of(trajectory, self.plan.rewards, straggler=finished.straggler, elapsed_s=finished.elapsed_s)
+        try:
+            if self.journal.record(place, trajectory, outcome):
+                extras = self._groups.replaced(place)
+                self._groups.record(place, member, outcome)
+                self._replaced += self._groups.replaced(place) - extras
+                self._stragglers += finished.straggler
+                self._wasted += outcome.tokens if trajectory.failure is not None else 0
+                self._start(place)
+                if not self._groups.missing(place):  # it is complete
+                    self._judge()
+                    self._fill()
+        except Exception as error:  # the boundary: nobody awaits this; a journal that cannot be written ends the run
+            self.fatal = failure_from(error, Stage.JOURNAL)
+        self._notify()
+
+    def _judge(self) -> None:
+        """Drop the groups that dynamic sampling drops; others may be issued for them."""
+        for place, reason in self._groups.drops():
+            self.journal.drop(place, reason)
+            self._wasted += self._groups.drop(place, reason)
+            self._dropped[reason.value] += 1
+            if place < self._next:
+                self._admission = self._admission.drop(self.plan.members)
+
+    def _take(self, step: int) -> list[Group] | None:
+        """The groups of `step` if they are there; counted where it had not been taken before."""
+        again = self.journal.was_taken(step)
+        taken = self.journal.take(step, self.plan.groups)
+        if taken is None or again:
+            return taken
+        self._groups.take()
+        self._consumed += len(taken)
+        if self._next < self._first():  # taken as a crash had left them, before the rule had counted them
+            self._admission = replace(self._admission, issued=self._consumed * self.plan.members, dropped=0)
+            self._next = self._first()
+        for trajectory in (trajectory for group in taken for trajectory in group.trajectories):
+            versions = versions_of(trajectory)
+            if versions:
+                self._ages[step - min(versions)] += 1
+                self._mixed += len(versions) > 1
+        return taken
+
+    def _limit_s(self, key: Key) -> float:
+        place, patience = key[0], self.plan.patience
+        if patience is None or place not in self._groups:
+            return math.inf
+        return patience.limit_s(self._groups.finished_s(place), self.plan.members)
+
+    def _notify(self) -> None:
+        """Wake who waits for a batch."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _spec(self, group: str, split: str, index: int, member: int, seed: int, sampling: Sampling) -> EpisodeSpec:
+        plan = self.plan
+        task = Task(f"{split}/{index}", origin=TaskOrigin(split, index))
+        return EpisodeSpec(
+            f"{group}/{member:03d}",
+            group,
+            task,
+            index,
+            member,
+            seed,
+            sampling,
+            plan.max_turns,
+            plan.max_length,
+            plan.attempts,
+            plan.sample_timeout_s,
+        )

@@ -1,0 +1,1 @@
+"""The rollout server: its process, its pages, and what they stream."""

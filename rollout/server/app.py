@@ -1,0 +1,178 @@
+"""The rollout server's HTTP face: thin pages over one `Conductor`.
+
+Invariant: an answer that is no success carries a `Failure` and nothing else; stack traces go to the server's log.
+Waiting is by long polls of at most `wait_s`, so that a client can show progress and be interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quintain.codec import pack, to_json
+from quintain.failure import Stage
+from quintain.rollout.gateway.gateway import Gateway
+from quintain.rollout.journal.parquet import write_trajectories
+from quintain.rollout.journal.sessions import FinishedSessions
+from quintain.rollout.scheduler import Conductor
+from quintain.rollout.server.control import Control
+from quintain.rollout.server.metrics import rollout_metrics
+from quintain.rollout.server.monitor import Monitor
+from quintain.rollout.server.requests import read_request, wait_of
+from quintain.rollout.server.session_pages import finished_page, gateway_pages
+from quintain.rollout.server.task_pages import RunPages
+from quintain.rollout.server.task_runs import RunLimits, Runs
+from quintain.rollout.weights.leftovers import sweep
+from quintain.rollout.wire import MSGPACK, AdmitRequest, Health, Progress, PublishAnswer, PublishRequest, Stats
+from quintain.serving.app import Page, application, json_answer, metrics_page
+from quintain.serving.tokens import Tokens
+from quintain.trajectory import Group
+
+
+def rollout_app(
+    conductor: Conductor,
+    *,
+    trajectories: Path | None = None,
+    tokens: Tokens | None = None,
+    limits: RunLimits | None = None,
+    gateway: Gateway | None = None,
+    sessions: FinishedSessions | None = None,
+) -> Starlette:
+    """The rollout server over `conductor`; closing the application closes the conductor, its engine and the rest.
+
+    Taken batches are written to the folder `trajectories`. Where there are `tokens`, one is asked for everywhere but
+    at `/health`. `gateway` adds its pages for agents that are not ours, and `sessions`, where it keeps what they did,
+    a page to fetch it.
+    """
+    faces = _Faces(conductor, trajectories, limits or RunLimits(), gateway, sessions)
+    tokens = tokens or Tokens()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        faces.monitor.start()
+        try:
+            yield
+        finally:
+            await faces.close()
+
+    return application(faces.pages(), faces.metrics, tokens, lifespan=lifespan)
+
+
+class _Faces:
+    def __init__(
+        self,
+        conductor: Conductor,
+        trajectories: Path | None,
+        limits: RunLimits,
+        gateway: Gateway | None,
+        sessions: FinishedSessions | None,
+    ) -> None:
+        self.conductor, self.trajectories, self.gateway, self.sessions = conductor, trajectories, gateway, sessions
+        self.boot = uuid.uuid4().hex
+        self.runs = Runs(conductor, limits)
+        self.control = Control(conductor, self.runs, gateway)
+        self.monitor = Monitor(conductor.engine.stats, self.runs.sweep)
+        self.metrics = rollout_metrics(conductor, self.runs, self.control, self.monitor, gateway)
+
+    def pages(self) -> Sequence[Page]:
+        return (
+            Page("GET", "/health", Stage.REQUEST, self.health, open=True),
+            metrics_page(self.metrics),
+            Page("GET", "/v1/stats", Stage.REQUEST, self.stats),
+            Page("POST", "/v1/publish", Stage.PUBLISH, self.publish),
+            Page("POST", "/v1/admit", Stage.GENERATE, self.admit),
+            Page("GET", "/v1/batches/{step:int}", Stage.GENERATE, self.batch),
+            Page("POST", "/v1/pause", Stage.GENERATE, self.pause),
+            Page("POST", "/v1/resume", Stage.GENERATE, self.resume),
+            Page("POST", "/v1/drain", Stage.GENERATE, self.drain),
+            *RunPages(self.runs, self.control).pages(),
+            *(gateway_pages(self.gateway, self.control) if self.gateway is not None else ()),
+            *((finished_page(self.sessions),) if self.sessions is not None else ()),
+        )
+
+    async def health(self, request: Request) -> Response:
+        conductor = self.conductor
+        return _json(Health(self.boot, conductor.version, conductor.plan.max_length, self.control.draining))
+
+    async def publish(self, request: Request) -> Response:
+        asked = await read_request(request, PublishRequest)
+        mismatch = await self.control.publish(asked)
+        stall_s = self.conductor.stall_s
+        self.metrics.observe("publish_stall_seconds", stall_s)
+        return _json(PublishAnswer(mismatch.mean, mismatch.max, stall_s))
+
+    async def admit(self, request: Request) -> Response:
+        self.control.admit((await read_request(request, AdmitRequest)).version)
+        return _json(self._stats())
+
+    async def batch(self, request: Request) -> Response:
+        conductor, step = self.conductor, int(request.path_params["step"])
+        began = time.monotonic()
+        groups = await conductor.batch(step, wait_of(request))
+        self.metrics.add("trainer_wait_seconds_total", time.monotonic() - began)
+        if groups is None:
+            if self.control.drained:  # it will never be complete
+                self.control.check_admitting()
+            total = conductor.plan.groups * conductor.plan.members
+            return _json(Progress(conductor.journal.progress(step, conductor.plan.groups), total), 202)
+        self.metrics.add("batches_total")
+        if self.trajectories is not None:
+            await asyncio.to_thread(write_trajectories, self.trajectories, step, groups)
+        return Response(await asyncio.to_thread(pack, groups, list[Group]), media_type=MSGPACK)
+
+    async def pause(self, request: Request) -> Response:
+        await self.control.pause()
+        return _json(self._stats())
+
+    async def resume(self, request: Request) -> Response:
+        await self.control.resume()
+        return _json(self._stats())
+
+    async def drain(self, request: Request) -> Response:
+        report = await self.control.drain(wait_of(request))
+        return _json(report, 200 if report.drained else 202)
+
+    async def stats(self, request: Request) -> Response:
+        return _json(self._stats())
+
+    async def close(self) -> None:
+        await self.monitor.stop()
+        await self.runs.close()
+        if self.gateway is not None:
+            await self.gateway.close()  # before the file that its sessions end in
+        if self.sessions is not None:
+            self.sessions.close()
+        await self.conductor.close()
+        await self.conductor.engine.close()
+        if self.control.published is not None:  # the weights of a trainer that was killed and could not
+            sweep(self.control.published.parent.parent)
+
+    def _stats(self) -> Stats:
+        conductor, engine = self.conductor, self.conductor.engine.stats()
+        return Stats(
+            conductor.version,
+            conductor.running(),
+            engine.prompt_tokens,
+            engine.output_tokens,
+            engine.busy_s,
+            dict(conductor.failures),
+            dict(conductor.forks),
+            self.control.paused,
+            self.control.draining,
+            self.runs.under_way,
+            self.runs.results.held_bytes,
+            conductor.counters.staleness,
+        )
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return json_answer(to_json(value), status)

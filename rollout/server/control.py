@@ -1,0 +1,129 @@
+"""What trainer and operator may ask of a running rollout: publish, admit, pause, resume, drain.
+
+Invariants:
+- a paused engine stays paused through a publish, until somebody resumes it;
+- sampling is never resumed with weights that a canary refused;
+- while it drains, nothing new is admitted: what was started is finished, and handed over as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.rollout.engines.base import Weights
+from quintain.rollout.gateway.gateway import Gateway
+from quintain.rollout.scheduler import Conductor
+from quintain.rollout.server.task_runs import Runs
+from quintain.rollout.weights.canary import Canary, Mismatch
+from quintain.rollout.wire import DrainReport, PublishRequest
+from quintain.serving.refusals import Refused, refused
+
+DRAIN_LOOK_S = 0.05
+
+
+@dataclass(slots=True)
+class _State:
+    paused: bool = False
+    refused: Failure | None = None  # the publish after which nobody knows which weights are in place
+
+
+class Control:
+    """The controls of one `conductor` and its `runs`."""
+
+    def __init__(self, conductor: Conductor, runs: Runs, gateway: Gateway | None = None) -> None:
+        self._conductor, self._runs, self._gateway = conductor, runs, gateway
+        self._state = _State()
+        self._lock = asyncio.Lock()
+        self.published: Path | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Whether somebody paused the engine."""
+        return self._state.paused
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is admitted."""
+        return self._conductor.draining
+
+    async def publish(self, request: PublishRequest) -> Mismatch:
+        """Put weights in force. Raises FailureError; Refused (409) where the canary refuses them."""
+        canary = Canary(request.rows, request.logprobs, request.tolerance)
+        weights = Weights(Path(request.path), request.version)
+        self.published = weights.path
+        async with self._lock:
+            try:
+                mismatch = await self._conductor.publish(weights, canary, admit=request.admit and not self.draining)
+            except FailureError as error:
+                if error.failure.kind is FailureKind.INVALID and error.failure.stage is Stage.PUBLISH:
+                    self._state.refused = error.failure
+                    raise Refused(error.failure, status=409) from None
+                raise
+            self._state.refused = None
+            if self.paused:
+                await self._conductor.engine.pause()
+        return mismatch
+
+    def admit(self, version: int) -> None:
+        """Start what the staleness rule allows at `version`. Raises Refused (503) while draining."""
+        self.check_admitting()
+        self._conductor.admit(version)
+
+    def check_admitting(self) -> None:
+        """Raise Refused (503) while the server drains."""
+        if self.draining:
+            raise refused("the server is draining: it starts nothing new", Stage.REQUEST, FailureKind.UNREACHABLE)
+
+    async def pause(self) -> None:
+        """Stop sampling at a token boundary; what is in flight is kept."""
+        async with self._lock:
+            self._state.paused = True
+            await self._conductor.engine.pause()
+
+    async def resume(self) -> None:
+        """Go on sampling, and admitting where the server drained. Raises Refused (409) after a refused publish."""
+        async with self._lock:
+            self._conductor.draining = False
+            if self._state.refused is not None:
+                message = f"sampling stays stopped until a publish is accepted: {self._state.refused.message}"
+                raise refused(message, Stage.PUBLISH, FailureKind.INVALID, status=409)
+            self._state.paused = False
+            await self._conductor.engine.resume()
+            if self._conductor.version >= 0:  # start what was not while the server drained
+                self._conductor.admit(self._conductor.version)
+
+    async def drain(self, wait_s: float) -> DrainReport:
+        """Admit nothing more; what is left when nothing is, or after `wait_s`."""
+        self._conductor.draining = True
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_s
+        while not self.drained:
+            if clock() >= deadline:
+                break
+            await asyncio.sleep(DRAIN_LOOK_S)
+        counters, balance = self._conductor.counters, self._conductor.journal.balance()
+        return DrainReport(
+            self.drained,
+            counters.running,
+            counters.waiting,
+            self._runs.episodes_left,
+            self._sessions_live,
+            self.paused,
+            balance.issued,
+            balance.completed,
+            balance.consumed,
+        )
+
+    @property
+    def drained(self) -> bool:
+        """Whether the server drains and nothing is left of what it had started."""
+        counters = self._conductor.counters
+        left = counters.running + counters.waiting + self._runs.episodes_left + self._sessions_live
+        return self.draining and not left
+
+    @property
+    def _sessions_live(self) -> int:
+        return 0 if self._gateway is None else self._gateway.live

@@ -1,0 +1,243 @@
+"""The rollout server as a process: `python -m quintain.rollout.server.process --run DIR --environment URL`.
+
+It reads the run's resolved `config.yaml`, keeps the run's journal, prints one ready line, and ends with its launcher.
+`quintain rollout serve FILE.yaml` is the same on its own feet: it makes the run and starts the environment as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from quintain.config import ExperimentConfig, load_config
+from quintain.envs.serving.serve import TOKEN_ENV
+from quintain.failure import FailureError, QuintainError
+from quintain.lifeline import hold_lifeline
+from quintain.rollout.chat.renderer import load_renderer
+from quintain.rollout.engines.base import Sampling
+from quintain.rollout.engines.choose import check_engine, make_engine, say_progress
+from quintain.rollout.journal.journal import Journal
+from quintain.rollout.journal.sessions import FinishedSessions
+from quintain.rollout.quiet import quiet_transformers
+from quintain.rollout.rules.groups import Patience, Rewards
+from quintain.rollout.scheduler import Conductor, EpisodeCount, Plan
+from quintain.rollout.server.task_runs import RunLimits
+from quintain.serving.tokens import Tokens
+from quintain.task import size_of
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+ROLLOUT_TOKEN_ENV: Final = "QUINTAIN_ROLLOUT_TOKEN"
+GRACE_S: Final = 2
+"""How long requests in progress may take to be answered when the server stops."""
+CHECK_S: Final = 0.5
+
+REFILLS = 4
+"""`rollout.max_refills` by default: so many times trainer.prompts_per_step."""
+
+
+def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) -> Plan:
+    """What `config` says about sampling; `size` is of the training split, `model_length` the model's own limit."""
+    rollout, trainer = config.rollout, config.trainer
+    refills = REFILLS * trainer.prompts_per_step if rollout.max_refills is None else rollout.max_refills
+    patience = Patience(rollout.straggler_factor, rollout.straggler_floor_s)
+    return Plan(
+        split=config.environment.split,
+        size=size,
+        shuffle=config.environment.shuffle,
+        seed=config.seed,
+        groups=trainer.prompts_per_step,
+        members=trainer.num_generations,
+        max_staleness=rollout.max_staleness,
+        max_turns=rollout.max_turns,
+        max_length=min(rollout.max_length or model_length, model_length),
+        attempts=rollout.attempts,
+        max_concurrency=rollout.max_concurrency,
+        sampling=Sampling(rollout.max_completion_length, rollout.temperature, rollout.top_p, rollout.top_k),
+        oversample=rollout.oversample,
+        refills=refills if rollout.dynamic_sampling else None,
+        rewards=Rewards(
+            tuple((trainer.reward_weights or {}).items()),
+            apart=trainer.multi_objective_aggregation == "normalize_then_sum",
+        ),
+        patience=patience if rollout.straggler == "fail" else None,
+        follow_engine=rollout.concurrency == "auto",
+        sample_timeout_s=rollout.sample_timeout_s,
+    )
+
+
+def open_journal(config: ExperimentConfig, path: Path) -> Journal:
+    """The journal of a run of `config`, which refuses to serve another experiment's."""
+    identity: dict[str, object] = {"seed": config.seed, "split": config.environment.split}
+    members, oversample = config.trainer.num_generations, config.rollout.oversample
+    return Journal(path, members=members, identity=identity, oversample=oversample)
+
+
+def serve(
+    run: Path,
+    *,
+    environment: str,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tokens: Tokens | None = None,
+    limits: RunLimits | None = None,
+    for_agents: bool = False,
+    ready: Callable[[str], None] | None = None,
+    report: Callable[[str], None] = say_progress,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve the rollout of the run in folder `run` until SIGTERM or SIGINT.
+
+    `token` is what the environment server at `environment` wants (or the variable QUINTAIN_ENV_TOKEN), `tokens` are
+    what clients of this one send; without any only loopback is bound. `for_agents` opens the gateway. `ready` is told
+    the address once requests are answered; by default it is printed as JSON. `report` hears how an engine comes up.
+    `check` is called every moment, and what it raises ends the server. Raises QuintainError, one line, where it cannot
+    begin.
+    """
+    from quintain.envs.client import EnvClient
+    from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
+
+    tokens = tokens or Tokens()
+    check_bind(host, bool(tokens), f"{ROLLOUT_TOKEN_ENV} or a file of tokens")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    allow_many_sockets()
+    config = load_config(run / "config.yaml")
+    quiet_transformers()
+    with bound_socket(host, port) as listener:
+        running = EpisodeCount()
+        engine = make_engine(config, running, logs=run / "logs", report=report)
+        patience_s = 2 * config.environment.step_timeout_s
+        client = EnvClient(
+            environment,
+            token=token or os.environ.get(TOKEN_ENV),
+            timeout_s=patience_s,
+            patience_s=patience_s,
+            max_connections=config.rollout.max_concurrency,
+        )
+        size = size_of(client.tasks(config.environment.split))
+        conductor = Conductor(
+            make_plan(config, size=size, model_length=engine.max_length),
+            engine=engine,
+            renderer=load_renderer(config.model.path),
+            make_env=client.episode,
+            journal=open_journal(config, run / "journal.db"),
+            running=running,
+        )
+        url, told = url_of(host, listener), ready or _print_ready
+        with FinishedSessions(run / "sessions.bin") if for_agents else contextlib.nullcontext() as sessions:
+            served = _Served(conductor, run, tokens, limits, sessions, config.seed)
+
+            def sound() -> None:
+                check()
+                check_engine(engine)
+
+            gc.collect()
+            gc.freeze()  # what lives as long as the server is not looked through at each collection
+            asyncio.run(_serve(served, listener, lambda: told(url), sound))
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the application is made of."""
+
+    conductor: Conductor
+    run: Path
+    tokens: Tokens
+    limits: RunLimits | None
+    sessions: FinishedSessions | None
+    seed: int
+
+    def app(self) -> Starlette:
+        from quintain.rollout.gateway.gateway import Gateway
+        from quintain.rollout.server.app import rollout_app
+
+        conductor, gateway = self.conductor, None
+        if self.sessions is not None:
+            gateway = Gateway(
+                conductor.engine,
+                conductor.renderer,
+                sampling=conductor.plan.sampling,
+                on_finished=self.sessions.append,
+                seed=self.seed,
+                max_length=conductor.plan.max_length,
+            )
+        return rollout_app(
+            conductor,
+            trajectories=self.run / "trajectories",
+            tokens=self.tokens,
+            limits=self.limits,
+            gateway=gateway,
+            sessions=self.sessions,
+        )
+
+
+async def _serve(
+    served: _Served, listener: socket.socket, ready: Callable[[], None], check: Callable[[], None]
+) -> None:
+    from quintain.serving.run import quiet_server
+
+    app = served.app()
+    server = quiet_server(app, ready, grace_s=GRACE_S)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    async def watch() -> None:
+        try:
+            while True:
+                check()
+                await asyncio.sleep(CHECK_S)
+        finally:
+            stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    async with app.router.lifespan_context(app):
+        watching = asyncio.create_task(watch())
+        await server.serve(sockets=[listener])
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+
+
+def _print_ready(url: str) -> None:
+    print(json.dumps({"event": "ready", "url": url, "pid": os.getpid()}), flush=True)
+
+
+def main() -> int:
+    """The command line of the process."""
+    parser = argparse.ArgumentParser(description="Serve the rollout of a run.")
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder, with its config.yaml")
+    parser.add_argument("--environment", required=True, help="address of the environment server")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    args = parser.parse_args()
+    try:
+        hold_lifeline()
+        serve(args.run, environment=args.environment, host=args.host, port=args.port)
+    except QuintainError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except FailureError as error:
+        print(f"Error: {error.failure}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

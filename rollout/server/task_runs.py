@@ -1,0 +1,301 @@
+"""Runs: tasks that a client hands in and whose groups it fetches, outside the journal.
+
+Invariants:
+- a group is told to whoever reads from a cursor before it, in the order of finishing, until the run is forgotten;
+- at most `runs` are under way and `episodes` waiting or running in all; beyond that a request is refused (429);
+- results are bounded: while what nobody has fetched fills `result_bytes`, no further group is started;
+- a run that nobody asks about for `lease_s` is cancelled and forgotten, so a client that vanishes costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from quintain.codec import pack
+from quintain.failure import Failure, FailureKind, Stage
+from quintain.rollout.engines.base import Sampling
+from quintain.rollout.episodes.episode import EpisodeSpec
+from quintain.rollout.rules.order import derive_seed
+from quintain.rollout.scheduler import Conductor, Plan
+from quintain.rollout.server.results import Forgotten, Results
+from quintain.rollout.wire import RunRequest, RunState, RunStatus
+from quintain.serving.refusals import refused
+from quintain.trajectory import Group
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 2.0
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """How much the clients of a server may ask for."""
+
+    runs: int = 64
+    episodes: int = 100_000
+    samples: int = 4096  # of one task
+    kept: int = 10_000  # runs that have ended and were not forgotten, among them
+    result_bytes: int = 512 << 20
+    lease_s: float = 3600.0
+
+
+class Run:
+    """One run. `changed` is set, and replaced, whenever something new can be said of it."""
+
+    def __init__(self, name: str, request: RunRequest, sampling: Sampling, now: float) -> None:
+        self.name, self.request, self.sampling, self.touched = name, request, sampling, now
+        self.digest = digest_of(request)
+        self.groups = len(request.indices) + len(request.tasks)
+        self.total = self.groups * request.samples
+        self.done = 0
+        self.state = RunState.RUNNING
+        self.failure: Failure | None = None
+        self.job: asyncio.Task[None] | None = None
+        self.changed = asyncio.Event()
+
+    def tell(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Runs:
+    """The runs of one server. `clock` (seconds) is for leases only."""
+
+    def __init__(self, conductor: Conductor, limits: RunLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits
+        self.results = Results(limits.result_bytes)
+        self._conductor, self._clock = conductor, clock
+        self._runs: dict[str, Run] = {}
+
+    @property
+    def under_way(self) -> int:
+        """Runs that have not ended."""
+        return sum(run.state is RunState.RUNNING for run in self._runs.values())
+
+    @property
+    def episodes_left(self) -> int:
+        """Episodes of runs under way that have not ended."""
+        return sum(run.total - run.done for run in self._runs.values() if run.state is RunState.RUNNING)
+
+    def submit(self, request: RunRequest) -> RunStatus:
+        """Begin a run. Raises Refused for what makes no sense (400), or does not fit now (429)."""
+        sampling = check_request(request, self._conductor.plan, self.limits)
+        if request.run in self._runs:
+            if self._runs[request.run].digest != digest_of(request):
+                message = f"the run {request.run} exists with another request: choose another name"
+                raise refused(message, Stage.REQUEST, status=409)
+            return self.status(request.run)
+        episodes = (len(request.indices) + len(request.tasks)) * request.samples
+        if self.under_way >= self.limits.runs:
+            raise _full(f"{self.limits.runs} runs are under way")
+        if self.episodes_left + episodes > self.limits.episodes:
+            raise _full(f"{self.episodes_left} episodes wait or run, and {self.limits.episodes} is the most")
+        if len(self._runs) >= self.limits.kept:
+            raise _full(f"{self.limits.kept} runs are kept, forget (DELETE) those that are fetched")
+        run = Run(request.run or uuid.uuid4().hex, request, sampling, self._clock())
+        self._runs[run.name] = run
+        self.results.open(run.name)
+        run.job = asyncio.create_task(self._work(run))
+        return self.status(run.name)
+
+    def status(self, name: str) -> RunStatus:
+        """Where a run stands; this renews its lease. Raises Refused (404)."""
+        run = self._find(name)
+        return RunStatus(
+            name,
+            run.state,
+            run.done,
+            run.total,
+            self.results.count(name),
+            run.groups,
+            self.results.kept_from(name),
+            run.failure,
+        )
+
+    async def wait(self, name: str, cursor: int, until: float) -> None:
+        """Return when there is a group at `cursor`, or the run has ended, or at the loop's time `until`.
+
+        Raises Refused (404) for a run, or a group of it, that is not kept.
+        """
+        while True:
+            run = self._find(name)
+            if run.state is not RunState.RUNNING or self.results.count(name) > cursor:
+                return
+            try:
+                async with asyncio.timeout_at(until):
+                    await run.changed.wait()
+            except TimeoutError:
+                return
+
+    def group(self, name: str, cursor: int) -> bytes | None:
+        """The packed group at `cursor`, or None where it has not finished. Raises Refused (404) where forgotten."""
+        self._find(name)
+        if cursor >= self.results.count(name):
+            return None
+        try:
+            return self.results.get(name, cursor)
+        except Forgotten as error:
+            message = f"groups before {error.kept_from} of run {name} were acknowledged by a later cursor and forgotten"
+            raise refused(message, Stage.REQUEST, FailureKind.LOST) from None
+
+    def acknowledge(self, name: str, cursor: int) -> None:
+        """A reader has the first `cursor` groups: they may be forgotten. Raises Refused (404, or 400 beyond them)."""
+        self._find(name)
+        if not 0 <= cursor <= self.results.count(name):
+            message = f"cursor: run {name} has finished {self.results.count(name)} groups, {cursor} is no place in them"
+            raise refused(message, Stage.REQUEST, status=400)
+        self.results.acknowledge(name, cursor)
+        self._free()
+
+    async def cancel(self, name: str) -> RunStatus:
+        """End a run; its finished groups stay. Returns when its episodes have ended. Raises Refused (404)."""
+        run = self._find(name)
+        if run.job is not None and not run.job.done():
+            run.job.cancel()
+            await asyncio.wait([run.job])
+            if run.state is RunState.RUNNING:  # it had not even begun
+                run.state = RunState.CANCELLED
+        return self.status(name)
+
+    async def forget(self, name: str) -> RunStatus:
+        """End a run and forget its groups. Raises Refused (404)."""
+        status = await self.cancel(name)
+        if self._runs.pop(name, None) is not None:  # another may have forgotten it while its episodes ended
+            self.results.close(name)
+            self._free()
+        return status
+
+    async def sweep(self) -> None:
+        """Forget the runs whose lease has run out."""
+        now = self._clock()
+        for run in [run for run in self._runs.values() if now - run.touched >= self.limits.lease_s]:
+            log.warning("nobody asked about run %s for %g s: it is forgotten", run.name, self.limits.lease_s)
+            await self.forget(run.name)
+
+    async def close(self) -> None:
+        """End every run."""
+        for name in list(self._runs):
+            await self.forget(name)
+
+    async def _work(self, run: Run) -> None:
+        # as many again as can run wait for a place, so that neither a slow group nor this loop leaves one empty
+        ahead = 2 * self._conductor.plan.max_concurrency
+        try:
+            async with asyncio.TaskGroup() as group:
+                for place in range(run.groups):
+                    while not self.results.room or place * run.request.samples - run.done >= ahead:
+                        await run.changed.wait()
+                    group.create_task(self._one(run, place))
+            run.state = RunState.DONE
+        except asyncio.CancelledError:
+            run.state = RunState.CANCELLED
+        except Exception:  # the boundary: failed episodes are trajectories, so this is a mistake of ours
+            log.exception("run %s failed", run.name)
+            message = "the server made a mistake: its log says which"
+            run.state, run.failure = RunState.FAILED, Failure.of(FailureKind.CRASHED, Stage.GENERATE, message)
+        run.request = replace(run.request, indices=(), tasks=())  # they may be megabytes, and the run is kept a while
+        run.tell()
+
+    async def _one(self, run: Run, place: int) -> None:
+        request, before = run.request, 0
+
+        def progress(done: int) -> None:
+            nonlocal before
+            run.done += done - before
+            before = done
+            run.tell()
+
+        if place < len(request.indices):
+            assert request.split is not None  # checked
+            (group,) = await self._conductor.run_tasks(
+                request.split,
+                [request.indices[place]],
+                samples=request.samples,
+                sampling=run.sampling,
+                seed=request.seed,
+                progress=progress,
+            )
+        else:
+            group = await self._inline(run, place - len(request.indices), progress)
+        packed = await asyncio.to_thread(pack, group)  # it takes milliseconds, and other episodes go on meanwhile
+        self.results.put(run.name, packed)
+        run.tell()
+
+    async def _inline(self, run: Run, place: int, progress: Callable[[int], None]) -> Group:
+        """The group of a task that the request holds in full."""
+        plan, request = self._conductor.plan, run.request
+        name, task = f"{run.name}-{place}", request.tasks[place]
+        specs = [
+            EpisodeSpec(
+                f"{name}/{member:03d}",
+                name,
+                task,
+                place,
+                member,
+                derive_seed(request.seed, "task", task.id, place, member),
+                run.sampling,
+                plan.max_turns,
+                plan.max_length,
+                plan.attempts,
+                plan.sample_timeout_s,
+            )
+            for member in range(request.samples)
+        ]
+        return Group(name, place, tuple(await self._conductor.run_episodes(specs, progress)))
+
+    def _find(self, name: str) -> Run:
+        run = self._runs.get(name)
+        if run is None:
+            message = f"there is no run {name[:64]!r}: it was forgotten, or this server has been started again"
+            raise refused(message, Stage.GENERATE, FailureKind.LOST)
+        run.touched = self._clock()
+        return run
+
+    def _free(self) -> None:
+        if self.results.room:
+            for run in self._runs.values():
+                run.tell()
+
+
+def check_request(request: RunRequest, plan: Plan, limits: RunLimits) -> Sampling:
+    """How `request` samples. Raises Refused (400) with the field that makes no sense."""
+
+    def check(holds: bool, message: str) -> None:
+        if not holds:
+            raise refused(message, Stage.REQUEST, status=400)
+
+    check(bool(request.indices or request.tasks), "give indices of a split, or tasks in full")
+    check(not request.indices or request.split is not None, "split: say of which split the indices are")
+    check(all(index >= 0 for index in request.indices), f"indices: at least 0, not {min(request.indices, default=0)}")
+    check(1 <= request.samples <= limits.samples, f"samples: 1 to {limits.samples}, not {request.samples}")
+    check(request.run is None or bool(_NAME.fullmatch(request.run)), "run: 1 to 64 letters, digits, '_', '-' or '.'")
+    base = plan.sampling
+    sampling = replace(
+        base,
+        temperature=base.temperature if request.temperature is None else request.temperature,
+        top_p=base.top_p if request.top_p is None else request.top_p,
+        top_k=base.top_k if request.top_k is None else request.top_k,
+        max_tokens=base.max_tokens if request.max_tokens is None else request.max_tokens,
+    )
+    check(0 <= sampling.temperature <= 10, f"temperature: 0 to 10, not {sampling.temperature}")
+    check(0 < sampling.top_p <= 1, f"top_p: above 0, up to 1, not {sampling.top_p}")
+    check(sampling.top_k >= 0, f"top_k: at least 0 (off), not {sampling.top_k}")
+    check(1 <= sampling.max_tokens <= plan.max_length, f"max_tokens: 1 to {plan.max_length}, not {sampling.max_tokens}")
+    return sampling
+
+
+def digest_of(request: RunRequest) -> bytes:
+    """The same for the same request."""
+    return hashlib.blake2b(pack(request), digest_size=16).digest()
+
+
+def _full(what: str) -> Exception:
+    return refused(f"{what}: try again later", Stage.REQUEST, FailureKind.OVERLOADED, retry_after_s=RETRY_AFTER_S)
