@@ -40,7 +40,7 @@ from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import PublishAnswer
 from quintain.serving.listen import bound_socket
 from quintain.trainers.checkpoint import Progress
-from quintain.trainers.evaluate import Evaluation
+from quintain.trainers.heldout import Evaluation
 from quintain.trainers.loop import Hooks, Loop
 from quintain.trajectory import Group
 

@@ -29,7 +29,7 @@ import torch
 from _side import report
 from torch import Tensor
 
-from quintain.trainers.lm_head import chunked_logprobs
+from quintain.trainers.model.lm_head import chunked_logprobs
 
 WIDTH = 896
 

@@ -26,8 +26,8 @@ import torch
 from _side import report
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from quintain.trainers.batch import Layout, micro_batches
-from quintain.trainers.forward import PolicyForward
+from quintain.trainers.batches.batch import Layout, micro_batches
+from quintain.trainers.model.forward import PolicyForward
 from quintain.trajectory import Segment
 
 GROUP, SHORTEST, LONGEST = 8, 32, 128

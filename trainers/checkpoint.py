@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from quintain.failure import QuintainError
-from quintain.trainers.policy import save_policy
+from quintain.trainers.model.policy import save_policy
 
 _STATE = "trainer.json"
 _TENSORS = "state.pt"

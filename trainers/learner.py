@@ -21,13 +21,13 @@ from quintain.config import ExperimentConfig
 from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
 from quintain.rollout.quiet import quiet_transformers
-from quintain.trainers.batch import Layout, MicroBatch, micro_batches
+from quintain.trainers.algorithms.grpo import Credited, Row, credit
+from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
-from quintain.trainers.forward import PolicyForward, TokenLogprobs, supports_tree
-from quintain.trainers.grpo import Credited, Row, credit
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.losses.offpolicy import entropy_threshold
-from quintain.trainers.policy import Reference, load_policy
+from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, supports_tree
+from quintain.trainers.model.policy import Reference, load_policy
 from quintain.trainers.schedule import learning_rate
 from quintain.trainers.streams import Streams, draws_random_numbers
 from quintain.trainers.update import Share, Work, accumulate, parameters_of, score

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from quintain.config.loss import LossOptions
-from quintain.trainers.batch import MicroBatch
-from quintain.trainers.forward import TokenLogprobs
-from quintain.trainers.grpo import Row
+from quintain.trainers.algorithms.grpo import Row
+from quintain.trainers.batches.batch import MicroBatch
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics, combine
 from quintain.trainers.losses.policy import policy_loss, reduce
 from quintain.trainers.losses.reduction import Denominators
+from quintain.trainers.model.forward import TokenLogprobs
 from quintain.trainers.streams import Streams
 
 

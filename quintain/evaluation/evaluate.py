@@ -246,7 +246,7 @@ class _Session:
 
     def _report(self, rows: list[Trajectory], figures: Figures, *, as_json: bool) -> None:
         from quintain.launch.display import pick
-        from quintain.trainers.evaluate import evaluation_of
+        from quintain.trainers.heldout import evaluation_of
 
         elapsed_s = time.monotonic() - self.began
         result = evaluation_of([Group("", 0, tuple(rows))], step=0, elapsed_s=elapsed_s)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quintain.failure import one_line
-from quintain.trainers.evaluate import Evaluation, Sample
+from quintain.trainers.heldout import Evaluation, Sample
 
 
 class _TimeLeft(ProgressColumn):

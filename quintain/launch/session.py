@@ -18,10 +18,10 @@ from quintain.launch.report import MetricsLog, draw_curve, write_summary
 from quintain.launch.run_folder import RunFolder
 from quintain.rollout.client import RolloutClient
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
-from quintain.trainers.evaluate import Evaluation
+from quintain.trainers.heldout import Evaluation
 from quintain.trainers.learner import Learner
 from quintain.trainers.loop import Hooks, Loop, Result, Stopped
-from quintain.trainers.publish import Publisher
+from quintain.trainers.publishing.publish import Publisher
 
 
 class Interrupted(Exception):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintain.trainers.advantages import group_advantages, leave_one_out
+from quintain.trainers.estimators import group_advantages, leave_one_out
 
 from . import trl_oracle
 from .loss_batches import ROWS, make_batch

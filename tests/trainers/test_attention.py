@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from quintain.trainers.attention import _attention, plan_blocks
-from quintain.trainers.batch import micro_batches
+from quintain.trainers.batches.batch import micro_batches
+from quintain.trainers.model.attention import _attention, plan_blocks
 
 from .made_segments import ragged_step, step_batches
 

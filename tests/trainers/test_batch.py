@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.trainers.batch import Layout, MicroBatch, micro_batches
-from quintain.trainers.tree import build_tree
+from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
+from quintain.trainers.batches.tree import build_tree
 from quintain.trajectory import Segment
 
 from .made_segments import ragged_step, segment, step_batches

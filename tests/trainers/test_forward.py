@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from quintain.trainers import attention
-from quintain.trainers.batch import Layout, micro_batches
-from quintain.trainers.forward import PolicyForward, supports_tree, token_logprobs
+from quintain.trainers.batches.batch import Layout, micro_batches
+from quintain.trainers.model import attention
+from quintain.trainers.model.forward import PolicyForward, supports_tree, token_logprobs
 
 from .made_segments import SIZES, apart, gradients, plain_logprobs, ragged_step, tiny
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quintain.trainers.lm_head import Blocks, chunked_logprobs
+from quintain.trainers.model.lm_head import Blocks, chunked_logprobs
 
 torch.set_num_threads(1)
 

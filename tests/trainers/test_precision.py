@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quintain.trainers.precision import keep_exact, products
+from quintain.trainers.model.precision import keep_exact, products
 
 CPU = torch.device("cpu")
 

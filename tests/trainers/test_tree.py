@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.trainers.tree import Tree, build_tree, split_rows
+from quintain.trainers.batches.tree import Tree, build_tree, split_rows
 from quintain.trajectory import Segment
 
 from .made_segments import rows_that_share, segment

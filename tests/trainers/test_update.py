@@ -19,10 +19,10 @@ from quintain.config import parse_config
 from quintain.config.schema import TrainerConfig
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
-from quintain.trainers.batch import MicroBatch, micro_batches
-from quintain.trainers.forward import PolicyForward, TokenLogprobs
-from quintain.trainers.grpo import credit
+from quintain.trainers.algorithms.grpo import credit
+from quintain.trainers.batches.batch import MicroBatch, micro_batches
 from quintain.trainers.losses.metrics import metric_values
+from quintain.trainers.model.forward import PolicyForward, TokenLogprobs
 from quintain.trainers.streams import Streams, draws_random_numbers
 from quintain.trainers.update import Share, Work, accumulate, parameters_of
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
@@ -217,9 +217,9 @@ from contextlib import nullcontext
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tests.trainers.test_update import config, groups, tiny
-from quintain.trainers.batch import micro_batches
-from quintain.trainers.forward import PolicyForward
-from quintain.trainers.grpo import credit
+from quintain.trainers.batches.batch import micro_batches
+from quintain.trainers.model.forward import PolicyForward
+from quintain.trainers.algorithms.grpo import credit
 from quintain.trainers.update import Share, Work, accumulate
 torch.set_num_threads(1)
 dist.init_process_group("gloo")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from quintain.failure import QuintainError
 from quintain.rollout.weights.leftovers import PREFIX
-from quintain.trainers.weights import WeightStore
+from quintain.trainers.publishing.weights import WeightStore
 
 SHAPES = {"a.weight": (3, 5), "a.bias": (7,), "scale": (1,)}
 

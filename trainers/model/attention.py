@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quintain.trainers.precision import low_precision, products
-from quintain.trainers.tree import Indices
+from quintain.trainers.batches.tree import Indices
+from quintain.trainers.model.precision import low_precision, products
 
 NAME = "quintain_blocks"
 """How transformers knows this attention (`model.set_attn_implementation`)."""

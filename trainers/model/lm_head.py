@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quintain.trainers.precision import FAINTEST, low_precision, products
+from quintain.trainers.model.precision import FAINTEST, low_precision, products
 
 LOWEST = -1e30
 """Stands for "no logit seen yet" in running maxima; finite, so that differences to it are never NaN."""

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quintain.trainers.tree import Indices, Tree, build_tree, split_rows
+from quintain.trainers.batches.tree import Indices, Tree, build_tree, split_rows
 from quintain.trajectory import Segment
 
 Layout = Literal["tree", "packed", "padded"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from quintain.config import TrainerConfig
 from quintain.failure import QuintainError
-from quintain.trainers.advantages import group_advantages
+from quintain.trainers.estimators import group_advantages
 from quintain.trainers.losses.reduction import Denominators
 from quintain.trajectory import Group, Segment, Trajectory, to_segments
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quintain.trainers import attention
-from quintain.trainers.batch import PARITY_TOKENS, MicroBatch, micro_batches
-from quintain.trainers.lm_head import chunked_logprobs
-from quintain.trainers.precision import keep_exact
+from quintain.trainers.batches.batch import PARITY_TOKENS, MicroBatch, micro_batches
+from quintain.trainers.model import attention
+from quintain.trainers.model.lm_head import chunked_logprobs
+from quintain.trainers.model.precision import keep_exact
 from quintain.trajectory import Segment
 
 

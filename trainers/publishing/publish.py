@@ -17,10 +17,10 @@ from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm.gpu import DirectTransfer
 from quintain.rollout.weights.canary import TOLERANCE, Canary, canary_rows
 from quintain.rollout.wire import PublishAnswer
-from quintain.trainers.batch import micro_batches
+from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.learner import Learner
-from quintain.trainers.policy import DTYPES, published
-from quintain.trainers.weights import WeightStore
+from quintain.trainers.model.policy import DTYPES, published
+from quintain.trainers.publishing.weights import WeightStore
 from quintain.trajectory import Segment
 
 

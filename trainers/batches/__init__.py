@@ -1,0 +1,1 @@
+"""From rows to tensors: token trees and micro-batches."""

@@ -1,0 +1,1 @@
+"""The model under training: loading, forward passes, attention over trees, the chunked LM head, number types."""
