@@ -5,18 +5,34 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from quintain.verifiers.math.extract import after_thinking as _after_thinking
-
 SHOWN_CHARS: Final = 200
 MAX_ANSWER_CHARS: Final = 4 << 20
 """No verifier reads a longer answer: it is unparsable."""
 
+_THINKING: Final = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad"
+_THINKING_ENDS = re.compile(
+    rf"<\s?/\s?(?:{_THINKING})\s?>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷|<\|channel\|>final<\|message\|>",
+    re.IGNORECASE,
+)
+_THINKING_BEGINS = re.compile(
+    rf"<\s?(?:{_THINKING})\s?>|\[THINK\]|<\|begin_of_thought\|>|◁think▷|<\|channel\|>analysis<\|message\|>",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
+
+
+def text_after_thinking(text: str) -> str | None:
+    """What follows the thinking, or None where the thinking never ended."""
+    end = 0
+    for mark in _THINKING_ENDS.finditer(text):
+        end = mark.end()
+    body = text[end:]
+    return None if _THINKING_BEGINS.search(body) else body
 
 
 def answer_in(text: str, *, after_thinking: bool = True, tag: str | None = None) -> str | None:
     """The answer in `text`, stripped: after the thinking, in the last `<tag>…</tag>`; None where there is none."""
-    body: str | None = _after_thinking(text) if after_thinking else text
+    body: str | None = text_after_thinking(text) if after_thinking else text
     if body is not None and tag is not None:
         body = last_element(body, tag)
     return None if body is None else body.strip()

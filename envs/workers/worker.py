@@ -1,7 +1,7 @@
 """A worker: the process in which environment code runs, so that the server can kill what it cannot cancel.
 
-Started by `quintain.envs.workers.pool` as `python -P -m quintain.envs.workers.worker FD PATH SPEC OPTIONS`, with its socket
-on descriptor FD, the module path and the options as JSON, and its lifeline in the environment. It ends when
+Started by the pool as `python -P -m quintain.envs.workers.worker FD PATH SPEC OPTIONS`, with its
+socket on descriptor FD, the module path and the options as JSON, and its lifeline in the environment. It ends when
 the socket or the lifeline does. What it and the environment print goes to the server's standard error.
 Nothing but the guard is imported before the guard has forked.
 """

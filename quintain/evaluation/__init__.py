@@ -1,1 +1,1 @@
-"""What a model can do, without training: `quintain eval` and `quintain reverify`. Only the command line imports this."""
+"""Evaluating without training: `quintain eval` and `quintain reverify`. Only the command line imports this."""

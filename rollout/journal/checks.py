@@ -20,7 +20,7 @@ from typing import Any
 
 from quintain.codec import unpack
 from quintain.failure import QuintainError
-from quintain.rollout.journal.journal import schema
+from quintain.rollout.journal import schema
 from quintain.rollout.rules.groups import Outcome, Status, complete, left_out, outcome_of, teaches, wanted
 from quintain.rollout.rules.order import derive_seed, task_index
 from quintain.trajectory import Trajectory, versions_of

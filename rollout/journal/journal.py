@@ -23,7 +23,7 @@ from typing import Any
 
 from quintain.codec import pack, unpack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.rollout.journal.journal import schema
+from quintain.rollout.journal import schema
 from quintain.rollout.rules.groups import Drop, OpenGroup, Outcome, complete, left_out, outcome_of, wanted
 from quintain.trajectory import Group, Trajectory
 

@@ -12,8 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from quintain.verifiers.math.extract import after_thinking as _after_thinking
-from quintain.verifiers.text import last_element
+from quintain.verifiers.text import last_element, text_after_thinking
 
 Choice = Literal["first", "last", "all"]
 
@@ -77,7 +76,7 @@ def blocks(text: str) -> list[Block]:
 
 def body_of(text: str, after_thinking: bool, tag: str | None) -> str | None:
     """The part of a model's text in which code is looked for, its indentation kept; None where there is none."""
-    body: str | None = _after_thinking(text) if after_thinking else text
+    body: str | None = text_after_thinking(text) if after_thinking else text
     if body is not None and tag is not None:
         body = last_element(body, tag)
     return body

@@ -55,6 +55,7 @@ from quintain.verifiers.math.prose import (
 )
 from quintain.verifiers.math.text import closing_brace, comparable, grouped, plain_spelling, unwrapped
 from quintain.verifiers.math.units import parse_unit
+from quintain.verifiers.text import text_after_thinking
 
 PROSE_WINDOW_CHARS: Final = 8_000
 """Only the end of a long text is searched for an answer that nothing marks."""
@@ -67,15 +68,6 @@ MAX_GAP_CHARS: Final = 80
 
 HASHES: Final = "####"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_THINKING: Final = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad"
-_THINKING_ENDS = re.compile(
-    rf"<\s?/\s?(?:{_THINKING})\s?>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷|<\|channel\|>final<\|message\|>",
-    re.IGNORECASE,
-)
-_THINKING_BEGINS = re.compile(
-    rf"<\s?(?:{_THINKING})\s?>|\[THINK\]|<\|begin_of_thought\|>|◁think▷|<\|channel\|>analysis<\|message\|>",
-    re.IGNORECASE,
-)
 _SPECIAL_TOKEN = re.compile(r"<\|[^<|>]{1,40}\|>|</?s>")
 _CALCULATED = re.compile(r"<<[^<>\n]{1,200}>>")  # GSM8K's notes of its calculator
 _ANSWER = re.compile(r"\banswers?\b(?:[^.\n:=]|\.(?=\d)){0,80}?(?:\b(?:is|are|was|be|equals)\b|:|=)\s*", re.IGNORECASE)
@@ -106,7 +98,7 @@ class Extracted:
 
 def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
     """The answer in `text` under the policy above, or None where there is none."""
-    body = after_thinking(text)
+    body = text_after_thinking(text)
     if body is None:
         return None
     body = _CALCULATED.sub("", _SPECIAL_TOKEN.sub(" ", body))
@@ -124,15 +116,6 @@ def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
     if parse_plain(stripped) is not None:
         return Extracted(stripped, "whole")
     return _from_prose(_BROKEN.sub(" ", plain_spelling(body[-PROSE_WINDOW_CHARS:])))
-
-
-def after_thinking(text: str) -> str | None:
-    """What follows the thinking, or None where the thinking never ended."""
-    end = 0
-    for mark in _THINKING_ENDS.finditer(text):
-        end = mark.end()
-    body = text[end:]
-    return None if _THINKING_BEGINS.search(body) else body
 
 
 def boxes_of(text: str) -> str | None:
@@ -265,7 +248,6 @@ __all__ = [
     "HASHES",
     "PROSE_WINDOW_CHARS",
     "Extracted",
-    "after_thinking",
     "boxes_of",
     "extract",
     "is_mathematics",

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.math.exact import is_true
-from quintain.verifiers.math.extract import Extracted, after_thinking, extract, is_mathematics
+from quintain.verifiers.math.extract import Extracted, extract, is_mathematics
 from quintain.verifiers.math.lexer import MAX_CHARS
 from quintain.verifiers.math.numbers import Plain, decimal_comma, parse_plain, same, within
 from quintain.verifiers.math.options import MathOptions
@@ -22,6 +22,7 @@ from quintain.verifiers.math.reference import Reference, read_reference
 from quintain.verifiers.math.text import comparable, unwrapped, words_of
 from quintain.verifiers.math.units import Unit, conversion, split_unit
 from quintain.verifiers.rules.choices import chosen_letters, listed_letters
+from quintain.verifiers.text import text_after_thinking
 
 SHOWN_CHARS: Final = 200
 
@@ -107,7 +108,7 @@ def _letters(answer: str, found: Extracted) -> frozenset[str]:
     """The letters that an answer names as choices."""
     if found.rule in ("boxed", "marked", "whole"):
         return listed_letters(found.text, bare_small=False)
-    return chosen_letters(after_thinking(answer) or "", bare_small=False)
+    return chosen_letters(text_after_thinking(answer) or "", bare_small=False)
 
 
 def expression(text: str) -> Expression:

@@ -1,7 +1,7 @@
 """The JSON-schema verifier: the reference is a JSON Schema (a mapping, or its JSON text), the answer is data.
 
 The data is the last fenced block of its language, or else the whole answer; it is read as JSON, YAML, TOML or XML
-(see `quintain.verifiers.rules.json_schema.read`) and validated by `jsonschema`, under the draft that the schema names, else
+(see `read`) and validated by `jsonschema`, under the draft that the schema names, else
 2020-12. Both happen in killable workers: a schema's `pattern` may take for ever on a hostile answer.
 
 Score 1 where the data is valid, 0 where it is not; what cannot be read is `unparsable`, a schema that is none, or

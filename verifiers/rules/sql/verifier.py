@@ -6,7 +6,7 @@ The reference is `{"query": …}` with the database it is about, one of
 - `"database"`: the name of a SQLite file in the folder that the option `databases` names, opened read-only.
 
 The answer's query is the last fenced block of SQL, or else the whole answer: one statement that only reads. Score 1
-where the results are equal (`quintain.verifiers.rules.sql.compare`), 0 where they are not, where the query fails, or where
+where the results are equal (see `compare`), 0 where they are not, where the query fails, or where
 it takes more steps, rows or memory than allowed; a query that is no SQL is `unparsable`. A reference whose own query
 fails or exceeds the limits is a `bad_reference`.
 
