@@ -1,6 +1,6 @@
 """How much of the time asynchronous training can save does it save?
 
-The trainer's loop, its client, the rollout server (HTTP, in a thread), the conductor and the journal are the real
+The trainer's loop, its client, the rollout server (HTTP, in a thread), the scheduler and the journal are the real
 ones; the engine is a latency model with room for an eighth of a batch at a time and the optimiser step is a wait, so
 that both durations are known. Synchronous training (`max_staleness: 0`) takes T_gen + T_train a step. With
 `max_staleness: 1` the next batch is sampled meanwhile, and a step cannot take less than the longer of the two.
@@ -34,7 +34,7 @@ from quintain.rollout.chat.renderer import load_renderer
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.base import Sampling, Weights
 from quintain.rollout.journal.journal import Journal
-from quintain.rollout.scheduler import Conductor, Plan
+from quintain.rollout.scheduler import Plan, Scheduler
 from quintain.rollout.server.app import rollout_app
 from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import PublishAnswer
@@ -85,9 +85,9 @@ def run(folder: Path, url: str, *, staleness: int, steps: int, train_s: float) -
     plan = Plan("train", None, False, 0, GROUPS, MEMBERS, staleness, 4, 2048, 1, 256, Sampling(64))
     client = EnvClient(url)
     journal = Journal(folder / "journal.db", members=MEMBERS, identity={})
-    conductor = Conductor(plan, engine=engine, renderer=renderer, make_env=client.episode, journal=journal)
+    scheduler = Scheduler(plan, engine=engine, renderer=renderer, make_env=client.episode, journal=journal)
     with bound_socket("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(rollout_app(conductor), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(rollout_app(scheduler), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         rollout = RolloutClient(f"http://127.0.0.1:{listener.getsockname()[1]}")

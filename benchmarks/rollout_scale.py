@@ -2,7 +2,7 @@
 
 1,000 episodes of 10 turns are in flight over HTTP, each turn of the environment takes 1 s with a heavy tail, and the
 engine is a latency model (no GPU needed): 256 requests at a time, about three seconds each, so there is always more to
-sample than there is room. The conductor, the journal, the renderer with a real chat template, the environment client
+sample than there is room. The scheduler, the journal, the renderer with a real chat template, the environment client
 and the environment server are the real ones; the server is a process of its own.
 
     python benchmarks/rollout_scale.py [--episodes N] [--turns N] [--capacity N]
@@ -72,7 +72,7 @@ async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: i
     from quintain.rollout.chat.renderer import load_renderer
     from quintain.rollout.engines.base import Sampling
     from quintain.rollout.journal.journal import Journal
-    from quintain.rollout.scheduler import Conductor, Plan
+    from quintain.rollout.scheduler import Plan, Scheduler
 
     renderer = load_renderer(str(MODEL))
     words = [int(token) for token in renderer._encode("The answer is that we go on with the next step. ")]
@@ -90,11 +90,11 @@ async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: i
     plan = Plan("train", None, False, 0, groups, members, 0, turns + 1, 8192, 1, episodes, sampling)
     client = EnvClient(url, timeout_s=120.0, max_connections=episodes)
     journal = Journal(folder / "journal.db", members=members, identity={})
-    conductor = Conductor(plan, engine=engine, renderer=renderer, make_env=client.episode, journal=journal)
+    scheduler = Scheduler(plan, engine=engine, renderer=renderer, make_env=client.episode, journal=journal)
     meter = LagMeter()
     total = groups * members
 
-    conductor.admit(0)
+    scheduler.admit(0)
     while engine.running < capacity:  # noqa: ASYNC110 - the engine under test tells nobody
         await asyncio.sleep(0.01)
     watch = asyncio.create_task(meter.run())
@@ -106,8 +106,8 @@ async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: i
     cpu = (time.process_time() - cpu) / wall
     tokens = (engine.stats().output_tokens - answered) / wall
     watch.cancel()
-    failures = dict(conductor.failures)
-    await conductor.close()
+    failures = dict(scheduler.failures)
+    await scheduler.close()
     await client.aclose()
     if failures:
         raise SystemExit(f"episodes failed, so nothing was measured: {failures}")

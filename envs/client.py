@@ -5,7 +5,9 @@
     observation = await env.reset(client.tasks("train")[0], seed=0)
 
 What always holds: `RemoteEnv` does what the class itself would do; whatever breaks is a `FailureError`,
-within a bounded time; repeating a request never plays a turn twice.
+within a bounded time; repeating a request never plays a turn twice. The task at an index is the one the server has
+there, marked with its origin and without its reference; a page of tasks is fetched when one of them is first looked
+at, and kept a while.
 """
 
 from __future__ import annotations
@@ -13,17 +15,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
 from quintain.codec import to_json
 from quintain.envs.base import Action, Environment, Observation, Step
-from quintain.envs.remote_tasks import remote_tasks
 from quintain.envs.serving.wire import CreateEpisode, EpisodeCreated, Metadata, StepAnswer, StepRequest, TaskPage
 from quintain.failure import Failure, FailureError, FailureKind, Stage
-from quintain.task import Task, TaskSource
+from quintain.task import EndlessTasks, Task, TaskSource
 
 CLOSE_S = 5.0
 
@@ -174,3 +177,58 @@ class RemoteEnv(Environment):
         episode, self._episode = self._episode, None
         if episode is not None and not self._ended:
             await self._client.dismiss(episode)
+
+
+PAGE = 256
+PAGES_KEPT = 64
+
+Fetch = Callable[[str, int, int], TaskPage]
+
+
+def remote_tasks(split: str, fetch: Fetch) -> TaskSource:
+    """The tasks of `split`, read with `fetch(split, start, count)`, which may raise FailureError."""
+    pages = _Pages(split, fetch)
+    size = pages.page(0).size
+    return EndlessTasks(pages.task) if size is None else RemoteTasks(pages, size)
+
+
+class _Pages:
+    def __init__(self, split: str, fetch: Fetch) -> None:
+        self._split = split
+        self._fetch = fetch
+        self._kept: OrderedDict[int, TaskPage] = OrderedDict()
+
+    def page(self, number: int) -> TaskPage:
+        if number not in self._kept:
+            self._kept[number] = self._fetch(self._split, number * PAGE, PAGE)
+            if len(self._kept) > PAGES_KEPT:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(number)
+        return self._kept[number]
+
+    def task(self, index: int) -> Task:
+        number, at = divmod(index, PAGE)
+        return self.page(number).tasks[at].task()
+
+
+class RemoteTasks(Sequence[Task]):
+    """A finite split of a server."""
+
+    def __init__(self, pages: _Pages, size: int) -> None:
+        self._pages = pages
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | list[Task]:
+        if isinstance(index, slice):
+            return [self._pages.task(i) for i in range(*index.indices(self._size))]
+        if not -self._size <= index < self._size:
+            raise IndexError(f"there are {self._size} tasks: no index {index}")
+        return self._pages.task(index % self._size)

@@ -14,18 +14,17 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from quintain.envs.base import Environment
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.chat.renderer import Renderer
-from quintain.rollout.counters import Counters as Counters
 from quintain.rollout.engines.base import Engine, Sampling, Weights
 from quintain.rollout.episodes.episode import EpisodeSpec
 from quintain.rollout.episodes.gate import EpisodeCount as EpisodeCount
 from quintain.rollout.episodes.gate import Key
-from quintain.rollout.episodes.runner import Crew, Finished
+from quintain.rollout.episodes.runner import Finished, Runner
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.admission import Admission
 from quintain.rollout.rules.groups import Groups, outcome_of
@@ -36,7 +35,29 @@ from quintain.task import Task, TaskOrigin
 from quintain.trajectory import Group, Trajectory, versions_of
 
 
-class Conductor:
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the rooms around may want to know. Counts are since the start of this process.
+
+    `wasted_tokens` were sampled and no loss will see them: those of failed trajectories and of dropped groups.
+    `staleness` counts the trajectories handed to the trainer by age: the step that consumes them minus the version
+    of their oldest token. `mixed` of them hold tokens of more than one version.
+    """
+
+    wasted_tokens: int
+    staleness: dict[int, int]
+    mixed: int
+    dropped: dict[str, int]  # groups, by reason
+    replaced: int  # failed members that an extra stands in for
+    stragglers: int  # episodes that were ended as too slow
+    concurrency_limit: int  # episodes that may run now
+    running: int
+    waiting: int  # episodes that wait for a place
+    issued: int  # groups, in the whole run
+    consumed: int  # groups, in the whole run
+
+
+class Scheduler:
     """Owns the admission state, the groups, the journal and the running episodes of one run."""
 
     def __init__(
@@ -54,16 +75,16 @@ class Conductor:
         self.fatal: Failure | None = None
         self.stall_s = 0.0  # how long sampling stood still for the last publish
         self.draining = False  # true: issue nothing more; what runs goes on to its end
-        self._crew = Crew(
+        self._runner = Runner(
             plan, engine=engine, renderer=renderer, make_env=make_env, running=self.running, limit_of=self._limit_s
         )
-        self.failures, self.forks = self._crew.failures, self._crew.forks
+        self.failures, self.forks = self._runner.failures, self._runner.forks
         self._wasted = self._mixed = self._replaced = self._stragglers = 0
         self._dropped: Counter[str] = Counter()
         self._ages: Counter[int] = Counter()
         self._changed = asyncio.Event()
         self._publishing = asyncio.Lock()
-        journal.describe(plan.books())
+        journal.describe(plan.audited())
         balance = journal.balance()
         self._issued, self._consumed = balance.issued, balance.consumed
         self._groups = Groups(plan.rules, journal.window())
@@ -86,9 +107,9 @@ class Conductor:
             dropped=dict(self._dropped),
             replaced=self._replaced,
             stragglers=self._stragglers,
-            concurrency_limit=self._crew.gate.limit,
+            concurrency_limit=self._runner.gate.limit,
             running=self.running(),
-            waiting=self._crew.gate.waiting,
+            waiting=self._runner.gate.waiting,
             issued=self._issued,
             consumed=self._consumed,
         )
@@ -100,7 +121,7 @@ class Conductor:
         and goes again when its turn comes.
         """
         if version < self.version:
-            self._crew.recall()
+            self._runner.recall()
             self._admission, self._next = self._only_consumed(), self._first()
         self._admission = self._admission.advance(version)
         try:
@@ -180,11 +201,11 @@ class Conductor:
         self, specs: Sequence[EpisodeSpec], progress: Callable[[int], None] = lambda done: None
     ) -> list[Trajectory]:
         """Run episodes outside the journal, ahead of training episodes that wait; the results in order of `specs`."""
-        return await self._crew.run(specs, progress)
+        return await self._runner.run(specs, progress)
 
     async def close(self) -> None:
         """Cancel what runs; it stays pending in the journal."""
-        await self._crew.close()
+        await self._runner.close()
         self.journal.close()
 
     def _only_consumed(self) -> Admission:
@@ -214,10 +235,10 @@ class Conductor:
         """Launch every member that the group needs and that neither ended nor runs."""
         plan, index = self.plan, self._groups.task_index(place)
         for member in self._groups.missing(place):
-            if (place, member) not in self._crew:
+            if (place, member) not in self._runner:
                 seed = derive_seed(plan.seed, "episode", place, member)
                 spec = self._spec(f"{place:08d}", plan.split, index, member, seed, plan.sampling)
-                self._crew.launch((place, member), spec, partial(self._keep, (place, member)))
+                self._runner.launch((place, member), spec, partial(self._keep, (place, member)))
 
     def _keep(self, key: Key, finished: Finished) -> None:
         """Record a finished training episode, and do what follows from it."""

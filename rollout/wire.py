@@ -120,7 +120,7 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class DrainReport:
     """`drained` when nothing is left of what was started: episodes that run and that wait for a place, those of runs
-    that were not begun either, and agents' sessions that live. Then the journal's books, in groups."""
+    that were not begun either, and agents' sessions that live. Then what the journal holds, in groups."""
 
     drained: bool
     running: int

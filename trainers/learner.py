@@ -20,7 +20,7 @@ from accelerate.tracking import get_available_trackers
 from quintain.config import ExperimentConfig
 from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
-from quintain.rollout.quiet import quiet_transformers
+from quintain.rollout.chat.renderer import quiet_transformers
 from quintain.trainers.algorithms.grpo import Credited, Row, credit
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint

@@ -136,6 +136,6 @@ def _backend(spec: str, options: Mapping[str, Any], workers: int) -> Backend:
     from quintain.envs.registry import resolve
     from quintain.envs.workers.desk import Desk
     from quintain.envs.workers.host import Host
-    from quintain.envs.workers.inline import Inline
+    from quintain.envs.workers.pool import Inline
 
     return Inline(Desk(spec, Host(bind(resolve(spec), options))))

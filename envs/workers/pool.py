@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from quintain.envs.workers.desk import CLOSE_ALL_S, Desk
 from quintain.envs.workers.frames import (
     Advance,
     Call,
@@ -319,3 +320,33 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+class Inline:
+    """A backend in the server's own process, for tests and debuggers: nothing to start, and no isolation.
+
+    Code that blocks blocks the server, and no deadline ends it.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def start(self, lost: Lost) -> None:
+        """Nothing to start, and nothing that could be lost."""
+
+    async def call(self, request: Request, deadline: float) -> Reply:
+        """The desk's reply."""
+        return await self._desk.answer(Call(0, deadline, request))
+
+    async def stop(self) -> None:
+        """Close every environment."""
+        await self._desk.host.close_all(time.monotonic() + CLOSE_ALL_S)
+
+    @property
+    def ready(self) -> bool:
+        """Always."""
+        return True
+
+    def stats(self) -> Mapping[str, float]:
+        """No workers."""
+        return {"workers": 0, "restarts": 0}

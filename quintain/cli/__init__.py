@@ -22,7 +22,7 @@ COMMANDS = {
     "eval": "Evaluate a model in an environment.",
     "env": "Serve and list environments.",
     "verify": "Score finished answers.",
-    "rollout": "Serve rollouts, and check the books of a run.",
+    "rollout": "Serve rollouts, and check the journal of a run.",
     "reverify": "Score stored trajectories again, without sampling.",
     "config": "Check an experiment, or print its schema.",
 }

@@ -1,4 +1,4 @@
-"""`quintain rollout`: serve the rollouts of an experiment, and check the books of a run."""
+"""`quintain rollout`: serve the rollouts of an experiment, and check the journal of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 @click.group("rollout")
 def command() -> None:
-    """Serve the rollouts of an experiment, and check the books of a run."""
+    """Serve the rollouts of an experiment, and check the journal of a run."""
 
 
 @command.command("serve")
@@ -78,7 +78,7 @@ def serve(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def audit(run: Path, as_json: bool) -> int:
-    """Check the books of RUN, a run's directory or its journal.db: was every prompt used once, and nothing lost?
+    """Check the journal of RUN, a run's directory or its journal.db: was every prompt used once, and nothing lost?
 
     Exit code 0 if they balance, 1 if not. The run may be going on, have ended or have crashed.
     """

@@ -120,3 +120,11 @@ def load_renderer(model_path: str) -> Renderer:
         detail = str(error).splitlines()[0]
         raise QuintainError(f"model.path: no tokenizer in '{model_path}': {detail}") from None
     return Renderer(tokenizer)
+
+
+def quiet_transformers() -> None:
+    """Turn off the progress bars and the advice of transformers, in this process."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

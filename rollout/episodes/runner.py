@@ -1,4 +1,4 @@
-"""The crew: runs episodes, each in a place of the gate, and ends those that take far too long if that is wanted.
+"""The runner: runs episodes, each in a place of the gate, and ends those that take far too long if that is wanted.
 
 Invariants:
 - an episode that was launched comes back as a trajectory, whatever breaks; only cancellation loses it;
@@ -48,7 +48,7 @@ class _Job:
         self.task: asyncio.Task[None] | None = None
 
 
-class Crew:
+class Runner:
     """Runs the episodes of one plan; `failures` (by kind and stage) and `forks` count what came back."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Crew:
         self._jobs: dict[Key, _Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
-        self._outside = 0  # episodes outside the books so far
+        self._outside = 0  # episodes outside the journal so far
 
     def __contains__(self, key: Key) -> bool:
         """Whether the training episode at (place, member) is running or waits for its place."""
@@ -89,7 +89,7 @@ class Crew:
         self._spawn(run(), job).add_done_callback(lambda _: self._forget(key, job))
 
     async def run(self, specs: Sequence[EpisodeSpec], progress: Callable[[int], None]) -> list[Trajectory]:
-        """Run episodes outside the books, before all that wait, since somebody waits for them; in order of `specs`."""
+        """Run episodes outside the journal, before all that wait, since somebody waits; in order of `specs`."""
         rows: dict[int, Trajectory] = {}
 
         async def one(at: int, job: _Job) -> None:

@@ -1,16 +1,14 @@
 """An OpenAI-compatible gateway: agent programs that are not ours drive the policy, and their sessions are trajectories.
 
-    gateway = Gateway(engine, renderer, sampling=Sampling(512), on_finished=outbox)
+    gateway = Gateway(engine, renderer, sampling=Sampling(512), on_finished=finished)
     app = Starlette(routes=gateway_routes(gateway))  # from quintain.rollout.gateway.routes
 
-Table of contents: `chat` reads a request, `wishes` says which of its sampling settings are met, `dialect` puts messages
-and tools into tokens and back, `conversations` keeps the turns of a session token-exact, `sessions` opens and ends
-them, `routes` is HTTP.
+Table of contents: `chat` reads a request and settles how it is sampled, `conversations` keeps the turns of a session
+token-exact, `calls` samples and records one call, `session` is what becomes of a session, `gateway` opens and ends
+them, `answers` and `errors` are what an agent is given, `routes` is HTTP.
 """
 
-from quintain.rollout.gateway.gateway import Counters, Gateway
-from quintain.rollout.gateway.limits import GatewayLimits
-from quintain.rollout.gateway.outbox import Outbox
+from quintain.rollout.gateway.gateway import Counters, Gateway, GatewayLimits, Outbox
 from quintain.rollout.gateway.wire import FailRequest, OpenSession, Overrides, RewardRequest, SessionStatus
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What an agent is given: OpenAI's `chat.completion`, whole or as the chunks of a stream.
 
 What always holds: the chunks put together are the whole. Beside OpenAI's fields there is `quintain`: the numbers of the
-turns, why they extend nothing, and which wishes were ignored.
+turns, why they extend nothing, and which sampling parameters were ignored.
 """
 
 from __future__ import annotations

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from quintain.codec import Ints
 from quintain.messages import Message, ToolCall
 from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.gateway.answers import Answer, Choice, TokenLogprob
-from quintain.rollout.gateway.chat import ChatRequest
+from quintain.rollout.gateway.chat import ChatRequest, settle
 from quintain.rollout.gateway.conversations import Prompt, Said
 from quintain.rollout.gateway.errors import too_long
 from quintain.rollout.gateway.session import Session
-from quintain.rollout.gateway.stops import cut, first_stop
-from quintain.rollout.gateway.wishes import settle
-from quintain.trajectory import Finish
+from quintain.trajectory import Finish, VersionSpan
 
 
 class Counted(Protocol):
@@ -61,7 +60,7 @@ class Calls:
 
     async def answer(self, session: Session, asked: ChatRequest) -> Answer:
         """The answer to `asked`, recorded in `session`. Raises FailureError, and then nothing is recorded."""
-        settled = settle(asked.wishes, self._base, session.asked.overrides)
+        settled = settle(asked.overrides, self._base, session.asked.overrides)
         prompt = session.talk.prompt(asked.messages, asked.tools)
         sampling = replace(settled.sampling, max_tokens=self._most(session, asked, len(prompt.ids)))
         draws = [session.draw(prompt.ids, settled.seed) for _ in range(asked.choices)]
@@ -136,3 +135,41 @@ def _reason(said: Said, stopped: bool) -> str:
     if finish is not Finish.STOP and not stopped:
         return "length"
     return "tool_calls" if said.message.tool_calls else "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The first `tokens` of a sample complete a stop string; `text` is what they say before it.
+
+    Cutting there gives exactly what an engine would have sampled that watches for the string, because whether to stop
+    depends on nothing that comes later.
+    """
+
+    tokens: int
+    text: str
+
+
+def first_stop(ids: Ints, decode: Callable[[Ints], str], stops: Sequence[str]) -> Cut | None:
+    """Where the first of `stops` is complete, by bisection over the tokens. None where none of them is said."""
+
+    def place(tokens: int) -> int:
+        said = decode(ids[:tokens])
+        return min((at for stop in stops if (at := said.find(stop)) >= 0), default=-1)
+
+    if not stops or place(len(ids)) < 0:
+        return None
+    without, having = 0, len(ids)
+    while having - without > 1:
+        middle = (without + having) // 2
+        without, having = (without, middle) if place(middle) >= 0 else (middle, having)
+    return Cut(having, decode(ids[:having])[: place(having)])
+
+
+def cut(completion: Completion, tokens: int) -> Completion:
+    """The first `tokens` of `completion`, as told to stop there. Nothing where that is all of it."""
+    spans = tuple(
+        VersionSpan(span.version, span.start, min(span.end, tokens))
+        for span in completion.versions
+        if span.start < tokens
+    )
+    return Completion(completion.output_ids[:tokens], completion.logprobs[:tokens], Finish.ABORT, spans)

@@ -2,21 +2,40 @@
 
 What always holds: every field of the body is understood, neutral, or refused with its name; none is skipped because
 nobody knew it. Text only: images, audio and files are refused.
+
+The run's sampling is authoritative, because a trainer corrects for it and for no other. Nothing that would change what
+is sampled is ignored silently: the session says (`Overrides`) whether that is refused, ignored and counted, or, where
+the engine can, granted. A limit of tokens overrides nothing: the smallest one holds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
 from quintain.messages import FunctionCall, FunctionSpec, Message, Role, ToolCall, ToolSpec
 from quintain.nearest import did_you_mean
+from quintain.rollout.engines.base import Sampling
 from quintain.rollout.gateway.errors import ApiError, bad_request, unsupported
-from quintain.rollout.gateway.wishes import GRANTED, NEUTRAL, wishes_of
+from quintain.rollout.gateway.wire import Overrides
 
 MAX_STOPS: Final = 16
+NEUTRAL: Final[Mapping[str, Sequence[Any]]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("auto", "none"),
+    "parallel_tool_calls": (True,),
+    "reasoning_effort": (),
+    "verbosity": (),
+}
+"""What would change the sampling in ways no engine of ours does, and the values that change nothing."""
+
+GRANTED: Final = ("temperature", "top_p", "top_k", "seed")
 
 _READ: Final = frozenset(
     {
@@ -33,11 +52,12 @@ _HARMLESS: Final = frozenset(
 """They change nothing about what is sampled."""
 _ROLES: Final[Mapping[str, Role]] = {**{role: role for role in get_args(Role)}, "developer": "system"}
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
+_LEAVE_OUT: Final = "leave it out, or open the session with overrides 'ignore' to have it ignored and counted"
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One call. `wishes` is what it asks of the sampling beyond the neutral, `may_call` whether calls are read."""
+    """One call. `overrides` is what it asks of the sampling beyond the neutral, `may_call` whether calls are read."""
 
     model: str
     messages: tuple[Message, ...]
@@ -49,7 +69,16 @@ class ChatRequest:
     logprobs: bool
     stream: bool
     include_usage: bool
-    wishes: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How a call is sampled; `seed` is the agent's where granted; `ignored` are the parameters that are not met."""
+
+    sampling: Sampling
+    seed: int | None
+    ignored: tuple[str, ...]
 
 
 def read_chat(text: bytes) -> ChatRequest:
@@ -79,8 +108,46 @@ def read_chat(text: bytes) -> ChatRequest:
         logprobs=_flag(body, "logprobs"),
         stream=_flag(body, "stream"),
         include_usage=_flag(options, "include_usage"),
-        wishes=wishes_of(body, strict),
+        overrides=_overrides_of(body, strict),
     )
+
+
+def settle(asked: Mapping[str, Any], base: Sampling, policy: Overrides) -> Settled:
+    """The sampling of a call. Raises ApiError (400) for what is not met and may not be ignored."""
+    own = {"temperature": base.temperature, "top_p": base.top_p, "top_k": base.top_k}
+    differing = {name: value for name, value in asked.items() if name not in own or own[name] != value}
+    if policy is Overrides.IGNORE:
+        return Settled(base, None, tuple(differing))
+    for name, value in differing.items():
+        if name not in GRANTED:
+            raise unsupported(name, f"{name}={value!r} is not supported; {_LEAVE_OUT}")
+        if policy is Overrides.REFUSE:
+            runs = f"the run samples with {name} {own[name]:g}" if name in own else "the run draws its own seeds"
+            raise unsupported(name, f"{name}={value!r} is not granted: {runs}; {_LEAVE_OUT}, or 'allow' to grant it")
+    changed = {name: value for name, value in differing.items() if name in own}
+    return Settled(replace(base, **changed), differing.get("seed"), ())
+
+
+def _overrides_of(body: Mapping[str, Any], strict_tools: bool) -> dict[str, Any]:
+    """What `body` asks for beyond the neutral, by the parameter's name. Raises ApiError for what is malformed."""
+    found = {name: body[name] for name in GRANTED if body.get(name) is not None}
+    for name, value in found.items():
+        _check(name, value)
+    for name, neutral in NEUTRAL.items():
+        if body.get(name) is not None and body[name] not in neutral:
+            found[name] = body[name]
+    if strict_tools:
+        found["tools.function.strict"] = True
+    return found
+
+
+def _check(name: str, value: Any) -> None:
+    whole = name in ("top_k", "seed")
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+        raise bad_request(f"{name} must be a number, not {value!r}", param=name)
+    low, high = {"temperature": (0, 2), "top_p": (0, 1), "top_k": (0, 2**31), "seed": (-(2**63), 2**63)}[name]
+    if not low <= value <= high or (name == "top_p" and value == 0):
+        raise bad_request(f"{name} must be from {low} to {high}, not {value!r}", param=name)
 
 
 def _text_only(body: Mapping[str, Any]) -> None:

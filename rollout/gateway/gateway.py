@@ -18,11 +18,11 @@ import re
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
 from quintain.rollout.chat.renderer import Renderer
 from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Engine, Sampling
@@ -31,7 +31,6 @@ from quintain.rollout.gateway.calls import Calls
 from quintain.rollout.gateway.chat import ChatRequest
 from quintain.rollout.gateway.conversations import Conversations, meaning
 from quintain.rollout.gateway.errors import ApiError, bad_request, full
-from quintain.rollout.gateway.limits import GatewayLimits
 from quintain.rollout.gateway.session import Session
 from quintain.rollout.gateway.wire import (
     FailRequest,
@@ -47,6 +46,26 @@ from quintain.trajectory import Trajectory
 log = logging.getLogger(__name__)
 
 _ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLimits:
+    """What a gateway allows. All are positive."""
+
+    max_sessions: int = 1024  # live at once; more are refused with 429
+    max_turns: int = 256  # of one session, over all its conversations
+    max_calls: int = 64  # of one session, under way at once; more are refused with 429
+    max_choices: int = 16  # samples that one call may ask for (`n`)
+    lease_s: float = 600.0  # a session that nobody calls for so long has failed
+    finished: int = 4096  # ended sessions whose status is kept
+    body_bytes: int = 16 * 1024 * 1024  # the longest request
+    body_s: float = 60.0  # how long one may take to come in
+    keep_alive_s: float = 10.0  # between two signs of life of a stream
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not getattr(self, f.name) > 0:
+                raise QuintainError(f"the limit {f.name} must be more than 0, not {getattr(self, f.name)!r}")
 
 
 @dataclass(slots=True)
@@ -316,3 +335,22 @@ def _digest_of(asked: ChatRequest) -> str:
     """The same for a call and its repetition."""
     parts = [meaning(message) for message in asked.messages]
     return hashlib.blake2b(repr((parts, asked.tools, asked.stops)).encode(), digest_size=16).hexdigest()
+
+
+class Outbox:
+    """An `on_finished` that another task iterates over: at most `most` trajectories that nobody has taken yet.
+
+    Nothing is dropped: where nobody takes, whoever ends a session waits.
+    """
+
+    def __init__(self, most: int = 1024) -> None:
+        self._queue: asyncio.Queue[Trajectory] = asyncio.Queue(most)
+
+    async def __call__(self, trajectory: Trajectory) -> None:
+        """Put it in, waiting for room."""
+        await self._queue.put(trajectory)
+
+    async def __aiter__(self) -> AsyncIterator[Trajectory]:
+        """Every trajectory, once and in order, without an end."""
+        while True:
+            yield await self._queue.get()

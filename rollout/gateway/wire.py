@@ -14,7 +14,7 @@ from quintain.failure import Failure, FailureKind
 
 
 class Overrides(StrEnum):
-    """What becomes of an agent's wish to sample otherwise than the run does (see `wishes`)."""
+    """What becomes of sampling parameters of an agent's that are not the run's (see `chat`)."""
 
     REFUSE = "refuse"  # the call is refused, and the error says why
     IGNORE = "ignore"  # the run's sampling holds; the answer and the session's status name what was ignored

@@ -1,8 +1,8 @@
-"""The audit: do the books of a run balance? For a run that ended, crashed or goes on.
+"""The audit: does the journal of a run balance? For a run that ended, crashed or goes on.
 
 `audit(path)` reads a journal and gives a `Report`: the balance (issued = consumed + dropped + ready + pending), the
 checks with how often each was made and how often it failed, and a line for every problem. What must hold, and how it
-is computed, is in `books.py`.
+is computed, is in `checks.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quintain.rollout.journal.checks import CHECKS, Place, read_books
+from quintain.rollout.journal.checks import CHECKS, Place, read_places
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,7 @@ class Report:
         """The balance and the checks, for a console."""
         from rich.table import Table
 
-        table = Table(title=f"{self.journal}: " + ("the books balance" if self.ok else "THE BOOKS DO NOT BALANCE"))
+        table = Table(title=f"{self.journal}: " + ("it balances" if self.ok else "IT DOES NOT BALANCE"))
         table.add_column("")
         table.add_column("", justify="right")
         table.add_column("")
@@ -89,32 +89,32 @@ class Report:
 
 def audit(path: Path | str) -> Report:
     """Check the journal at `path`. Raises QuintainError where there is none, or it cannot be read."""
-    books = read_books(Path(path))
+    places = read_places(Path(path))
     looked: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     problems: list[str] = []
     for check in CHECKS:
-        for finding in check(books):
+        for finding in check(places):
             looked[finding.check] += 1
             if not finding.holds:
                 wrong[finding.check] += 1
                 problems.append(finding.problem)
     checks = tuple(Check(name, count, wrong[name]) for name, count in looked.items())
-    return _report(str(path), books, checks, tuple(problems[:PROBLEMS_TOLD]))
+    return _report(str(path), places, checks, tuple(problems[:PROBLEMS_TOLD]))
 
 
-def _report(name: str, books: list[Place], checks: tuple[Check, ...], problems: tuple[str, ...]) -> Report:
-    consumed = [place for place in books if place.consumed_at is not None]
-    open_places = [place for place in books if place.consumed_at is None and place.dropped is None]
-    recorded = [recorded for place in books for recorded in place.recorded.values()]
+def _report(name: str, places: list[Place], checks: tuple[Check, ...], problems: tuple[str, ...]) -> Report:
+    consumed = [place for place in places if place.consumed_at is not None]
+    open_places = [place for place in places if place.consumed_at is None and place.dropped is None]
+    recorded = [recorded for place in places for recorded in place.recorded.values()]
     used = [(place.consumed_at or 0, recorded) for place in consumed for recorded in place.used.values()]
     ages = Counter(step - min(recorded.versions) for step, recorded in used if recorded.versions)
-    lost = [r.tokens for place in books for r in place.recorded.values() if r.failure or place.dropped is not None]
+    lost = [r.tokens for place in places for r in place.recorded.values() if r.failure or place.dropped is not None]
     return Report(
         journal=name,
-        issued=len(books),
+        issued=len(places),
         consumed=len(consumed),
-        dropped=dict(Counter(place.dropped for place in books if place.dropped is not None)),
+        dropped=dict(Counter(place.dropped for place in places if place.dropped is not None)),
         ready=sum(place.complete for place in open_places),
         pending=tuple(place.place for place in open_places if not place.complete),
         steps=len({place.consumed_at for place in consumed}),

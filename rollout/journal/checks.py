@@ -2,7 +2,7 @@
 
 Invariants:
 - the journal is only read, in one transaction, so a run that is going on is seen at one moment;
-- the checks are pure functions from the books to findings, and believe nothing that they can compute: the order of
+- the checks are pure functions from the places to findings, and believe nothing that they can compute: the order of
   the tasks follows from the seed, the seeds of the episodes from their places, ages from the tokens' versions.
 """
 
@@ -43,7 +43,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The plan under which places were issued, as far as the books depend on it."""
+    """The plan under which places were issued, as far as what is recorded depends on it."""
 
     seed: int
     size: int | None
@@ -94,7 +94,7 @@ class Finding:
     problem: str
 
 
-def read_books(path: Path) -> list[Place]:
+def read_places(path: Path) -> list[Place]:
     """Every place of the journal at `path`, in order. QuintainError where there is no journal."""
     if not path.is_file():
         raise QuintainError(f"there is no journal at {path}: give a run's journal.db")
@@ -140,31 +140,31 @@ def _recorded(db: sqlite3.Connection, place: int, old: bool) -> Iterator[tuple[i
         )
 
 
-def _the_rules(books: list[Place]) -> Rules | None:
+def _the_rules(places: list[Place]) -> Rules | None:
     """The rules of the whole run, None where they changed on the way."""
-    found = {place.rules for place in books if place.rules is not None}
+    found = {place.rules for place in places if place.rules is not None}
     return found.pop() if len(found) == 1 else None
 
 
-def issued_in_order(books: list[Place]) -> Iterator[Finding]:
+def issued_in_order(places: list[Place]) -> Iterator[Finding]:
     """Every place once, in order."""
-    for at, place in enumerate(books):
+    for at, place in enumerate(places):
         yield Finding("issued once, in order", place.place == at, f"place {at} is missing: {place.place} comes next")
 
 
-def tasks_in_order(books: list[Place]) -> Iterator[Finding]:
+def tasks_in_order(places: list[Place]) -> Iterator[Finding]:
     """The tasks that the seed's order says."""
-    for place in books:
+    for place in places:
         if (rules := place.rules) is not None:
             due = task_index(place.place, rules.size, seed=rules.seed, shuffle=rules.shuffle)
             problem = f"place {place.place} has task {place.task_index}, the seed's order says {due}"
             yield Finding("tasks in the seed's order", place.task_index == due, problem)
 
 
-def admitted_in_time(books: list[Place]) -> Iterator[Finding]:
+def admitted_in_time(places: list[Place]) -> Iterator[Finding]:
     """The staleness rule when a place was issued; what was dropped since only makes room."""
-    rank, rules = 0, _the_rules(books)
-    for place in books:
+    rank, rules = 0, _the_rules(places)
+    for place in places:
         if rules is not None and place.dropped is None:
             due = rank // rules.groups - rules.max_staleness
             problem = f"place {place.place} was issued at version {place.issued_at}, before {due} it had no room"
@@ -172,12 +172,12 @@ def admitted_in_time(books: list[Place]) -> Iterator[Finding]:
         rank += place.dropped is None
 
 
-def consumed_in_order(books: list[Place]) -> Iterator[Finding]:
+def consumed_in_order(places: list[Place]) -> Iterator[Finding]:
     """Consumed once or dropped, oldest first, none passed over."""
     name = "consumed once, oldest first"
-    consumed = [(place.place, place.consumed_at) for place in books if place.consumed_at is not None]
+    consumed = [(place.place, place.consumed_at) for place in places if place.consumed_at is not None]
     last = consumed[-1][0] if consumed else -1
-    for place in books:
+    for place in places:
         if place.consumed_at is not None:
             yield Finding(name, place.dropped is None, f"place {place.place} was dropped, and consumed all the same")
         elif place.place < last:
@@ -187,10 +187,10 @@ def consumed_in_order(books: list[Place]) -> Iterator[Finding]:
         yield Finding(name, before <= after, problem)
 
 
-def steps_whole(books: list[Place]) -> Iterator[Finding]:
+def steps_whole(places: list[Place]) -> Iterator[Finding]:
     """Steps 0, 1, 2, ... each of as many groups as the plan says."""
     steps: dict[int, list[Place]] = {}
-    for place in books:
+    for place in places:
         if place.consumed_at is not None:
             steps.setdefault(place.consumed_at, []).append(place)
     for at, step in enumerate(sorted(steps)):
@@ -200,9 +200,9 @@ def steps_whole(books: list[Place]) -> Iterator[Finding]:
         yield Finding("steps whole", not due or len(steps[step]) in due, problem)
 
 
-def members_whole(books: list[Place]) -> Iterator[Finding]:
+def members_whole(places: list[Place]) -> Iterator[Finding]:
     """Every consumed group has its members, and only failed ones gave way to extras."""
-    for place in books:
+    for place in places:
         needed = wanted(place.outcomes, place.members, place.oversample)
         extra = [member for member in place.recorded if member not in needed]
         yield Finding("no member too many", not extra, f"place {place.place} has members {extra} that it never needed")
@@ -216,9 +216,9 @@ def members_whole(books: list[Place]) -> Iterator[Finding]:
             yield Finding("only failed members replaced", spare == due, problem)
 
 
-def records_true(books: list[Place]) -> Iterator[Finding]:
+def records_true(places: list[Place]) -> Iterator[Finding]:
     """Every record is of the place it stands at: its group, task, member, seed and outcome."""
-    for place in books:
+    for place in places:
         for member, recorded in place.recorded.items():
             at = f"the record of place {place.place}, member {member}"
             found = (recorded.group, recorded.index, recorded.member)
@@ -233,10 +233,10 @@ def records_true(books: list[Place]) -> Iterator[Finding]:
                 yield Finding("seeds as the run's seed says", recorded.seed == seed, problem)
 
 
-def fresh_enough(books: list[Place]) -> Iterator[Finding]:
+def fresh_enough(places: list[Place]) -> Iterator[Finding]:
     """No consumed token is older than allowed, or newer than the step that consumed it."""
-    allowed = max((place.rules.max_staleness for place in books if place.rules is not None), default=None)
-    for place in books:
+    allowed = max((place.rules.max_staleness for place in places if place.rules is not None), default=None)
+    for place in places:
         for member, recorded in place.used.items() if place.consumed_at is not None else ():
             if recorded.versions:
                 assert place.consumed_at is not None
@@ -249,12 +249,12 @@ def fresh_enough(books: list[Place]) -> Iterator[Finding]:
                 yield Finding("staleness", newest <= place.consumed_at, f"{at}, has tokens of version {newest}")
 
 
-def drops_justified(books: list[Place]) -> Iterator[Finding]:
+def drops_justified(places: list[Place]) -> Iterator[Finding]:
     """Dropped groups are complete and teach nothing, as their reason says, and no step dropped too many."""
     used: Counter[int] = Counter()
-    rules = _the_rules(books)
+    rules = _the_rules(places)
     kept = 0
-    for place in books:
+    for place in places:
         if place.dropped is None:
             kept += 1
             continue

@@ -39,7 +39,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The journal's books, in groups and trajectories: issued = consumed + dropped + those that wait or run."""
+    """What the journal holds, in groups and trajectories: issued = consumed + dropped + those that wait or run."""
 
     issued: int
     completed: int

@@ -1,4 +1,4 @@
-"""What a run samples, as data: the conductor's orders."""
+"""What a run samples, as data: the scheduler's orders."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Plan:
         """The index of the task that belongs to `place`."""
         return task_index(place, self.size, seed=self.seed, shuffle=self.shuffle)
 
-    def books(self) -> dict[str, Any]:
+    def audited(self) -> dict[str, Any]:
         """What an audit of the journal has to know."""
         names = ("split", "size", "shuffle", "seed", "groups", "members", "max_staleness", "oversample", "refills")
         return {name: getattr(self, name) for name in names}

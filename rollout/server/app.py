@@ -1,4 +1,4 @@
-"""The rollout server's HTTP face: thin pages over one `Conductor`.
+"""The rollout server's HTTP face: thin pages over one `Scheduler`.
 
 Invariant: an answer that is no success carries a `Failure` and nothing else; stack traces go to the server's log.
 Waiting is by long polls of at most `wait_s`, so that a client can show progress and be interrupted.
@@ -23,7 +23,7 @@ from quintain.failure import Stage
 from quintain.rollout.gateway.gateway import Gateway
 from quintain.rollout.journal.parquet import write_trajectories
 from quintain.rollout.journal.sessions import FinishedSessions
-from quintain.rollout.scheduler import Conductor
+from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.control import Control
 from quintain.rollout.server.metrics import rollout_metrics
 from quintain.rollout.server.monitor import Monitor
@@ -39,7 +39,7 @@ from quintain.trajectory import Group
 
 
 def rollout_app(
-    conductor: Conductor,
+    scheduler: Scheduler,
     *,
     trajectories: Path | None = None,
     tokens: Tokens | None = None,
@@ -47,13 +47,13 @@ def rollout_app(
     gateway: Gateway | None = None,
     sessions: FinishedSessions | None = None,
 ) -> Starlette:
-    """The rollout server over `conductor`; closing the application closes the conductor, its engine and the rest.
+    """The rollout server over `scheduler`; closing the application closes the scheduler, its engine and the rest.
 
     Taken batches are written to the folder `trajectories`. Where there are `tokens`, one is asked for everywhere but
     at `/health`. `gateway` adds its pages for agents that are not ours, and `sessions`, where it keeps what they did,
     a page to fetch it.
     """
-    faces = _Faces(conductor, trajectories, limits or RunLimits(), gateway, sessions)
+    faces = _Faces(scheduler, trajectories, limits or RunLimits(), gateway, sessions)
     tokens = tokens or Tokens()
 
     @asynccontextmanager
@@ -70,18 +70,18 @@ def rollout_app(
 class _Faces:
     def __init__(
         self,
-        conductor: Conductor,
+        scheduler: Scheduler,
         trajectories: Path | None,
         limits: RunLimits,
         gateway: Gateway | None,
         sessions: FinishedSessions | None,
     ) -> None:
-        self.conductor, self.trajectories, self.gateway, self.sessions = conductor, trajectories, gateway, sessions
+        self.scheduler, self.trajectories, self.gateway, self.sessions = scheduler, trajectories, gateway, sessions
         self.boot = uuid.uuid4().hex
-        self.runs = Runs(conductor, limits)
-        self.control = Control(conductor, self.runs, gateway)
-        self.monitor = Monitor(conductor.engine.stats, self.runs.sweep)
-        self.metrics = rollout_metrics(conductor, self.runs, self.control, self.monitor, gateway)
+        self.runs = Runs(scheduler, limits)
+        self.control = Control(scheduler, self.runs, gateway)
+        self.monitor = Monitor(scheduler.engine.stats, self.runs.sweep)
+        self.metrics = rollout_metrics(scheduler, self.runs, self.control, self.monitor, gateway)
 
     def pages(self) -> Sequence[Page]:
         return (
@@ -100,13 +100,13 @@ class _Faces:
         )
 
     async def health(self, request: Request) -> Response:
-        conductor = self.conductor
-        return _json(Health(self.boot, conductor.version, conductor.plan.max_length, self.control.draining))
+        scheduler = self.scheduler
+        return _json(Health(self.boot, scheduler.version, scheduler.plan.max_length, self.control.draining))
 
     async def publish(self, request: Request) -> Response:
         asked = await read_request(request, PublishRequest)
         mismatch = await self.control.publish(asked)
-        stall_s = self.conductor.stall_s
+        stall_s = self.scheduler.stall_s
         self.metrics.observe("publish_stall_seconds", stall_s)
         return _json(PublishAnswer(mismatch.mean, mismatch.max, stall_s))
 
@@ -115,15 +115,15 @@ class _Faces:
         return _json(self._stats())
 
     async def batch(self, request: Request) -> Response:
-        conductor, step = self.conductor, int(request.path_params["step"])
+        scheduler, step = self.scheduler, int(request.path_params["step"])
         began = time.monotonic()
-        groups = await conductor.batch(step, wait_of(request))
+        groups = await scheduler.batch(step, wait_of(request))
         self.metrics.add("trainer_wait_seconds_total", time.monotonic() - began)
         if groups is None:
             if self.control.drained:  # it will never be complete
                 self.control.check_admitting()
-            total = conductor.plan.groups * conductor.plan.members
-            return _json(Progress(conductor.journal.progress(step, conductor.plan.groups), total), 202)
+            total = scheduler.plan.groups * scheduler.plan.members
+            return _json(Progress(scheduler.journal.progress(step, scheduler.plan.groups), total), 202)
         self.metrics.add("batches_total")
         if self.trajectories is not None:
             await asyncio.to_thread(write_trajectories, self.trajectories, step, groups)
@@ -151,26 +151,26 @@ class _Faces:
             await self.gateway.close()  # before the file that its sessions end in
         if self.sessions is not None:
             self.sessions.close()
-        await self.conductor.close()
-        await self.conductor.engine.close()
+        await self.scheduler.close()
+        await self.scheduler.engine.close()
         if self.control.published is not None:  # the weights of a trainer that was killed and could not
             sweep(self.control.published.parent.parent)
 
     def _stats(self) -> Stats:
-        conductor, engine = self.conductor, self.conductor.engine.stats()
+        scheduler, engine = self.scheduler, self.scheduler.engine.stats()
         return Stats(
-            conductor.version,
-            conductor.running(),
+            scheduler.version,
+            scheduler.running(),
             engine.prompt_tokens,
             engine.output_tokens,
             engine.busy_s,
-            dict(conductor.failures),
-            dict(conductor.forks),
+            dict(scheduler.failures),
+            dict(scheduler.forks),
             self.control.paused,
             self.control.draining,
             self.runs.under_way,
             self.runs.results.held_bytes,
-            conductor.counters.staleness,
+            scheduler.counters.staleness,
         )
 
 

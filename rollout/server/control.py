@@ -15,7 +15,7 @@ from pathlib import Path
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.gateway.gateway import Gateway
-from quintain.rollout.scheduler import Conductor
+from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.task_runs import Runs
 from quintain.rollout.weights.canary import Canary, Mismatch
 from quintain.rollout.wire import DrainReport, PublishRequest
@@ -31,10 +31,10 @@ class _State:
 
 
 class Control:
-    """The controls of one `conductor` and its `runs`."""
+    """The controls of one `scheduler` and its `runs`."""
 
-    def __init__(self, conductor: Conductor, runs: Runs, gateway: Gateway | None = None) -> None:
-        self._conductor, self._runs, self._gateway = conductor, runs, gateway
+    def __init__(self, scheduler: Scheduler, runs: Runs, gateway: Gateway | None = None) -> None:
+        self._scheduler, self._runs, self._gateway = scheduler, runs, gateway
         self._state = _State()
         self._lock = asyncio.Lock()
         self.published: Path | None = None
@@ -47,7 +47,7 @@ class Control:
     @property
     def draining(self) -> bool:
         """Whether nothing new is admitted."""
-        return self._conductor.draining
+        return self._scheduler.draining
 
     async def publish(self, request: PublishRequest) -> Mismatch:
         """Put weights in force. Raises FailureError; Refused (409) where the canary refuses them."""
@@ -56,7 +56,7 @@ class Control:
         self.published = weights.path
         async with self._lock:
             try:
-                mismatch = await self._conductor.publish(weights, canary, admit=request.admit and not self.draining)
+                mismatch = await self._scheduler.publish(weights, canary, admit=request.admit and not self.draining)
             except FailureError as error:
                 if error.failure.kind is FailureKind.INVALID and error.failure.stage is Stage.PUBLISH:
                     self._state.refused = error.failure
@@ -64,13 +64,13 @@ class Control:
                 raise
             self._state.refused = None
             if self.paused:
-                await self._conductor.engine.pause()
+                await self._scheduler.engine.pause()
         return mismatch
 
     def admit(self, version: int) -> None:
         """Start what the staleness rule allows at `version`. Raises Refused (503) while draining."""
         self.check_admitting()
-        self._conductor.admit(version)
+        self._scheduler.admit(version)
 
     def check_admitting(self) -> None:
         """Raise Refused (503) while the server drains."""
@@ -81,30 +81,30 @@ class Control:
         """Stop sampling at a token boundary; what is in flight is kept."""
         async with self._lock:
             self._state.paused = True
-            await self._conductor.engine.pause()
+            await self._scheduler.engine.pause()
 
     async def resume(self) -> None:
         """Go on sampling, and admitting where the server drained. Raises Refused (409) after a refused publish."""
         async with self._lock:
-            self._conductor.draining = False
+            self._scheduler.draining = False
             if self._state.refused is not None:
                 message = f"sampling stays stopped until a publish is accepted: {self._state.refused.message}"
                 raise refused(message, Stage.PUBLISH, FailureKind.INVALID, status=409)
             self._state.paused = False
-            await self._conductor.engine.resume()
-            if self._conductor.version >= 0:  # start what was not while the server drained
-                self._conductor.admit(self._conductor.version)
+            await self._scheduler.engine.resume()
+            if self._scheduler.version >= 0:  # start what was not while the server drained
+                self._scheduler.admit(self._scheduler.version)
 
     async def drain(self, wait_s: float) -> DrainReport:
         """Admit nothing more; what is left when nothing is, or after `wait_s`."""
-        self._conductor.draining = True
+        self._scheduler.draining = True
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
         while not self.drained:
             if clock() >= deadline:
                 break
             await asyncio.sleep(DRAIN_LOOK_S)
-        counters, balance = self._conductor.counters, self._conductor.journal.balance()
+        counters, balance = self._scheduler.counters, self._scheduler.journal.balance()
         return DrainReport(
             self.drained,
             counters.running,
@@ -120,7 +120,7 @@ class Control:
     @property
     def drained(self) -> bool:
         """Whether the server drains and nothing is left of what it had started."""
-        counters = self._conductor.counters
+        counters = self._scheduler.counters
         left = counters.running + counters.waiting + self._runs.episodes_left + self._sessions_live
         return self.draining and not left
 

@@ -1,6 +1,6 @@
 """`/metrics`: what the rollout server says of itself to Prometheus, every name with the prefix `quintain_rollout_`.
 
-Numbers live with whoever counts them (engine, conductor, runs, monitor) and are read when somebody asks.
+Numbers live with whoever counts them (engine, scheduler, runs, monitor) and are read when somebody asks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 
 from quintain.rollout.engines.base import EngineStats
 from quintain.rollout.gateway.gateway import Gateway
-from quintain.rollout.scheduler import Conductor, Counters
+from quintain.rollout.scheduler import Counters, Scheduler
 from quintain.rollout.server.control import Control
 from quintain.rollout.server.monitor import Monitor
 from quintain.rollout.server.task_runs import Runs
@@ -22,14 +22,14 @@ AGES = (0, 1, 2, 4, 8, 16)
 
 
 def rollout_metrics(
-    conductor: Conductor, runs: Runs, control: Control, monitor: Monitor, gateway: Gateway | None = None
+    scheduler: Scheduler, runs: Runs, control: Control, monitor: Monitor, gateway: Gateway | None = None
 ) -> Metrics:
     """Everything that is measured, declared once."""
     metrics = Metrics("quintain_rollout_")
-    stats, engine = conductor.engine.stats, monitor.engine
+    stats, engine = scheduler.engine.stats, monitor.engine
 
     def counters() -> Counters:
-        return conductor.counters
+        return scheduler.counters
 
     def counter(name: str, help: str, read: Callable[[], float]) -> None:
         metrics.read(name, "counter", help, lambda: [({}, read())])
@@ -55,7 +55,7 @@ def rollout_metrics(
     counter("prefix_cache_queries_total", "Prompt tokens looked up in it.", lambda: stats().prefix_queries)
     gauge("prefix_cache_hit_rate", "Hits over queries since the start.", lambda: _hit_rate(stats()))
 
-    gauge("version", "Version that admission follows; -1 before the first publish.", lambda: conductor.version)
+    gauge("version", "Version that admission follows; -1 before the first publish.", lambda: scheduler.version)
     metrics.summary("publish_stall_seconds", "How long sampling stood still for a publish.")
     metrics.read_histogram(
         "staleness", "Trajectories handed to the trainer, by age in versions.", AGES, lambda: counters().staleness
@@ -67,8 +67,8 @@ def rollout_metrics(
     gauge("episodes_running", "Episodes in flight.", lambda: counters().running)
     gauge("episodes_waiting", "Episodes that wait for a place.", lambda: counters().waiting)
     gauge("concurrency_limit", "Episodes that may run now.", lambda: counters().concurrency_limit)
-    metrics.read("failures_total", "counter", "Failed episodes, by kind and stage.", lambda: _failures(conductor))
-    by("reason", "segments_forked_total", "Turns that do not extend the tokens so far.", lambda: conductor.forks)
+    metrics.read("failures_total", "counter", "Failed episodes, by kind and stage.", lambda: _failures(scheduler))
+    by("reason", "segments_forked_total", "Turns that do not extend the tokens so far.", lambda: scheduler.forks)
     by("reason", "groups_dropped_total", "Groups that no step will consume.", lambda: counters().dropped)
     counter("members_replaced_total", "Failed members that an extra stands in for.", lambda: counters().replaced)
     counter("stragglers_total", "Episodes that were ended as too slow.", lambda: counters().stragglers)
@@ -111,9 +111,9 @@ def _hit_rate(stats: EngineStats) -> float:
     return stats.prefix_hits / stats.prefix_queries if stats.prefix_queries else 0.0
 
 
-def _failures(conductor: Conductor) -> list[tuple[dict[str, str], float]]:
+def _failures(scheduler: Scheduler) -> list[tuple[dict[str, str], float]]:
     rows = []
-    for name, count in sorted(conductor.failures.items()):
+    for name, count in sorted(scheduler.failures.items()):
         kind, _, stage = name.partition("/")
         rows.append(({"kind": kind, "stage": stage}, float(count)))
     return rows

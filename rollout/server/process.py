@@ -25,14 +25,13 @@ from quintain.config import ExperimentConfig, load_config
 from quintain.envs.serving.serve import TOKEN_ENV
 from quintain.failure import FailureError, QuintainError
 from quintain.lifeline import hold_lifeline
-from quintain.rollout.chat.renderer import load_renderer
+from quintain.rollout.chat.renderer import load_renderer, quiet_transformers
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.choose import check_engine, make_engine, say_progress
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.journal.sessions import FinishedSessions
-from quintain.rollout.quiet import quiet_transformers
 from quintain.rollout.rules.groups import Patience, Rewards
-from quintain.rollout.scheduler import Conductor, EpisodeCount, Plan
+from quintain.rollout.scheduler import EpisodeCount, Plan, Scheduler
 from quintain.rollout.server.task_runs import RunLimits
 from quintain.serving.tokens import Tokens
 from quintain.task import size_of
@@ -129,7 +128,7 @@ def serve(
             max_connections=config.rollout.max_concurrency,
         )
         size = size_of(client.tasks(config.environment.split))
-        conductor = Conductor(
+        scheduler = Scheduler(
             make_plan(config, size=size, model_length=engine.max_length),
             engine=engine,
             renderer=load_renderer(config.model.path),
@@ -139,7 +138,7 @@ def serve(
         )
         url, told = url_of(host, listener), ready or _print_ready
         with FinishedSessions(run / "sessions.bin") if for_agents else contextlib.nullcontext() as sessions:
-            served = _Served(conductor, run, tokens, limits, sessions, config.seed)
+            served = _Served(scheduler, run, tokens, limits, sessions, config.seed)
 
             def sound() -> None:
                 check()
@@ -154,7 +153,7 @@ def serve(
 class _Served:
     """What the application is made of."""
 
-    conductor: Conductor
+    scheduler: Scheduler
     run: Path
     tokens: Tokens
     limits: RunLimits | None
@@ -165,18 +164,18 @@ class _Served:
         from quintain.rollout.gateway.gateway import Gateway
         from quintain.rollout.server.app import rollout_app
 
-        conductor, gateway = self.conductor, None
+        scheduler, gateway = self.scheduler, None
         if self.sessions is not None:
             gateway = Gateway(
-                conductor.engine,
-                conductor.renderer,
-                sampling=conductor.plan.sampling,
+                scheduler.engine,
+                scheduler.renderer,
+                sampling=scheduler.plan.sampling,
                 on_finished=self.sessions.append,
                 seed=self.seed,
-                max_length=conductor.plan.max_length,
+                max_length=scheduler.plan.max_length,
             )
         return rollout_app(
-            conductor,
+            scheduler,
             trajectories=self.run / "trajectories",
             tokens=self.tokens,
             limits=self.limits,

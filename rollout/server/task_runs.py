@@ -16,15 +16,14 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from quintain.codec import pack
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.episodes.episode import EpisodeSpec
 from quintain.rollout.rules.order import derive_seed
-from quintain.rollout.scheduler import Conductor, Plan
-from quintain.rollout.server.results import Forgotten, Results
+from quintain.rollout.scheduler import Plan, Scheduler
 from quintain.rollout.wire import RunRequest, RunState, RunStatus
 from quintain.serving.refusals import refused
 from quintain.trajectory import Group
@@ -69,10 +68,10 @@ class Run:
 class Runs:
     """The runs of one server. `clock` (seconds) is for leases only."""
 
-    def __init__(self, conductor: Conductor, limits: RunLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, scheduler: Scheduler, limits: RunLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.results = Results(limits.result_bytes)
-        self._conductor, self._clock = conductor, clock
+        self._scheduler, self._clock = scheduler, clock
         self._runs: dict[str, Run] = {}
 
     @property
@@ -87,7 +86,7 @@ class Runs:
 
     def submit(self, request: RunRequest) -> RunStatus:
         """Begin a run. Raises Refused for what makes no sense (400), or does not fit now (429)."""
-        sampling = check_request(request, self._conductor.plan, self.limits)
+        sampling = check_request(request, self._scheduler.plan, self.limits)
         if request.run in self._runs:
             if self._runs[request.run].digest != digest_of(request):
                 message = f"the run {request.run} exists with another request: choose another name"
@@ -187,7 +186,7 @@ class Runs:
 
     async def _work(self, run: Run) -> None:
         # as many again as can run wait for a place, so that neither a slow group nor this loop leaves one empty
-        ahead = 2 * self._conductor.plan.max_concurrency
+        ahead = 2 * self._scheduler.plan.max_concurrency
         try:
             async with asyncio.TaskGroup() as group:
                 for place in range(run.groups):
@@ -215,7 +214,7 @@ class Runs:
 
         if place < len(request.indices):
             assert request.split is not None  # checked
-            (group,) = await self._conductor.run_tasks(
+            (group,) = await self._scheduler.run_tasks(
                 request.split,
                 [request.indices[place]],
                 samples=request.samples,
@@ -231,7 +230,7 @@ class Runs:
 
     async def _inline(self, run: Run, place: int, progress: Callable[[int], None]) -> Group:
         """The group of a task that the request holds in full."""
-        plan, request = self._conductor.plan, run.request
+        plan, request = self._scheduler.plan, run.request
         name, task = f"{run.name}-{place}", request.tasks[place]
         specs = [
             EpisodeSpec(
@@ -249,7 +248,7 @@ class Runs:
             )
             for member in range(request.samples)
         ]
-        return Group(name, place, tuple(await self._conductor.run_episodes(specs, progress)))
+        return Group(name, place, tuple(await self._scheduler.run_episodes(specs, progress)))
 
     def _find(self, name: str) -> Run:
         run = self._runs.get(name)
@@ -299,3 +298,90 @@ def digest_of(request: RunRequest) -> bytes:
 
 def _full(what: str) -> Exception:
     return refused(f"{what}: try again later", Stage.REQUEST, FailureKind.OVERLOADED, retry_after_s=RETRY_AFTER_S)
+
+
+class Forgotten(Exception):
+    """The group asked for was acknowledged and forgotten; the first that is kept is `kept_from`."""
+
+    def __init__(self, kept_from: int) -> None:
+        super().__init__(f"groups before {kept_from} are forgotten")
+        self.kept_from = kept_from
+
+
+@dataclass(slots=True)
+class _Shelf:
+    kept_from: int = 0
+    acknowledged: int = 0
+    groups: list[bytes] = field(default_factory=list)  # from `kept_from` on
+
+    @property
+    def count(self) -> int:
+        return self.kept_from + len(self.groups)
+
+
+class Results:
+    """What finished and has not been fetched: packed groups by run and place, at most about `limit_bytes` of them.
+
+    - A group that no reader has acknowledged is forgotten only with its whole run.
+    - Acknowledged ones are kept while there is room, so that a reader may go back, and go first when there is none.
+    - `room` is false exactly while what is not acknowledged is as large as the bound: then nothing new may be started,
+      and memory grows by no more than what is already in flight.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._shelves: dict[str, _Shelf] = {}
+        self._unread_bytes = 0
+        self.held_bytes = 0
+
+    @property
+    def room(self) -> bool:
+        """Whether more groups may be started."""
+        return self._unread_bytes < self._limit
+
+    def open(self, run: str) -> None:
+        """A run begins."""
+        self._shelves[run] = _Shelf()
+
+    def put(self, run: str, group: bytes) -> None:
+        """The next group of `run` has finished."""
+        self._shelves[run].groups.append(group)
+        self._unread_bytes += len(group)
+        self.held_bytes += len(group)
+        self._tidy()
+
+    def acknowledge(self, run: str, cursor: int) -> None:
+        """A reader has the first `cursor` groups."""
+        shelf = self._shelves[run]
+        cursor = min(cursor, shelf.count)
+        for place in range(shelf.acknowledged, cursor):
+            self._unread_bytes -= len(shelf.groups[place - shelf.kept_from])
+        shelf.acknowledged = max(shelf.acknowledged, cursor)
+        self._tidy()
+
+    def get(self, run: str, place: int) -> bytes:
+        """The group at `place`, counted in the order of finishing. Raises Forgotten, or IndexError beyond the last."""
+        shelf = self._shelves[run]
+        if place < shelf.kept_from:
+            raise Forgotten(shelf.kept_from)
+        return shelf.groups[place - shelf.kept_from]
+
+    def count(self, run: str) -> int:
+        """How many groups of `run` have finished, forgotten ones too."""
+        return self._shelves[run].count
+
+    def kept_from(self, run: str) -> int:
+        """The first place that is kept."""
+        return self._shelves[run].kept_from
+
+    def close(self, run: str) -> None:
+        """Forget `run` and all of its groups."""
+        shelf = self._shelves.pop(run)
+        self.held_bytes -= sum(map(len, shelf.groups))
+        self._unread_bytes -= sum(map(len, shelf.groups[max(0, shelf.acknowledged - shelf.kept_from) :]))
+
+    def _tidy(self) -> None:
+        for shelf in self._shelves.values():
+            while self.held_bytes > self._limit and shelf.kept_from < shelf.acknowledged:
+                self.held_bytes -= len(shelf.groups.pop(0))
+                shelf.kept_from += 1

@@ -17,7 +17,7 @@ from quintain.envs.serving.sessions import Sessions
 from quintain.envs.serving.wire import CreateEpisode, StepRequest
 from quintain.envs.workers.desk import Desk
 from quintain.envs.workers.host import Host
-from quintain.envs.workers.inline import Inline
+from quintain.envs.workers.pool import Inline
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import status_of

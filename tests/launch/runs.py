@@ -182,7 +182,7 @@ class Run:
         tensors: dict[str, Any] = load_file(folder / "model.safetensors")
         return tensors
 
-    def books(self) -> list[tuple[int, int, int | None]]:
+    def places(self) -> list[tuple[int, int, int | None]]:
         """(place, task index, step) of every group in the journal."""
         with sqlite3.connect(self.path / "journal.db") as db:
             return db.execute("SELECT place, task_index, consumed_at FROM groups ORDER BY place").fetchall()
@@ -190,7 +190,7 @@ class Run:
     def assert_books_balance(self, steps: int) -> None:
         """Every place once, each consumed at its step, none skipped; and an audit finds nothing wrong."""
         per_step = self.config["trainer"]["prompts_per_step"]
-        consumed = [(place, index, step) for place, index, step in self.books() if step is not None]
+        consumed = [(place, index, step) for place, index, step in self.places() if step is not None]
         assert consumed == [(place, place, place // per_step) for place in range(steps * per_step)]
         report = audit(self.path / "journal.db")
         assert report.ok, report.problems

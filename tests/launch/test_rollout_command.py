@@ -108,7 +108,7 @@ def test_a_server_of_its_own_runs_tasks_survives_its_environment_s_death_and_lea
 
     audited = quintain("rollout", "audit", str(run.path))
     assert audited.returncode == 0, audited.stdout + audited.stderr
-    assert "the books balance" in audited.stdout
+    assert "it balances" in audited.stdout
     with sqlite3.connect(run.path / "journal.db") as db:
         db.execute("DELETE FROM trajectories WHERE place = 0 AND member = 1")
     audited = quintain("rollout", "audit", str(run.path), "--json")

@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_never_was(run: Run, 
     assert stopped.steps() < 4
     stopped.train("--resume")
     assert equal(run.weights(), stopped.weights())
-    assert run.books() == stopped.books()
+    assert run.places() == stopped.places()
     figures = [(row["step"], row["reward"], row["loss"], row["grad_norm"]) for row in run.metrics()]
     assert figures == [(row["step"], row["reward"], row["loss"], row["grad_norm"]) for row in stopped.metrics()]
 

@@ -96,8 +96,8 @@ def test_a_trainer_that_stands_still_finds_no_more_than_it_allowed(run: Run) -> 
     try:
         done, per_step = run.steps(), run.config["trainer"]["prompts_per_step"]
         # The weights of a step, or of the one before, are in force; groups may be begun for two batches after them.
-        wait_for("the batches that are allowed", lambda: len(run.books()) >= (done + 1) * per_step)
-        assert len(run.books()) <= (done + 2) * per_step
+        wait_for("the batches that are allowed", lambda: len(run.places()) >= (done + 1) * per_step)
+        assert len(run.places()) <= (done + 2) * per_step
     finally:
         run.kill(run.process.pid, signal.SIGCONT)
     code, output = run.finish()

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from quintain.rollout.scheduler import Conductor
+from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.app import rollout_app
 
 from . import stage
@@ -23,7 +23,7 @@ def served(
     folder: Path,
     *,
     port: int = 0,
-    conductor: Callable[[], Conductor] | None = None,
+    scheduler: Callable[[], Scheduler] | None = None,
     app: dict[str, Any] | None = None,
     **staged: Any,
 ) -> Iterator[str]:
@@ -34,7 +34,7 @@ def served(
 
     def run() -> None:
         async def main() -> None:
-            made = conductor() if conductor is not None else stage.conductor(folder, **staged)
+            made = scheduler() if scheduler is not None else stage.scheduler(folder, **staged)
             serving = rollout_app(made, trajectories=folder / "trajectories", **(app or {}))
             servers.append(uvicorn.Server(uvicorn.Config(serving, log_level="warning", timeout_graceful_shutdown=1)))
             ready.set()

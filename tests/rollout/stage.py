@@ -12,7 +12,7 @@ from quintain.rollout.engines.base import Engine, Sampling, Weights
 from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.engines.fake_model import FakeModel
 from quintain.rollout.journal.journal import Journal
-from quintain.rollout.scheduler import Conductor, Plan
+from quintain.rollout.scheduler import Plan, Scheduler
 from quintain.rollout.weights.canary import Canary
 
 IDENTITY: dict[str, object] = {"seed": 0}
@@ -72,11 +72,11 @@ def plan(**changes: Any) -> Plan:
     return Plan(**{**fields, **changes})
 
 
-def conductor(folder: Path, *, engine: Engine | None = None, options: Any = None, **changes: Any) -> Conductor:
+def scheduler(folder: Path, *, engine: Engine | None = None, options: Any = None, **changes: Any) -> Scheduler:
     made = plan(**changes)
     client = LocalClient(Words, options or {})
     journal = Journal(folder / "journal.db", members=made.members, identity=IDENTITY)
-    return Conductor(
+    return Scheduler(
         made, engine=engine or FakeEngine(words=128), renderer=RENDERER, make_env=client.episode, journal=journal
     )
 

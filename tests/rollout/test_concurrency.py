@@ -20,7 +20,7 @@ from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.episodes.gate import EpisodeCount, Gate
 from quintain.rollout.rules.concurrency import FULL, ROOM, Concurrency
 
-from .stage import canary, conductor, weights
+from .stage import canary, scheduler, weights
 from .world import on_virtual_clock
 
 IDLE = EngineStats(0, 0, 0, 0, 0, 0.0)
@@ -176,7 +176,7 @@ async def test_a_ticket_that_is_released_while_it_waits_leaves_the_queue() -> No
     assert (gate.held, gate.waiting) == (1, 0)
 
 
-def test_the_conductor_follows_the_engine_and_counts_its_limit(tmp_path: Path) -> None:
+def test_the_scheduler_follows_the_engine_and_counts_its_limit(tmp_path: Path) -> None:
     class Full(FakeEngine):
         usage = 0.0
 
@@ -185,7 +185,7 @@ def test_the_conductor_follows_the_engine_and_counts_its_limit(tmp_path: Path) -
 
     async def main() -> None:
         engine = Full(words=128, token_s=9.0)
-        made = conductor(tmp_path, engine=engine, groups=8, max_concurrency=20, follow_engine=True)
+        made = scheduler(tmp_path, engine=engine, groups=8, max_concurrency=20, follow_engine=True)
         published = weights(tmp_path, 0)
         await made.publish(published, canary(published), admit=True)
         assert made.counters.concurrency_limit == 3
@@ -211,7 +211,7 @@ def test_an_evaluation_alone_makes_the_limit_follow_the_engine_too(tmp_path: Pat
             return replace(super().stats(), kv_usage=0.1)
 
     async def main() -> None:
-        made = conductor(tmp_path, engine=Roomy(words=128, token_s=1.0), max_concurrency=64, follow_engine=True)
+        made = scheduler(tmp_path, engine=Roomy(words=128, token_s=1.0), max_concurrency=64, follow_engine=True)
         published = weights(tmp_path, 0)
         await made.publish(published, canary(published), admit=False)
         assert made.counters.concurrency_limit == 3
@@ -226,7 +226,7 @@ def test_an_evaluation_alone_makes_the_limit_follow_the_engine_too(tmp_path: Pat
 @pytest.mark.parametrize("follow", [True, False])
 def test_a_limit_on_episodes_changes_nothing_that_is_sampled(tmp_path: Path, follow: bool) -> None:
     async def outputs(folder: Path, limit: int) -> list[Any]:
-        made = conductor(folder, max_concurrency=limit, follow_engine=follow)
+        made = scheduler(folder, max_concurrency=limit, follow_engine=follow)
         published = weights(folder, 0)
         await made.publish(published, canary(published), admit=True)
         groups = await made.batch(0, 1e6)

@@ -13,8 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.embedded.batcher import Limits, admit, plan
-from quintain.rollout.engines.embedded.cohort import Cohort, in_order
+from quintain.rollout.engines.embedded.batcher import Cohort, Limits, admit, in_order, plan
 from quintain.rollout.engines.embedded.kv import Slots, padded_rows, padded_tokens
 from quintain.rollout.engines.embedded.sampler import draw, uniform
 

@@ -20,7 +20,7 @@ from quintain.rollout.weights.canary import Canary
 from quintain.trajectory import Group, Turn, versions_of
 
 from ..tiny_llama import tiny_llama
-from .stage import RENDERER, conductor
+from .stage import RENDERER, scheduler
 
 WORDS = 128
 
@@ -65,7 +65,7 @@ def assert_explained(turn: Turn) -> None:
 
 async def test_an_update_in_flight_leaves_every_token_explained_by_the_version_it_carries(tmp_path: Path) -> None:
     engine = EmbeddedEngine(model_of(0), dtype="float32", max_batch=4)
-    made = conductor(
+    made = scheduler(
         tmp_path, engine=engine, groups=1, members=4, max_staleness=1, max_concurrency=4, sampling=Sampling(200)
     )  # four places: the fourth member of the second group starts when the last of the first has ended
     mixed = 0

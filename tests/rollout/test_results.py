@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from quintain.rollout.server.results import Forgotten, Results
+from quintain.rollout.server.task_runs import Forgotten, Results
 
 LIMIT = 100
 

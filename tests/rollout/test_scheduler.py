@@ -1,4 +1,4 @@
-"""The conductor over the fake engine: exactly once, on policy, failures as data, refused publishes."""
+"""The scheduler over the fake engine: exactly once, on policy, failures as data, refused publishes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.fake import FakeEngine, crash_on, hang_on
 from quintain.rollout.episodes.episode import EpisodeSpec, run_episode
-from quintain.rollout.scheduler import Conductor
+from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Ending, Finish, Group, Trajectory, extends, to_segments
 
-from .stage import RENDERER, Words, canary, conductor, weights
+from .stage import RENDERER, Words, canary, scheduler, weights
 
 
-async def publish(made: Conductor, folder: Path, version: int, *, admit: bool = True) -> None:
+async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = True) -> None:
     published = weights(folder, version)
     await made.publish(published, canary(published), admit=admit)
 
 
-async def batch(made: Conductor, step: int) -> list[Group]:
+async def batch(made: Scheduler, step: int) -> list[Group]:
     groups = await made.batch(step, wait_s=30)
     assert groups is not None
     return groups
@@ -111,7 +111,7 @@ async def test_an_empty_answer_is_a_turn() -> None:
 
 async def test_nothing_is_sampled_before_the_first_publish(tmp_path: Path) -> None:
     engine = FakeEngine(words=128)
-    made = conductor(tmp_path, engine=engine)
+    made = scheduler(tmp_path, engine=engine)
     with pytest.raises(FailureError, match="publish first"):
         await made.batch(0, wait_s=0)
     await publish(made, tmp_path, 0, admit=False)
@@ -122,7 +122,7 @@ async def test_nothing_is_sampled_before_the_first_publish(tmp_path: Path) -> No
 
 
 async def test_at_staleness_0_every_token_is_of_the_version_that_consumes_it(tmp_path: Path) -> None:
-    made = conductor(tmp_path)
+    made = scheduler(tmp_path)
     for step in range(4):
         await publish(made, tmp_path, step)
         groups = await batch(made, step)
@@ -136,7 +136,7 @@ async def test_at_staleness_0_every_token_is_of_the_version_that_consumes_it(tmp
 async def test_trajectories_are_never_older_than_allowed_and_none_is_thrown_away(
     tmp_path: Path, max_staleness: int
 ) -> None:
-    made = conductor(tmp_path, max_staleness=max_staleness)
+    made = scheduler(tmp_path, max_staleness=max_staleness)
     ages = set()
     for step in range(5):
         await publish(made, tmp_path, step)
@@ -153,18 +153,18 @@ async def test_trajectories_are_never_older_than_allowed_and_none_is_thrown_away
 async def test_what_was_in_flight_at_a_crash_is_run_again_and_equals_a_run_without_one(tmp_path: Path) -> None:
     for name in ("calm", "crash"):
         (tmp_path / name).mkdir()
-    calm = conductor(tmp_path / "calm")
+    calm = scheduler(tmp_path / "calm")
     await publish(calm, tmp_path, 0)
     expected = await batch(calm, 0)
     await calm.close()
 
     never = asyncio.Event()
-    broken = conductor(tmp_path / "crash", engine=FakeEngine(words=128, fail=hang_on(3, never)))
+    broken = scheduler(tmp_path / "crash", engine=FakeEngine(words=128, fail=hang_on(3, never)))
     await publish(broken, tmp_path, 0)
     assert await broken.batch(0, wait_s=0.2) is None
     await broken.close()  # what a crash leaves is what is in the file
 
-    again = conductor(tmp_path / "crash")
+    again = scheduler(tmp_path / "crash")
     assert 1 <= len(again.journal.pending()) < 6
     await publish(again, tmp_path, 0)
     found = await batch(again, 0)
@@ -178,7 +178,7 @@ def outputs(group: Group) -> list[list[int]]:
 
 
 async def test_a_step_asked_for_again_gives_the_same_groups(tmp_path: Path) -> None:
-    made = conductor(tmp_path)
+    made = scheduler(tmp_path)
     await publish(made, tmp_path, 0)
     first = await batch(made, 0)
     assert pack(await batch(made, 0), list[Group]) == pack(first, list[Group])
@@ -187,7 +187,7 @@ async def test_a_step_asked_for_again_gives_the_same_groups(tmp_path: Path) -> N
 
 async def test_a_canary_refuses_stale_weights_and_sampling_waits_for_good_ones(tmp_path: Path) -> None:
     engine = FakeEngine(words=128, stale=True)
-    made = conductor(tmp_path, engine=engine)
+    made = scheduler(tmp_path, engine=engine)
     with pytest.raises(FailureError, match="does not sample with the weights of version 0") as caught:
         await publish(made, tmp_path, 0)
     assert (caught.value.failure.kind, caught.value.failure.stage) == (FailureKind.INVALID, Stage.PUBLISH)
@@ -200,7 +200,7 @@ async def test_a_canary_refuses_stale_weights_and_sampling_waits_for_good_ones(t
 
 async def test_a_nan_from_the_engine_is_refused(tmp_path: Path) -> None:
     published = weights(tmp_path, 0)
-    made = conductor(tmp_path)
+    made = scheduler(tmp_path)
     good = canary(published)
     bad = type(good)(good.rows, tuple(np.full_like(row, np.nan) for row in good.logprobs), 1.0)
     with pytest.raises(FailureError, match="differ from the trainer's by inf"):
@@ -209,7 +209,7 @@ async def test_a_nan_from_the_engine_is_refused(tmp_path: Path) -> None:
 
 
 async def test_weights_that_cannot_be_loaded_leave_the_old_ones_sampling(tmp_path: Path) -> None:
-    made = conductor(tmp_path)
+    made = scheduler(tmp_path)
     await publish(made, tmp_path, 0)
     missing = type(weights(tmp_path, 1))(tmp_path / "none", 1)
     with pytest.raises(FailureError):
@@ -220,7 +220,7 @@ async def test_weights_that_cannot_be_loaded_leave_the_old_ones_sampling(tmp_pat
 
 
 async def test_failures_are_counted_by_kind_and_stage(tmp_path: Path) -> None:
-    made = conductor(tmp_path, options={"trouble": "step"})
+    made = scheduler(tmp_path, options={"trouble": "step"})
     await publish(made, tmp_path, 0)
     groups = await batch(made, 0)
     assert all(t.reward is None for g in groups for t in g.trajectories)
@@ -229,7 +229,7 @@ async def test_failures_are_counted_by_kind_and_stage(tmp_path: Path) -> None:
 
 
 async def test_an_evaluation_touches_no_journal(tmp_path: Path) -> None:
-    made = conductor(tmp_path)
+    made = scheduler(tmp_path)
     await publish(made, tmp_path, 0, admit=False)
     seen: list[int] = []
     groups = await made.run_tasks(

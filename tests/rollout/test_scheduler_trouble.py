@@ -1,4 +1,4 @@
-"""The conductor when things go wrong or slowly: hangs, stragglers, failures, a slow trainer, a full disk."""
+"""The scheduler when things go wrong or slowly: hangs, stragglers, failures, a slow trainer, a full disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quintain.rollout.engines.fake import FakeEngine, hang_on
 from quintain.rollout.journal.audit import audit
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.groups import Patience
-from quintain.rollout.scheduler import Conductor
+from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Group, Trajectory, versions_of
 
 from .stage import IDENTITY, RENDERER, canary, plan, weights
@@ -49,19 +49,19 @@ class Scripted(Environment):
         return Step(Observation(), self.seed % 97 / 97, True)
 
 
-def made_of(folder: Path, script: Script, *, engine: FakeEngine | None = None, **changes: Any) -> Conductor:
+def made_of(folder: Path, script: Script, *, engine: FakeEngine | None = None, **changes: Any) -> Scheduler:
     made = plan(**{"groups": 2, "members": 3, "attempts": 1, **changes})
     journal = Journal(folder / "journal.db", members=made.members, identity=IDENTITY, oversample=made.oversample)
     engine = engine or FakeEngine(words=128)
-    return Conductor(made, engine=engine, renderer=RENDERER, make_env=partial(Scripted, script), journal=journal)
+    return Scheduler(made, engine=engine, renderer=RENDERER, make_env=partial(Scripted, script), journal=journal)
 
 
-async def publish(made: Conductor, folder: Path, version: int, *, admit: bool = True) -> None:
+async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = True) -> None:
     published = weights(folder, version)
     await made.publish(published, canary(published), admit=admit)
 
 
-async def batch(made: Conductor, step: int) -> list[Group]:
+async def batch(made: Scheduler, step: int) -> list[Group]:
     groups = await made.batch(step, 1e6)
     assert groups is not None, "waited in vain"
     return groups
@@ -212,7 +212,7 @@ def test_groups_that_teach_nothing_are_replaced_until_the_bound_is_reached(tmp_p
 
     async def main() -> None:
         made = made_of(tmp_path, lambda task, seed: 0.0, refills=5)
-        made._crew.make_env = partial(Dull, lambda task, seed: 0.0)
+        made._runner.make_env = partial(Dull, lambda task, seed: 0.0)
         await publish(made, tmp_path, 0)
         assert [g.index for g in await batch(made, 0)] == [5, 6]
         assert made.counters.dropped == {"zero_variance": 5}

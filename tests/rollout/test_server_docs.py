@@ -32,12 +32,12 @@ def test_every_option_of_the_page_exists_and_every_option_is_on_it() -> None:
 
 
 async def test_every_page_and_every_metric_exists_and_is_on_it(tmp_path: Path) -> None:
-    conductor = stage.conductor(tmp_path)
+    scheduler = stage.scheduler(tmp_path)
     sessions = FinishedSessions(tmp_path / "sessions.bin")
     gateway = Gateway(
         FakeEngine(words=128), stage.RENDERER, sampling=Sampling(8), on_finished=sessions.append, max_length=64
     )
-    app = rollout_app(conductor, gateway=gateway, sessions=sessions)
+    app = rollout_app(scheduler, gateway=gateway, sessions=sessions)
     routes: list[Any] = app.routes
     ours = {re.sub(r":\w+", "", route.path) for route in routes}
     shown = set(re.findall(r"(?:GET|POST|DELETE) (/[\w/{}]*)|`(/v1/[\w/{}]+)`", TEXT))

@@ -19,7 +19,7 @@ from quintain.failure import FailureError, FailureKind
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.fake import FakeEngine, hang_on
 from quintain.rollout.journal.journal import Journal
-from quintain.rollout.scheduler import Conductor
+from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.task_runs import RunLimits
 from quintain.rollout.wire import FRAMES, RunRequest, RunState
 from quintain.serving.tokens import Tokens
@@ -266,14 +266,14 @@ def test_a_hung_environment_costs_its_own_episodes_and_nobody_else_s(tmp_path: P
             self.hangs = task.prompt[0].content == "q2"
             return await super().reset(task, seed=seed)
 
-    def conductor() -> Conductor:
+    def scheduler() -> Scheduler:
         plan = stage.plan(attempts=1)
         journal = Journal(tmp_path / "journal.db", members=plan.members, identity=stage.IDENTITY)
         client = LocalClient(Hangs, limits=Limits(step_s=1.0))
         engine = FakeEngine(words=128)
-        return Conductor(plan, engine=engine, renderer=stage.RENDERER, make_env=client.episode, journal=journal)
+        return Scheduler(plan, engine=engine, renderer=stage.RENDERER, make_env=client.episode, journal=journal)
 
-    with served(tmp_path, conductor=conductor) as url, RolloutClient(url) as client:
+    with served(tmp_path, scheduler=scheduler) as url, RolloutClient(url) as client:
         asked = tuple(Task(f"t{i}", (user(f"q{i}"),)) for i in range(5))
         arrived = [group for _, group in client.groups(client.submit(RunRequest(tasks=asked, samples=2)).run)]
         assert [group.index for group in arrived][-1] == 2  # the others did not wait for it

@@ -1,4 +1,4 @@
-"""All machines together on a virtual clock: whatever happens, and in whatever order, the books balance.
+"""All machines together on a virtual clock: whatever happens, and in whatever order, the journal balances.
 
 Heavy-tailed episodes, failures, dull groups, a slow trainer, crashes and resumes at any event of the journal.
 """

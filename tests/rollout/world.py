@@ -1,4 +1,4 @@
-"""A small world on a virtual clock: the real conductor, journal and fake engine, a trainer, and things going wrong.
+"""A small world on a virtual clock: the real scheduler, journal and fake engine, a trainer, and things going wrong.
 
 Time jumps to the next timer, so an hour of heavy-tailed episodes takes milliseconds, and the same setup gives the
 same events every time. What an episode comes to (its reward, whether it fails) depends on its task and seed alone;
@@ -24,7 +24,7 @@ from quintain.failure import FailureError, FailureKind
 from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.order import derive_seed
-from quintain.rollout.scheduler import Conductor
+from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Group, versions_of
 
 from .stage import IDENTITY, RENDERER, canary, plan, weights
@@ -170,7 +170,7 @@ class World:
             self.step = self.checkpoint
         trainer: asyncio.Task[None] | None = None
         try:
-            made = self.conductor()
+            made = self.scheduler()
         except Crash:
             return False
         trainer = asyncio.create_task(self._train(made))
@@ -186,7 +186,7 @@ class World:
             trainer.result()
         return not crashed
 
-    def conductor(self) -> Conductor:
+    def scheduler(self) -> Scheduler:
         setup = self.setup
         made = plan(
             groups=setup.groups, members=setup.members, max_staleness=setup.max_staleness, seed=setup.seed,
@@ -194,7 +194,7 @@ class World:
         )  # fmt: skip
         journal = Mortal(self.path, members=setup.members, identity=IDENTITY, oversample=setup.oversample)
         journal.event = self.event
-        return Conductor(
+        return Scheduler(
             made,
             engine=FakeEngine(words=128, token_s=0.2),
             renderer=RENDERER,
@@ -217,7 +217,7 @@ class World:
         if self.down.is_set():
             raise Crash
 
-    async def _train(self, made: Conductor) -> None:
+    async def _train(self, made: Scheduler) -> None:
         if self.lives == 1 or not self.setup.lone:  # a trainer that survives does not know of the crash
             await self._publish(made)
         while self.step < self.setup.steps:
@@ -237,7 +237,7 @@ class World:
                 self.checkpoint = self.step
             await self._publish(made)
 
-    async def _publish(self, made: Conductor) -> None:
+    async def _publish(self, made: Scheduler) -> None:
         published = weights(self.folder, self.step)
         await made.publish(published, canary(published), admit=self.step < self.setup.steps)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, verify_sync
-from quintain.verifiers.rules.tool_call.matching import matching
+from quintain.verifiers.rules.tool_call.match import matching
 from quintain.verifiers.rules.tool_call.read import Call, Unreadable, read_calls
 
 WEATHER = {

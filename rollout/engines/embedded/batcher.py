@@ -4,13 +4,19 @@ Invariants:
 - requests start in the order they wait in; none overtakes;
 - rows x the longest sequence they may become stays within the cache's tokens, except that one row always fits;
 - a prompt that several requests share is read once;
-- a batch of prompts, padded to its longest, stays within the token budget, except that one prompt always fits.
+- a batch of prompts, padded to its longest, stays within the token budget, except that one prompt always fits;
+- in lockstep a cohort starts only when the engine is idle and as many requests wait as sessions are able to submit,
+  runs to its end with nobody admitted meanwhile, and has its rows in the order of their sessions' names.
+
+Lockstep is for runs that are the same bit for bit: floating-point sums depend on the shape of the batch they were
+computed in, so a batch made of whoever has arrived already is a race.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from quintain.rollout.engines.embedded.kv import padded_rows, padded_tokens
 
@@ -64,3 +70,22 @@ def plan(prompts: Sequence[Sequence[int]], limits: Limits) -> list[Reading]:
 def _reading(batch: list[tuple[int, ...]], sharing: dict[tuple[int, ...], list[int]]) -> Reading:
     pairs = sorted((row, index) for index, prompt in enumerate(batch) for row in sharing[prompt])
     return Reading(tuple(batch), tuple(row for row, _ in pairs), tuple(index for _, index in pairs))
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Cohort:
+    """The gate of a lockstep engine. `expected` is the newest count of sessions that are able to submit."""
+
+    expected: int = 0
+
+    def ready(self, waiting: int, running: int) -> bool:
+        """Whether the `waiting` requests may start now. More than expected counts as all of them."""
+        return running == 0 and waiting > 0 and waiting >= self.expected
+
+
+def in_order(waiting: Iterable[T], key: Callable[[T], tuple[str, bytes, int]]) -> list[T]:
+    """`waiting` by session name, then by what they ask (prompt, seed) where one session asks twice at once."""
+    return sorted(waiting, key=key)

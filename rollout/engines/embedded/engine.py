@@ -7,7 +7,7 @@ effect at a token boundary, and nothing needs a lock but the inbox.
 Invariants, beside those of `base.py`:
 - requests that come together are decoded together (continuous batching): a row joins at any step, after its prompt
   has been read, and leaves at any step;
-- with `expected` (lockstep) the batches depend on what was asked and not on when: see `cohort.py`;
+- with `expected` (lockstep) the batches depend on what was asked and not on when: see `batcher.py`;
 - whatever breaks while computing becomes the failure of the rows it was computed for, and the engine goes on;
 - when the thread ends, for whatever reason, every future it still owes is settled.
 """
@@ -32,9 +32,8 @@ from quintain.codec import Floats, Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows
-from quintain.rollout.engines.embedded.batcher import Limits
+from quintain.rollout.engines.embedded.batcher import Cohort, Limits, in_order
 from quintain.rollout.engines.embedded.checkpoint import read_weights
-from quintain.rollout.engines.embedded.cohort import Cohort, in_order
 from quintain.rollout.engines.embedded.decoder import Decoder, Row, failure_of
 from quintain.rollout.engines.embedded.network import open_network
 

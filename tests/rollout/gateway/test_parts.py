@@ -1,4 +1,4 @@
-"""The gateway's small parts: tool calls read, tools shown, samples cut, wishes settled, requests read."""
+"""The gateway's small parts: tool calls read, tools shown, samples cut, sampling settled, requests read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, Too
 from quintain.rollout.chat.tool_calls import Said, parser_of
 from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion, Sampling
-from quintain.rollout.gateway.chat import read_chat
+from quintain.rollout.gateway.calls import cut, first_stop
+from quintain.rollout.gateway.chat import read_chat, settle
 from quintain.rollout.gateway.errors import ApiError
-from quintain.rollout.gateway.limits import GatewayLimits
-from quintain.rollout.gateway.stops import cut, first_stop
+from quintain.rollout.gateway.gateway import GatewayLimits
 from quintain.rollout.gateway.wire import Overrides
-from quintain.rollout.gateway.wishes import settle
 from quintain.trajectory import Finish, VersionSpan, check_spans, extends
 
 from .stage import ADD, RENDERER, TOOL_RENDERER
@@ -96,13 +95,13 @@ def test_a_sample_is_cut_where_an_engine_that_watches_would_stop(text: str, stop
 BASE = Sampling(64, temperature=1.0)
 
 
-def test_wishes_that_ask_for_what_the_run_does_are_no_wishes() -> None:
+def test_asking_for_what_the_run_does_overrides_nothing() -> None:
     settled = settle({"temperature": 1, "top_p": 1.0, "top_k": 0}, BASE, Overrides.REFUSE)
     assert (settled.sampling, settled.seed, settled.ignored) == (BASE, None, ())
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "seed", "frequency_penalty"])
-def test_a_wish_is_refused_ignored_or_granted_as_the_session_says(name: str) -> None:
+def test_an_override_is_refused_ignored_or_granted_as_the_session_says(name: str) -> None:
     value = 3 if name in ("top_k", "seed") else 0.5
     with pytest.raises(ApiError, match=rf"{name}={value}.* overrides 'ignore'") as caught:
         settle({name: value}, BASE, Overrides.REFUSE)
@@ -130,7 +129,7 @@ def test_fields_that_change_nothing_are_taken() -> None:
             stream_options={"include_usage": True}, max_tokens=7, max_completion_tokens=5,
         )
     )  # fmt: skip
-    assert (dict(asked.wishes), asked.max_tokens, asked.include_usage, asked.choices) == ({}, 5, True, 1)
+    assert (dict(asked.overrides), asked.max_tokens, asked.include_usage, asked.choices) == ({}, 5, True, 1)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +180,7 @@ def test_a_body_that_is_no_json_object_is_refused(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "wish"),
+    ("changes", "name"),
     [
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -191,8 +190,8 @@ def test_a_body_that_is_no_json_object_is_refused(text: bytes) -> None:
         ({"tools": [{**ADD, "function": {**ADD["function"], "strict": True}}]}, "tools.function.strict"),
     ],
 )
-def test_what_would_change_the_sampling_is_a_wish(changes: dict[str, Any], wish: str) -> None:
-    assert list(read_chat(body(**changes)).wishes) == [wish]
+def test_what_would_change_the_sampling_is_an_override(changes: dict[str, Any], name: str) -> None:
+    assert list(read_chat(body(**changes)).overrides) == [name]
 
 
 def test_parts_of_text_are_one_text_and_developers_are_systems() -> None:

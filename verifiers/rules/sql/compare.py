@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from quintain.verifiers.rules.tool_call.matching import matching
+from quintain.verifiers.rules.tool_call.match import matching
 
 Row = tuple[Any, ...]
 ABSOLUTE_TOLERANCE: Final = 1e-9

@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 from quintain.verdict import Verdict
 from quintain.verifiers.options import Options
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
-from quintain.verifiers.rules.tool_call.match import Expected, Function, why_not
-from quintain.verifiers.rules.tool_call.matching import matching
+from quintain.verifiers.rules.tool_call.match import Expected, Function, matching, why_not
 from quintain.verifiers.rules.tool_call.read import MAX_CALLS, Call, Unreadable, read_calls
 from quintain.verifiers.text import answer_in, shown
 
