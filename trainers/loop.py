@@ -16,7 +16,7 @@ from typing import Protocol
 
 from quintain.config import ExperimentConfig
 from quintain.failure import FailureError, FailureKind, QuintainError
-from quintain.rollout.wire import PublishAnswer, Stats
+from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.algorithms.grpo import failures_of
 from quintain.trainers.checkpoint import Progress
 from quintain.trainers.heldout import Evaluation, evaluation_of
@@ -37,8 +37,6 @@ class Rollout(Protocol):
     def run_tasks(self, split: str, indices: range, *, temperature: float, seed: int) -> list[Group]: ...
 
     def admit(self, version: int) -> None: ...
-
-    def stats(self) -> Stats: ...
 
 
 class Policy(Protocol):

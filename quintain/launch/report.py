@@ -1,17 +1,20 @@
 """What a run leaves behind: `metrics.jsonl`, `summary.json` and the reward curve.
 
-Invariant: `metrics.jsonl` has one line per step and per evaluation; a run that goes on from a checkpoint first drops
-the lines of the steps it will do again, so that no step is there twice.
+Invariants: `metrics.jsonl` has one line per step and per evaluation; a run that goes on from a checkpoint first drops
+the lines of the steps it will do again, so that no step is there twice. Any figure may be missing (no verdicts, a loss
+that is not finite): it is null, and nothing that reads the file needs it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from quintain.failure import QuintainError
+from quintain.trainers.heldout import Evaluation
 
 
 class MetricsLog:
@@ -33,7 +36,11 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line. QuintainError where the disk refuses."""
-        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        figures = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        line = json.dumps({"kind": kind, "step": step, **figures}) + "\n"
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -52,6 +59,14 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
+def first_evaluation(path: Path) -> Evaluation | None:
+    """The evaluation before training as `metrics.jsonl` has it, without its samples."""
+    for row in read_metrics(path):
+        if row["kind"] == "eval" and row["step"] == 0:
+            return Evaluation(0, row["heldout"], row["verified"], row["failed"], row["elapsed_s"], ())
+    return None
+
+
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`, whole or not at all."""
     draft = path.with_suffix(".tmp")
@@ -65,8 +80,8 @@ def draw_curve(metrics: Path, picture: Path, *, title: str) -> None:
     from matplotlib.figure import Figure
 
     rows = list(read_metrics(metrics))
-    steps = [(row["step"] + 1, row["reward"]) for row in rows if row["kind"] == "train" and "reward" in row]
-    evals = [(row["step"], row["heldout"]) for row in rows if row["kind"] == "eval"]
+    steps = [(row["step"] + 1, row["reward"]) for row in rows if row.get("reward") is not None]
+    evals = [(row["step"], row["heldout"]) for row in rows if row.get("heldout") is not None]
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -74,14 +89,15 @@ def draw_curve(metrics: Path, picture: Path, *, title: str) -> None:
         axes.plot(*zip(*steps, strict=True), color="#9db4c8", linewidth=1.0, label="training reward, sampled")
     if evals:
         axes.plot(*zip(*evals, strict=True), color="#b3261e", linewidth=2.0, marker="o", label="held-out, greedy")
-        for step, value in (evals[0], evals[-1]):
+        for step, value in {evals[0], evals[-1]}:
             axes.annotate(f"{value:.0%}", (step, value), textcoords="offset points", xytext=(0, 8), ha="center")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("mean reward")
     axes.set_ylim(-0.02, 1.08)
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", frameon=False)
+    if steps or evals:
+        axes.legend(loc="lower right", frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(picture, dpi=150)

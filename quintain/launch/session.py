@@ -14,7 +14,7 @@ from rich.console import Console
 
 from quintain.config import ExperimentConfig
 from quintain.launch.display import Display, before_after
-from quintain.launch.report import MetricsLog, draw_curve, write_summary
+from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
 from quintain.launch.run_folder import RunFolder
 from quintain.rollout.client import RolloutClient
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
@@ -119,7 +119,8 @@ class Session:
         draw_curve(self.run.metrics, self.run.curve, title=f"{self.config.name}, seed {self.config.seed}")
         if result.after is not None:
             shown = self.config.evaluation.samples_shown if self.config.evaluation else 0
-            for table in before_after(result.before, result.after, shown=shown):
+            before = result.before or first_evaluation(self.run.metrics)  # a resumed run has it in its log alone
+            for table in before_after(before, result.after, shown=shown):
                 self.console.print(table)
         self.console.print(
             f"{progress.step} steps in {progress.train_wall_s:.0f} s of training; curve: {self.run.curve}",

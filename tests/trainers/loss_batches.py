@@ -12,7 +12,7 @@ from torch import Tensor
 from quintain.config.loss import LossOptions
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metric, combine
-from quintain.trainers.losses.offpolicy import entropy_threshold, mask_truncated
+from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.losses.policy import policy_loss, reduce
 from quintain.trainers.losses.reduction import Denominators
 
@@ -78,7 +78,7 @@ def flat(batch: Batch, advantages: Tensor, options: LossOptions, dtype: torch.dt
     inside = torch.arange(LONGEST)[None] < torch.tensor(batch.lengths)[:, None]
     mask = (inside & batch.tool_mask.bool()).flatten()
     if options.mask_truncated_completions:
-        mask = mask_truncated(mask, row, torch.tensor(batch.truncated))
+        mask = mask & ~torch.tensor(batch.truncated)[row]
 
     def column(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.flatten().to(dtype)

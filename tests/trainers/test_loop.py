@@ -10,7 +10,7 @@ import pytest
 from quintain.config import parse_config
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
-from quintain.rollout.wire import PublishAnswer, Stats
+from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.checkpoint import Progress
 from quintain.trainers.loop import Hooks, Loop, Stopped
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
@@ -53,9 +53,6 @@ class World:
 
     def admit(self, version: int) -> None:
         self._note(f"admit {version}")
-
-    def stats(self) -> Stats:
-        return Stats(0, 0, 0, 0, 0.0, {}, {})
 
     def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
         self._note(f"update {step}")

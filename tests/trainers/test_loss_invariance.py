@@ -18,7 +18,7 @@ from torch import Tensor
 from quintain.config.loss import LOSS_TYPES, LossOptions
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Kind, Metric, combine, metric_values
-from quintain.trainers.losses.offpolicy import entropy_threshold, mask_truncated
+from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.losses.policy import policy_loss, reduce
 from quintain.trainers.losses.reduction import Denominators
 
@@ -187,7 +187,7 @@ def test_a_truncated_row_leaves_the_token_count_and_stays_in_the_row_count(loss_
     options = LossOptions(loss_type=loss_type, mask_truncated_completions=True)
     whole = batch_for(LossOptions(loss_type=loss_type), 6)
     truncated = torch.tensor([False, True, False, False, False, False])
-    cut = replace(whole, mask=mask_truncated(whole.mask, whole.row, truncated))
+    cut = replace(whole, mask=whole.mask & ~truncated[whole.row])
     assert totals(cut).rows == totals(whole).rows
     assert totals(cut).tokens == int(whole.mask.sum() - whole.mask[whole.row == 1].sum())
     _, gradient, _ = whole_run(cut, options)

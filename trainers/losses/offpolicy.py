@@ -94,12 +94,3 @@ def entropy_threshold(entropies: Tensor, top_entropy_quantile: float) -> float:
     low = torch.kthvalue(values, below + 1).values.item()
     high = torch.kthvalue(values, min(below + 2, count)).values.item()
     return low + (high - low) * (position - below)
-
-
-def mask_truncated(mask: Tensor, row: Tensor, truncated: Tensor) -> Tensor:
-    """[T] bool: `mask` without the tokens of rows that the length limit cut off (`truncated`: [R] bool).
-
-    For `mask_truncated_completions` (DAPO). As in TRL such a row leaves the denominator of tokens, stays in
-    the denominator of rows, and its reward stays in its group's mean and standard deviation.
-    """
-    return mask & ~truncated[row]

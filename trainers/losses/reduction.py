@@ -24,7 +24,7 @@ class Denominators:
 
     rows: rows of the batch, those with an empty mask, and those left out of micro-batches because their
         advantage is 0, included; rows of failed trajectories are not rows of the batch.
-    tokens: mask entries that are True, after `mask_truncated`, of those same rows.
+    tokens: mask entries that are True, of those same rows; those of masked rows (truncated completions) are not.
     max_completion_length: the length limit in tokens, L_max of Dr. GRPO.
     """
 

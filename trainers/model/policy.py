@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,3 @@ def save_policy(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     state = {name: value.to("cpu", dtype).contiguous() for name, value in published(model)}
     base.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
-
-
-def autocast(config: ModelConfig, device: torch.device) -> Any:
-    """Mixed precision where the weights are wider than `compute_dtype`; else nothing."""
-    if config.dtype == "float32" and config.compute_dtype == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
