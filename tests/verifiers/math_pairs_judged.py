@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from quintain.verdict import Outcome
-from quintain.verifiers.math import MathOptions, slow
-from quintain.verifiers.math.fast import Question, decide
+from quintain.verifiers.math import MathOptions
+from quintain.verifiers.math.compare import full
+from quintain.verifiers.math.compare.fast import Question, decide
 from quintain.verifiers.math.verifier import question_item
 
 
@@ -15,11 +16,11 @@ def outcome(answer: str, reference: Any, **options: Any) -> Outcome:
     found = decide(answer, reference, MathOptions(**options))
     if not isinstance(found, Question):
         return found.outcome
-    return Outcome(slow.check(question_item(found))["outcome"])
+    return Outcome(full.check(question_item(found))["outcome"])
 
 
 def checked(answer: str, reference: str) -> Outcome:
     """The judgement of the full check alone, on what an answer and a reference are after extraction."""
     policy = {"places": 6, "units": "lenient", "percent": "strict", "relations_are_sets": True, "rename": False}
     question = Question(answer, reference, False, False, policy)
-    return Outcome(slow.check(question_item(question))["outcome"])
+    return Outcome(full.check(question_item(question))["outcome"])

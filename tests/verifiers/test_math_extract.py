@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.verifiers.math.extract import extract
+from quintain.verifiers.math.find.extract import extract
 
 CASES = [
     # thinking is no answer

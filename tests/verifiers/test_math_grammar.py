@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintain.verifiers.math.exact import Undefined, exact, is_true
-from quintain.verifiers.math.grammar import parse
-from quintain.verifiers.math.tree import Node, Refused, Unreadable
+from quintain.verifiers.math.read.exact import Undefined, exact, is_true
+from quintain.verifiers.math.read.grammar import parse
+from quintain.verifiers.math.read.tree import Node, Refused, Unreadable
 
 SAME = [
     (r"\sin 2x", r"\sin(2x)"),

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from quintain.verdict import Outcome
-from quintain.verifiers.math.numbers import Digits, decimal_comma, parse_plain, rounds_to, same, within
+from quintain.verifiers.math.read.numbers import Digits, decimal_comma, parse_plain, rounds_to, same, within
 
 from .math_pairs_judged import checked
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from quintain.verdict import Outcome
-from quintain.verifiers.math.numbers import parse_plain, same
+from quintain.verifiers.math.read.numbers import parse_plain, same
 
 from .math_pairs_judged import checked, outcome
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from quintain.verifiers.math.units import conversion, parse_unit, split_unit
+from quintain.verifiers.math.read.units import conversion, parse_unit, split_unit
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from quintain.failure import FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier, verify_sync
 from quintain.verifiers.math import MathOptions, MathVerifier
-from quintain.verifiers.math.fast import Question, decide
+from quintain.verifiers.math.compare.fast import Question, decide
 from quintain.verifiers.math.verifier import POLICY_VERSION
 
 HANGING = r"\int_0^{\pi} \frac{\sin(\cos(x^3))}{x^7+x+1} dx"

@@ -19,12 +19,12 @@ Percent = Literal["strict", "lenient"]
 class MathOptions:
     """Options of the math verifier.
 
-    `extraction`: where in the text the answer is (see `quintain.verifiers.math.extract`): `auto` takes the
+    `extraction`: where in the text the answer is (see `quintain.verifiers.math.find.extract`): `auto` takes the
     best marked place, `boxed` only a `\\boxed{}`, `whole` the whole text.
     `deadline_s`: wall time for each item that needs more than the fast path.
     `places`: a decimal may stand for a number that is not whole if it agrees to so many decimal places (and
     to as many significant digits); 0 asks for exact equality. Whole numbers are always matched exactly. An item
-    with tolerances of its own (see `quintain.verifiers.math.reference`) is judged by those instead.
+    with tolerances of its own (see `quintain.verifiers.math.find.reference`) is judged by those instead.
     `units`: `lenient`: a unit that only one side has is taken to be the other's too, because the question names
     it; `strict`: both have one, or none. Different units are converted under both; 12 m is never 12 cm.
     `percent`: 12 % is 0.12 and never 12. `lenient`: but an answer may leave out the percent sign that the

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Final
 from quintain.failure import QuintainError, one_line
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Item, Verifier
-from quintain.verifiers.math.fast import Question, decide
-from quintain.verifiers.math.numbers import parse_plain
+from quintain.verifiers.math.compare.fast import Question, decide
 from quintain.verifiers.math.options import MathOptions
+from quintain.verifiers.math.read.numbers import parse_plain
 from quintain.verifiers.workers.pool import WorkerPool
 
 INSTALL: Final = "pip install 'quintain[math]'"
@@ -27,7 +27,7 @@ YIELD_EVERY: Final = 256
 """The event loop gets its turn after so many items of the fast path."""
 POLICY_VERSION: Final = "2"
 """Changes with every change of the policy: what is cached under another version is judged anew."""
-SLOW: Final = "quintain.verifiers.math.slow"
+SLOW: Final = "quintain.verifiers.math.compare.full"
 
 
 class MathVerifier(Verifier):

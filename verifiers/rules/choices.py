@@ -21,8 +21,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from quintain.verifiers.math.extract import boxes_of
-from quintain.verifiers.math.text import plain_spelling
+from quintain.verifiers.math.find.extract import boxes_of
+from quintain.verifiers.math.read.spelling import plain_spelling
 
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROSE_WINDOW_CHARS: Final = 8_000

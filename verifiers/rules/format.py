@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from quintain.verdict import Verdict
-from quintain.verifiers.math.extract import last_box
+from quintain.verifiers.math.find.extract import last_box
 from quintain.verifiers.options import Options
 from quintain.verifiers.pure import PureVerifier
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from quintain.verifiers.math.tree import INFINITY, Node, Op
-from quintain.verifiers.math.units import Unit
+from quintain.verifiers.math.read.tree import INFINITY, Node, Op
+from quintain.verifiers.math.read.units import Unit
 
 Kind = Literal["list", "tuple", "set"]
 

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import mpmath
 
-from quintain.verifiers.math.exact import Environment, Undefined, exact
-from quintain.verifiers.math.tree import Node, Op, Refused, Unreadable
+from quintain.verifiers.math.read.exact import Environment, Undefined, exact
+from quintain.verifiers.math.read.tree import Node, Op, Refused, Unreadable
 
 MAX_EXPONENT: Final = 1 << 62
 """No power, exponential or factorial of more than this is computed, not even approximately."""

@@ -17,11 +17,11 @@ from typing import Any, Final
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
-from quintain.verifiers.math import grammar
-from quintain.verifiers.math.compare import Closeness
-from quintain.verifiers.math.exact import Undefined, exact
-from quintain.verifiers.math.numbers import rounds_to
-from quintain.verifiers.math.tree import Node, Refused, Unreadable, walk
+from quintain.verifiers.math.compare.equality import Closeness
+from quintain.verifiers.math.read import grammar
+from quintain.verifiers.math.read.exact import Undefined, exact
+from quintain.verifiers.math.read.numbers import rounds_to
+from quintain.verifiers.math.read.tree import Node, Refused, Unreadable, walk
 
 EVALUATED_DIGITS: Final = 60
 """Precision to which numbers that are neither rational nor decimal are computed."""

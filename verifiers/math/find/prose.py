@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from quintain.verifiers.math.numbers import SCALES
-from quintain.verifiers.math.text import unwrapped, word_set
-from quintain.verifiers.math.units import UNITS, parse_unit
+from quintain.verifiers.math.read.numbers import SCALES
+from quintain.verifiers.math.read.spelling import unwrapped, word_set
+from quintain.verifiers.math.read.units import UNITS, parse_unit
 
 _DISPLAY = re.compile(r"\$\$.{1,600}?\$\$|\\\[.{1,600}?\\\]|\\begin\{(\w{1,20}\*?)\}.{1,600}?\\end\{\1\}", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?:[*_\"')]*)\s+|\n+")

@@ -13,14 +13,14 @@ from fractions import Fraction
 from typing import Any, Final
 
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.math.exact import is_true
-from quintain.verifiers.math.extract import Extracted, extract, is_mathematics
-from quintain.verifiers.math.lexer import MAX_CHARS
-from quintain.verifiers.math.numbers import Plain, decimal_comma, parse_plain, same, within
+from quintain.verifiers.math.find.extract import Extracted, extract, is_mathematics
+from quintain.verifiers.math.find.reference import Reference, read_reference
 from quintain.verifiers.math.options import MathOptions
-from quintain.verifiers.math.reference import Reference, read_reference
-from quintain.verifiers.math.text import comparable, unwrapped, words_of
-from quintain.verifiers.math.units import Unit, conversion, split_unit
+from quintain.verifiers.math.read.exact import is_true
+from quintain.verifiers.math.read.lexer import MAX_CHARS
+from quintain.verifiers.math.read.numbers import Plain, decimal_comma, parse_plain, same, within
+from quintain.verifiers.math.read.spelling import comparable, unwrapped, words_of
+from quintain.verifiers.math.read.units import Unit, conversion, split_unit
 from quintain.verifiers.rules.choices import chosen_letters, listed_letters
 from quintain.verifiers.text import text_after_thinking
 

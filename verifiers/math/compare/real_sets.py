@@ -16,10 +16,10 @@ from typing import Final
 
 import mpmath
 
-from quintain.verifiers.math.compare import rational, value_of
-from quintain.verifiers.math.exact import Undefined, exact
-from quintain.verifiers.math.shapes import Combined, Group, Relation, Shape, Span, Value
-from quintain.verifiers.math.tree import Node, Op, Refused, Unreadable, symbol, symbols
+from quintain.verifiers.math.compare.equality import rational, value_of
+from quintain.verifiers.math.read.exact import Undefined, exact
+from quintain.verifiers.math.read.shapes import Combined, Group, Relation, Shape, Span, Value
+from quintain.verifiers.math.read.tree import Node, Op, Refused, Unreadable, symbol, symbols
 
 SAME_DIGITS: Final = 40
 """Breakpoints that agree to so many digits are one."""

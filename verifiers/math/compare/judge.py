@@ -23,14 +23,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from quintain.verifiers.math import compare, real_sets, rounded
-from quintain.verifiers.math.compare import Closeness
-from quintain.verifiers.math.equations import FLIPPED, same_zeros
-from quintain.verifiers.math.naming import is_name
-from quintain.verifiers.math.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value, Words
-from quintain.verifiers.math.text import comparable, words_of
-from quintain.verifiers.math.tree import PI, Node, Op, Unreadable, number, symbols, walk
-from quintain.verifiers.math.units import conversion
+from quintain.verifiers.math.compare import equality, real_sets, rounded
+from quintain.verifiers.math.compare.equality import Closeness
+from quintain.verifiers.math.compare.equations import FLIPPED, same_zeros
+from quintain.verifiers.math.compare.naming import is_name
+from quintain.verifiers.math.read.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value, Words
+from quintain.verifiers.math.read.spelling import comparable, words_of
+from quintain.verifiers.math.read.tree import PI, Node, Op, Unreadable, number, symbols, walk
+from quintain.verifiers.math.read.units import conversion
 
 Fallback = Callable[[str, str], bool]
 """Compares the texts of two expressions that this grammar cannot read: the answer's and the reference's."""
@@ -78,19 +78,19 @@ class Judge:
         if answer.tree is None or reference.tree is None:
             return factor == 1 and self.fallback(answer.text, reference.text)
         if (radians := _in_radians(answer, reference)) is not None:
-            return compare.equal(*radians, self.close)
+            return equality.equal(*radians, self.close)
         tree = answer.tree if factor == 1 else Node(Op.MUL, (number(factor), answer.tree))
         expected = reference.tree
         if self.percent == "lenient" and reference.percent and not answer.percent:
             expected = Node(Op.MUL, (number(100), expected))
-            if compare.equal(tree, expected, self.close):
+            if equality.equal(tree, expected, self.close):
                 return True
             expected = reference.tree
         return self._same_tree(answer, tree, expected, reference)
 
     def _same_tree(self, answer: Value, tree: Node, expected: Node, reference: Value) -> bool:
         try:
-            return compare.equal(tree, expected, self.close)
+            return equality.equal(tree, expected, self.close)
         except Unreadable:
             return self.fallback(answer.text, reference.text)
 
@@ -154,7 +154,7 @@ class Judge:
             return False
         one, other = ([tree for tree in side if tree is not None] for side in trees)
         return all(
-            compare.equal(Node(Op.MUL, (one[0], second)), Node(Op.MUL, (first, other[0])), self.close)
+            equality.equal(Node(Op.MUL, (one[0], second)), Node(Op.MUL, (first, other[0])), self.close)
             for first, second in zip(one[1:], other[1:], strict=True)
         )
 

@@ -24,7 +24,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
 
-from quintain.verifiers.math.text import word_set
+from quintain.verifiers.math.read.spelling import word_set
 
 Dimension = tuple[tuple[str, int], ...]
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from quintain.verifiers.math.lexer import check_size, tokens
-from quintain.verifiers.math.primaries import Primaries
-from quintain.verifiers.math.tree import ONE, PI, Node, Op, Refused, Unreadable, number
+from quintain.verifiers.math.read.lexer import check_size, tokens
+from quintain.verifiers.math.read.primaries import Primaries
+from quintain.verifiers.math.read.tree import ONE, PI, Node, Op, Refused, Unreadable, number
 
 MAX_MATRIX_SIDE: Final = 12
 MAX_ALTERNATIVES: Final = 4

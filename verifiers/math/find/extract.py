@@ -37,10 +37,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from quintain.verifiers.math.exact import is_true
-from quintain.verifiers.math.numbers import SCALES, parse_plain
-from quintain.verifiers.math.options import Extraction
-from quintain.verifiers.math.prose import (
+from quintain.verifiers.math.find.prose import (
     EMPHASIS,
     STRONG,
     Run,
@@ -53,8 +50,11 @@ from quintain.verifiers.math.prose import (
     runs,
     sentences,
 )
-from quintain.verifiers.math.text import closing_brace, comparable, grouped, plain_spelling, unwrapped
-from quintain.verifiers.math.units import parse_unit
+from quintain.verifiers.math.options import Extraction
+from quintain.verifiers.math.read.exact import is_true
+from quintain.verifiers.math.read.numbers import SCALES, parse_plain
+from quintain.verifiers.math.read.spelling import closing_brace, comparable, grouped, plain_spelling, unwrapped
+from quintain.verifiers.math.read.units import parse_unit
 from quintain.verifiers.text import text_after_thinking
 
 PROSE_WINDOW_CHARS: Final = 8_000

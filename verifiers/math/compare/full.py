@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from quintain.failure import one_line
 from quintain.verdict import Outcome
-from quintain.verifiers.math import algebra
-from quintain.verifiers.math.compare import Closeness, has_value
-from quintain.verifiers.math.judge import Judge
-from quintain.verifiers.math.numbers import decimal_comma
-from quintain.verifiers.math.reading import read
-from quintain.verifiers.math.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value
-from quintain.verifiers.math.tree import Refused, Unreadable
+from quintain.verifiers.math.compare import algebra
+from quintain.verifiers.math.compare.equality import Closeness, has_value
+from quintain.verifiers.math.compare.judge import Judge
+from quintain.verifiers.math.read.numbers import decimal_comma
+from quintain.verifiers.math.read.reading import read
+from quintain.verifiers.math.read.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value
+from quintain.verifiers.math.read.tree import Refused, Unreadable
 
 _WARM_UP: Final = (
     (r"2\sqrt{3}+1", r"1+\sqrt{12}"),

@@ -23,11 +23,11 @@ import re
 from fractions import Fraction
 from typing import Final, Literal
 
-from quintain.verifiers.math.extract import is_mathematics
-from quintain.verifiers.math.grammar import parse
-from quintain.verifiers.math.lexer import check_size
-from quintain.verifiers.math.numbers import parse_plain
-from quintain.verifiers.math.shapes import (
+from quintain.verifiers.math.find.extract import is_mathematics
+from quintain.verifiers.math.read.grammar import parse
+from quintain.verifiers.math.read.lexer import check_size
+from quintain.verifiers.math.read.numbers import parse_plain
+from quintain.verifiers.math.read.shapes import (
     EMPTY,
     REALS,
     Combined,
@@ -40,10 +40,10 @@ from quintain.verifiers.math.shapes import (
     Value,
     Words,
 )
-from quintain.verifiers.math.splitting import THOUSANDS, closes_early, split, split_at
-from quintain.verifiers.math.text import closing_brace, unwrapped
-from quintain.verifiers.math.tree import Node, Op, Refused, Unreadable, mentions, number, with_sign
-from quintain.verifiers.math.units import split_unit
+from quintain.verifiers.math.read.spelling import closing_brace, unwrapped
+from quintain.verifiers.math.read.splitting import THOUSANDS, closes_early, split, split_at
+from quintain.verifiers.math.read.tree import Node, Op, Refused, Unreadable, mentions, number, with_sign
+from quintain.verifiers.math.read.units import split_unit
 
 MAX_ITEMS: Final = 200
 MAX_DEPTH: Final = 8

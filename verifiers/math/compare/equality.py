@@ -25,11 +25,11 @@ from typing import Any, Final
 
 import mpmath
 
-from quintain.verifiers.math.evaluate import Evaluation
-from quintain.verifiers.math.exact import Undefined, exact
-from quintain.verifiers.math.matrices import matrix
-from quintain.verifiers.math.numbers import rounds_to
-from quintain.verifiers.math.tree import (
+from quintain.verifiers.math.compare.evaluate import Evaluation
+from quintain.verifiers.math.compare.matrices import matrix
+from quintain.verifiers.math.read.exact import Undefined, exact
+from quintain.verifiers.math.read.numbers import rounds_to
+from quintain.verifiers.math.read.tree import (
     Node,
     Op,
     Refused,

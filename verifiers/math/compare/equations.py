@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import mpmath
 
-from quintain.verifiers.math.compare import FIRST_DIGITS, POINTS, RENAMED_VARIABLES, TRIALS, points
-from quintain.verifiers.math.evaluate import Evaluation
-from quintain.verifiers.math.exact import Undefined, exact
-from quintain.verifiers.math.tree import Node, Refused, substituted, symbols
+from quintain.verifiers.math.compare.equality import FIRST_DIGITS, POINTS, RENAMED_VARIABLES, TRIALS, points
+from quintain.verifiers.math.compare.evaluate import Evaluation
+from quintain.verifiers.math.read.exact import Undefined, exact
+from quintain.verifiers.math.read.tree import Node, Refused, substituted, symbols
 
 FLIPPED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 """What a relation is when its sides change places, or its signs."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Final
 
-from quintain.verifiers.math.grammar import parse
-from quintain.verifiers.math.tree import Node, Op, Refused, Unreadable
+from quintain.verifiers.math.read.grammar import parse
+from quintain.verifiers.math.read.tree import Node, Op, Refused, Unreadable
 
 MAX_EXACT_BITS: Final = 400_000
 """Integers of more bits are not written out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quintain.verifiers.math.tree import Node, Op, Unreadable, mentions
+from quintain.verifiers.math.read.tree import Node, Op, Unreadable, mentions
 
 
 def matrix(node: Node) -> list[list[Node]] | None:

@@ -9,10 +9,9 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import Final
 
-from quintain.verifiers.math.cursor import Cursor
-from quintain.verifiers.math.lexer import MAX_LITERAL_DIGITS, Token, literal
-from quintain.verifiers.math.text import word_set
-from quintain.verifiers.math.tree import INFINITY, ONE, PI, Node, Op, Unreadable, number, symbol
+from quintain.verifiers.math.read.lexer import MAX_LITERAL_DIGITS, Cursor, Token, literal
+from quintain.verifiers.math.read.spelling import word_set
+from quintain.verifiers.math.read.tree import INFINITY, ONE, PI, Node, Op, Unreadable, number, symbol
 
 FUNCTIONS: Final = word_set(
     "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh ln log lg exp abs floor ceil gcd "

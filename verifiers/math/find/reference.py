@@ -22,11 +22,11 @@ from fractions import Fraction
 from typing import Any, Final
 
 from quintain.nearest import one_of
-from quintain.verifiers.math.extract import HASHES, boxes_of, extract, is_mathematics, mathematics_in, open_box
-from quintain.verifiers.math.lexer import MAX_CHARS
-from quintain.verifiers.math.numbers import parse_plain
-from quintain.verifiers.math.text import grouped, unwrapped
-from quintain.verifiers.math.units import parse_unit, split_unit
+from quintain.verifiers.math.find.extract import HASHES, boxes_of, extract, is_mathematics, mathematics_in, open_box
+from quintain.verifiers.math.read.lexer import MAX_CHARS
+from quintain.verifiers.math.read.numbers import parse_plain
+from quintain.verifiers.math.read.spelling import grouped, unwrapped
+from quintain.verifiers.math.read.units import parse_unit, split_unit
 
 FIELDS: Final = ("answer", "rel_tol", "abs_tol", "unit")
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import mpmath
 
-from quintain.verifiers.math.compare import rational, value_of
-from quintain.verifiers.math.shapes import Shape, Value
-from quintain.verifiers.math.tree import has_decimals, symbols
+from quintain.verifiers.math.compare.equality import rational, value_of
+from quintain.verifiers.math.read.shapes import Shape, Value
+from quintain.verifiers.math.read.tree import has_decimals, symbols
 
 LEAST_PLACES: Final = 2
 """A decimal of fewer places is too rough to stand for the number that it rounds."""

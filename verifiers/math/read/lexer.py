@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from quintain.verifiers.math.tree import Node, Refused, Unreadable, number
+from quintain.verifiers.math.read.tree import Node, Refused, Unreadable, number
 
 MAX_CHARS: Final = 4_000
 MAX_DEPTH: Final = 50
@@ -91,3 +91,35 @@ def literal(text: str) -> Node:
         raise Refused(f"a number in an expression has at most {MAX_LITERAL_DIGITS} digits")
     value = Fraction(digits.rstrip(".") or "0") * Fraction(10) ** int(power or 0)
     return number(value, decimal="." in digits or bool(power))
+
+
+class Cursor:
+    """The tokens of one expression and the next one to be read."""
+
+    def __init__(self, found: list[Token]) -> None:
+        self._tokens = found
+        self._place = 0
+        self._depth = 0
+        self._bars = 0
+
+    @property
+    def next(self) -> Token:
+        return self._tokens[self._place]
+
+    def _take(self) -> Token:
+        token = self._tokens[self._place]
+        self._place += token.kind != "end"
+        return token
+
+    def _is(self, *texts: str) -> bool:
+        return self.next.kind in ("sign", "command") and self.next.text in texts
+
+    def _expect(self, text: str) -> None:
+        if not (self.next.kind == "sign" and self.next.text == text):
+            raise Unreadable(f"expected {text!r}, not {self.next.text!r}")
+        self._take()
+
+    def _deeper(self) -> None:
+        self._depth += 1
+        if self._depth > 2 * MAX_DEPTH:
+            raise Refused(f"an expression has at most {MAX_DEPTH} brackets, roots or signs in each other")
