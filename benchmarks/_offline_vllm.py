@@ -1,6 +1,8 @@
 """Runs in vLLM's environment: vLLM's offline `LLM.generate`, one batch for each line of standard input.
 
-    python _offline_vllm.py MODEL MAX_TOKENS STOP_ID CONCURRENCY    then lines of JSON: lists of lists of token ids
+    python _offline_vllm.py MODEL MAX_TOKENS STOP_ID CONCURRENCY DTYPE
+
+Then lines of JSON: lists of lists of token ids.
 
 Answers each line with JSON: {"tokens": ..., "seconds": ...}.
 """
@@ -22,7 +24,7 @@ def main() -> None:
     max_tokens, stop, concurrency = map(int, sys.argv[2:5])
     engine = LLM(
         model=model,
-        dtype="bfloat16",
+        dtype=sys.argv[6],
         max_model_len=1024,
         max_num_seqs=concurrency,
         block_size=32,

@@ -1,7 +1,7 @@
 """The quickstart in TRL's GRPOTrainer. Run by vs_trl.py, in TRL's own virtual environment; it imports no quintain.
 
 Prints one JSON line an evaluation: {"step", "train_s", "heldout"}. `train_s` is the trainer's own wall time since
-`train()` began, evaluations left out; the evaluation is greedy, batched, in bfloat16.
+`train()` began, evaluations left out; the evaluation is greedy and batched, in the type of the training.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class Watch(TrainerCallback):
     """Counts training time, evaluates every `every` steps, and stops at `target`."""
 
     def __init__(
-        self, tokenizer: Any, heldout: list[dict[str, Any]], *, every: int, target: float, tokens: int
+        self, tokenizer: Any, heldout: list[dict[str, Any]], *, every: int, target: float, tokens: int, bfloat16: bool
     ) -> None:
+        self.bfloat16 = bfloat16
         self.tokenizer, self.heldout, self.every, self.target, self.tokens = (
             tokenizer,
             heldout,
@@ -72,7 +73,7 @@ class Watch(TrainerCallback):
             batch = self.tokenizer(
                 prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
             )
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
                 out = model.generate(**batch, max_new_tokens=self.tokens, do_sample=False)
             texts = self.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             scores += [correct(text, row["reference"]) for text, row in zip(texts, rows, strict=True)]
@@ -124,7 +125,14 @@ def main() -> None:
         use_cpu=True,
         **spec["options"],
     )
-    watch = Watch(tokenizer, spec["heldout"], every=spec["every"], target=spec["target"], tokens=spec["tokens"])
+    watch = Watch(
+        tokenizer,
+        spec["heldout"],
+        every=spec["every"],
+        target=spec["target"],
+        tokens=spec["tokens"],
+        bfloat16=spec["options"]["bf16"],
+    )
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,

@@ -8,9 +8,10 @@
 
     python benchmarks/rollout_efficiency.py [--episodes N] [--tokens N] [--concurrency N] [--rounds N]
 
-SmolLM2-135M-Instruct in bfloat16 on vLLM's CPU build (scripts/setup_vllm.py). All three sample in the same way, to the
-end of the turn or --tokens; every round has fresh prompts of its own, and the three take turns. The last line is JSON:
-ratios `vs_bare_http` (aim: 0.95) and `vs_offline` (aim: 0.88) of tokens per second, medians over the rounds.
+SmolLM2-135M-Instruct, in the faster type on this machine, on vLLM's CPU build (scripts/setup_vllm.py). All three sample
+in the same way, to the end of the turn or --tokens; every round has fresh prompts of its own, and the three take turns.
+The last line is JSON: ratios `vs_bare_http` (aim: 0.95) and `vs_offline` (aim: 0.88) of tokens per second, medians over
+the rounds.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from quintain.config import ExperimentConfig, VLLMConfig, dump_config, parse_con
 from quintain.envs.builtin.math import MathEnv
 from quintain.rollout.chat.renderer import load_renderer
 from quintain.rollout.client import RolloutClient
+from quintain.rollout.engines.dtypes import faster
 from quintain.rollout.engines.vllm.start import environ, flags
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -50,7 +52,7 @@ def experiment(url: str, tokens: int, concurrency: int) -> ExperimentConfig:
         "environment.name": "math",
         "environment.args": {"operations": "+", "low": 1, "high": 999},
         "rollout.engine": "vllm",
-        "rollout.dtype": "bfloat16",
+        "rollout.dtype": faster()[0],
         "rollout.max_length": 1024,
         "rollout.max_completion_length": tokens,
         "rollout.max_concurrency": concurrency,
@@ -105,13 +107,13 @@ def rollout_server(config: ExperimentConfig, folder: Path) -> Iterator[RolloutCl
 class Offline:
     """vLLM's offline engine in its own environment."""
 
-    def __init__(self, python: str, tokens: int, stop: int, concurrency: int, folder: Path) -> None:
+    def __init__(self, python: str, tokens: int, stop: int, concurrency: int, dtype: str, folder: Path) -> None:
         script = Path(__file__).with_name("_offline_vllm.py")
         settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
         threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
         with (folder / "offline.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [python, str(script), str(MODEL), str(tokens), str(stop), str(concurrency)],
+                [python, str(script), str(MODEL), str(tokens), str(stop), str(concurrency), dtype],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -209,7 +211,7 @@ def main() -> None:
         config = experiment(f"http://127.0.0.1:{_free_port()}", args.tokens, args.concurrency)
         url = stack.enter_context(vllm_server(python, config, folder))
         client = stack.enter_context(rollout_server(config, folder))
-        offline = Offline(python, args.tokens, stop, args.concurrency, folder)
+        offline = Offline(python, args.tokens, stop, args.concurrency, config.rollout.dtype, folder)
         stack.callback(offline.close)
         for turn in range(args.rounds + 1):  # the first one warms up
             first = 3 * turn * args.episodes

@@ -22,14 +22,19 @@ from typing import Any
 from _side import ROOT, peer_python, report
 
 from quintain.config import load_config
+from quintain.rollout.engines.dtypes import faster
 
 CONFIG = load_config(ROOT / "examples" / "quickstart.yaml")
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 TRL_OPTIONS: dict[str, dict[str, Any]] = {
-    # TRL's own options on a CPU, fastest first (`--steps-only 2`; figures in benchmarks/README.md).
-    "bf16": {"bf16": True, "gradient_checkpointing": False},
+    # TRL's own options on a CPU (`--steps-only 2`; figures in benchmarks/README.md).
+    "bfloat16": {"bf16": True, "gradient_checkpointing": False},
     "float32": {"bf16": False, "gradient_checkpointing": False},
-    "bf16_continuous": {"bf16": True, "gradient_checkpointing": False, "use_transformers_continuous_batching": True},
+    "bfloat16_continuous": {
+        "bf16": True,
+        "gradient_checkpointing": False,
+        "use_transformers_continuous_batching": True,
+    },
 }
 
 
@@ -116,14 +121,14 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=CONFIG.trainer.max_steps)
     parser.add_argument("--target", type=float, default=0.75)
     parser.add_argument("--per-device", type=int, default=64, help="TRL's per_device_train_batch_size")
-    parser.add_argument("--trl-options", choices=TRL_OPTIONS, default="bf16")
+    parser.add_argument("--trl-options", choices=TRL_OPTIONS, help="default: the faster type here")
     parser.add_argument("--steps-only", type=int, help="compare the pace of so many steps and stop")
     args = parser.parse_args()
     if args.steps_only:
         args.max_steps = args.every = args.steps_only
     with tempfile.TemporaryDirectory() as name:
         ours = quintain(args, Path(name))
-        theirs = trl(args, Path(name), TRL_OPTIONS[args.trl_options])
+        theirs = trl(args, Path(name), TRL_OPTIONS[args.trl_options or faster()[0]])
     detail: dict[str, Any] = {"quintain": ours, "trl": theirs, "seed": args.seed, "target": args.target}
     ratios = {"step": ours[-1]["train_s"] / ours[-1]["step"] / (theirs[-1]["train_s"] / theirs[-1]["step"])}
     mine, peers = seconds_to(ours, args.target), seconds_to(theirs, args.target)

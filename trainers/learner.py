@@ -21,6 +21,7 @@ from quintain.config import ExperimentConfig
 from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
 from quintain.rollout.chat.renderer import quiet_transformers
+from quintain.rollout.engines.dtypes import torch_dtype
 from quintain.trainers.algorithms.grpo import Credited, Row, credit
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
@@ -52,7 +53,8 @@ class Learner:
         threads = trainer.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
         self.config, self.checkpoints, self._check = config, checkpoints, check
-        mixed = config.model.dtype == "float32" and config.model.compute_dtype == "bfloat16"
+        compute = torch_dtype(config.model.compute_dtype, "model.compute_dtype")
+        mixed = config.model.dtype == "float32" and compute is torch.bfloat16
         self.accelerator = Accelerator(
             mixed_precision="bf16" if mixed else "no",
             cpu=not torch.cuda.is_available(),

@@ -35,8 +35,9 @@ class ModelConfig(Section):
     """A folder with a transformers model and its tokenizer, or a hub name."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the trained weights and of the optimiser's state."""
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """The type matrix products run in; bfloat16 with float32 weights is mixed precision."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type matrix products run in; bfloat16 with float32 weights is mixed precision. auto: bfloat16 on a GPU, and
+    where it is measured to be the faster one on this CPU; what was chosen stands in the run's config.yaml and stays."""
     lora: LoraConfig | None = None
     """A low-rank adapter; null trains every weight."""
     gradient_checkpointing: bool = False
@@ -77,8 +78,8 @@ class RolloutConfig(Section):
     """What samples: the embedded transformers engine, or vLLM servers (section `vllm`)."""
     vllm: VLLMConfig | None = None
     """With engine 'vllm': which servers; null is one that the run starts with this Python."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """The type the engine samples in."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type the engine samples in; auto as in model.compute_dtype."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Sampling temperature of training episodes."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -136,6 +137,8 @@ class RolloutConfig(Section):
     def _engine(self) -> RolloutConfig:
         if self.vllm is not None and self.engine != "vllm":
             raise ValueError(f"'vllm' is given, but engine is '{self.engine}': set engine: vllm, or drop the section")
+        if self.vllm is not None and self.vllm.urls and self.dtype == "auto":
+            raise ValueError("dtype: auto measures this machine, not the servers at vllm.urls: give their --dtype")
         return self
 
 

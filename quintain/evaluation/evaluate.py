@@ -27,13 +27,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from quintain.config import EvaluationConfig, ExperimentConfig, dump_config
-from quintain.evaluation.episode_log import EpisodeLog
+from quintain.config import EvaluationConfig, ExperimentConfig, dump_config, load_config
+from quintain.evaluation.episode_log import EVALUATION, EpisodeLog
 from quintain.evaluation.figures import Figures, figures_json, figures_of, figures_table
 from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
 from quintain.failure import QuintainError, one_line
 from quintain.launch.checks import check_model, heldout_size
-from quintain.launch.run_folder import RunFolder, new_run
+from quintain.launch.run_folder import RunFolder, new_run, with_dtypes_of
 from quintain.launch.servers import start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.trajectory import Group, Trajectory
@@ -75,6 +75,8 @@ def evaluate(config: ExperimentConfig, *, as_json: bool, asked: Asked | None = N
     console = Console(stderr=as_json)
     with tempfile.TemporaryDirectory(prefix="quintain-eval-") as scratch:
         folder = asked.output or Path(scratch) / "evaluation"
+        if asked.endpoint is None:
+            config = _with_dtypes(config, folder, console)
         with EpisodeLog(folder, identity_of(config, asked.endpoint)) as log:
             supervisor = Supervisor(
                 restarts=config.rollout.restarts, report=lambda text: console.print(text, highlight=False)
@@ -141,6 +143,18 @@ def _with_evaluation(config: ExperimentConfig, samples: int) -> ExperimentConfig
             raise QuintainError(f"{samples} samples at temperature 0 are all the same: give a --temperature above 0")
         evaluation = evaluation.model_copy(update={"temperature": config.rollout.temperature})
     return config.model_copy(update={"evaluation": evaluation})
+
+
+def _with_dtypes(config: ExperimentConfig, folder: Path, console: Console) -> ExperimentConfig:
+    """`config` with the number types of the evaluation in `folder`, or those chosen now; an episode depends on them."""
+    from quintain.rollout.engines.dtypes import settled
+
+    if (folder / EVALUATION).is_file() and (folder / "config.yaml").is_file():
+        config = with_dtypes_of(config, load_config(folder / "config.yaml"))
+    config, choice = settled(config)
+    if choice is not None:
+        console.print(choice, highlight=False, soft_wrap=True)
+    return config
 
 
 class _Session:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from quintain.config import ExperimentConfig
 from quintain.launch.checks import check_model
-from quintain.launch.run_folder import new_run, resumed_run
+from quintain.launch.run_folder import new_run, resumed_run, settle_dtypes
 from quintain.launch.servers import start_environment
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.lifeline import hold_lifeline
@@ -43,7 +43,7 @@ def serve_rollout(
     check_bind(host, bool(tokens), f"{ROLLOUT_TOKEN_ENV} or a file of tokens")
     check_model(config)
     console = Console(stderr=True)
-    run = resumed_run(config, run_dir) if resume else new_run(config, run_dir)
+    run, config = resumed_run(config, run_dir) if resume else (new_run(config, run_dir), config)
     console.print(f"run directory: {run.path}", highlight=False, soft_wrap=True)
 
     def ready(url: str) -> None:
@@ -56,6 +56,7 @@ def serve_rollout(
     supervisor = Supervisor(restarts=config.rollout.restarts, report=report)
     try:
         environment = start_environment(supervisor, config, run)
+        config = settle_dtypes(config, run, report)
         serve(
             run.path,
             environment=environment,

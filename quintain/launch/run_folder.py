@@ -5,6 +5,7 @@ config.yaml  metrics.jsonl  summary.json  curve.png  trajectories/  journal.db  
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -61,8 +62,11 @@ def new_run(config: ExperimentConfig, at: Path | None) -> RunFolder:
     return run
 
 
-def resumed_run(config: ExperimentConfig, at: Path | None) -> RunFolder:
-    """The folder to go on with: `at`, or the newest of this name. QuintainError where the config is another one."""
+def resumed_run(config: ExperimentConfig, at: Path | None) -> tuple[RunFolder, ExperimentConfig]:
+    """The folder to go on with, `at` or the newest of this name, and `config` with the number types chosen there.
+
+    QuintainError where the config is another one.
+    """
     if at is None:
         found = sorted(Path(config.output_dir).glob(f"{config.name}-[0-9]*"))
         if not found:
@@ -73,14 +77,37 @@ def resumed_run(config: ExperimentConfig, at: Path | None) -> RunFolder:
     run = RunFolder(at)
     if not run.config.is_file():
         raise QuintainError(f"nothing to resume in {at}: it has no config.yaml")
-    before, now = _identity(load_config(run.config)), _identity(config)
+    earlier = load_config(run.config)
+    config = with_dtypes_of(config, earlier)
+    before, now = _identity(earlier), _identity(config)
     changed = [name for name in now if before[name] != now[name]]
     if changed:
         raise QuintainError(
             f"{at} was run with another {' and '.join(changed)}: resume with what {run.config} says, or start a new run"
         )
     run.config.write_text(dump_config(config), encoding="utf-8")
-    return run
+    return run, config
+
+
+def with_dtypes_of(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
+    """`config` with the number types of `earlier` where it leaves the choice: they hold on every machine."""
+    model, rollout = config.model, config.rollout
+    if model.compute_dtype == "auto":
+        model = model.model_copy(update={"compute_dtype": earlier.model.compute_dtype})
+    if rollout.dtype == "auto":
+        rollout = rollout.model_copy(update={"dtype": earlier.rollout.dtype})
+    return config.model_copy(update={"model": model, "rollout": rollout})
+
+
+def settle_dtypes(config: ExperimentConfig, run: RunFolder, say: Callable[[str], None]) -> ExperimentConfig:
+    """`config` with a number type in place of each `auto`, as it then stands in the run's config.yaml. Loads torch."""
+    from quintain.rollout.engines.dtypes import settled
+
+    config, choice = settled(config)
+    if choice is not None:
+        run.config.write_text(dump_config(config), encoding="utf-8")
+        say(choice)
+    return config
 
 
 def _identity(config: ExperimentConfig) -> dict[str, Any]:

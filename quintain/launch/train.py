@@ -21,7 +21,7 @@ from rich.console import Console
 from quintain.config import ExperimentConfig
 from quintain.failure import FailureError, QuintainError
 from quintain.launch.checks import check_model, check_one_process, heldout_size
-from quintain.launch.run_folder import RunFolder, new_run, resumed_run
+from quintain.launch.run_folder import RunFolder, new_run, resumed_run, settle_dtypes
 from quintain.launch.servers import start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 
@@ -33,7 +33,7 @@ def train(config: ExperimentConfig, *, resume: bool, run_dir: Path | None, as_js
     console = Console(stderr=as_json)
     check_one_process(os.environ)
     check_model(config)
-    run = resumed_run(config, run_dir) if resume else new_run(config, run_dir)
+    run, config = resumed_run(config, run_dir) if resume else (new_run(config, run_dir), config)
     console.print(f"run directory: {run.path}", highlight=False, soft_wrap=True)
     how_to_go_on = f"quintain train {run.config} --resume --run-dir {run.path}"
     supervisor = Supervisor(restarts=config.rollout.restarts, report=lambda text: console.print(text, highlight=False))
@@ -67,6 +67,7 @@ def _train(
 ) -> dict[str, Any] | int:
     """The run's summary, or the number of whole steps after which it was stopped."""
     environment = start_environment(supervisor, config, run)
+    config = settle_dtypes(config, run, lambda text: console.print(text, highlight=False, soft_wrap=True))
     with ThreadPoolExecutor(1) as beside:  # the rollout server comes up while torch and the learner load
         starting = beside.submit(start_rollout, supervisor, config, run, environment)
 

@@ -28,6 +28,8 @@ def make_engine(
     The embedded engine samples in lockstep with the episodes that are `running` at staleness 0, so that runs are
     reproducible. QuintainError where it cannot be made.
     """
+    if config.rollout.dtype == "auto":
+        raise QuintainError("rollout.dtype is still 'auto': `quintain.rollout.engines.dtypes.settled` chooses one")
     if config.rollout.engine == "vllm":
         from quintain.rollout.engines.vllm.start import open_vllm
 

@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from quintain.config import LoraConfig, ModelConfig
 from quintain.failure import QuintainError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from quintain.rollout.engines.dtypes import DTYPES
 
 
 def load_policy(config: ModelConfig, *, seed: int) -> nn.Module:

@@ -14,12 +14,13 @@ from quintain.codec import Floats, Ints, as_floats
 from quintain.config import RolloutConfig
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.base import Weights
+from quintain.rollout.engines.dtypes import torch_dtype
 from quintain.rollout.engines.vllm.gpu import DirectTransfer
 from quintain.rollout.weights.canary import TOLERANCE, Canary, canary_rows
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.learner import Learner
-from quintain.trainers.model.policy import DTYPES, published
+from quintain.trainers.model.policy import published
 from quintain.trainers.publishing.weights import WeightStore
 from quintain.trajectory import Segment
 
@@ -29,7 +30,7 @@ class Publisher:
 
     def __init__(self, learner: Learner, rollout: RolloutClient, config: RolloutConfig, *, scratch: Path) -> None:
         self._learner, self._rollout = learner, rollout
-        self._dtype = DTYPES[config.dtype]
+        self._dtype = torch_dtype(config.dtype, "rollout.dtype")
         tolerance = config.canary_tolerance
         self._tolerance = TOLERANCE[config.dtype] if tolerance is None else tolerance
         self._rows = canary_rows(learner.tokenizer)

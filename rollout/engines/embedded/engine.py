@@ -91,7 +91,7 @@ class EmbeddedEngine:
         self,
         model: str | Path | Any,
         *,
-        dtype: str = "bfloat16",
+        dtype: str,
         max_batch: int = 64,
         max_length: int | None = None,
         cache_bytes: int = CACHE_BYTES,

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from quintain.failure import QuintainError
+from quintain.rollout.engines.dtypes import torch_dtype
 from quintain.rollout.engines.embedded.kv import Slots
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 _SCORED_POSITIONS = 512  # at once through the head: V float32 numbers each
 _PROBE_TOKENS = 8
@@ -99,8 +98,7 @@ def open_network(model: Any, dtype: str, max_length: int | None) -> Opened:
     from quintain.rollout.engines.embedded.llama import LlamaNetwork
     from quintain.rollout.engines.embedded.modules import ModuleNetwork, longest, read_model
 
-    if dtype not in DTYPES:
-        raise QuintainError(f"the embedded engine computes in {' or '.join(DTYPES)}, not in {dtype!r}: set dtype")
+    kind = torch_dtype(dtype, "rollout.dtype")
     with torch.inference_mode():
         loaded = read_model(model) if isinstance(model, (str, Path)) else model
         loaded.eval()
@@ -108,13 +106,13 @@ def open_network(model: Any, dtype: str, max_length: int | None) -> Opened:
         probe = torch.arange(_PROBE_TOKENS) * 7919 % loaded.config.get_text_config().vocab_size
         reference = loaded(input_ids=probe[None], use_cache=False).logits[0].float()
         networks: Iterator[Callable[[], Network]] = iter(
-            ([lambda: LlamaNetwork(loaded, DTYPES[dtype])] if LlamaNetwork.fits(loaded) else [])
-            + [lambda: ModuleNetwork(loaded, DTYPES[dtype])]
+            ([lambda: LlamaNetwork(loaded, kind)] if LlamaNetwork.fits(loaded) else [])
+            + [lambda: ModuleNetwork(loaded, kind)]
         )
         for make in networks:
             network = make()
             error, token_bytes = _probe(network, probe, reference)
-            if error <= _TOLERANCE[DTYPES[dtype]]:
+            if error <= _TOLERANCE[kind]:
                 return Opened(network, length, token_bytes)
     raise QuintainError(
         f"{type(loaded).__name__} decodes differently with its cache in slots than on its own, so the embedded engine "
