@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from quintain.verifiers.sandbox._walls import process_count, walls
 from quintain.verifiers.sandbox.handle import Facts
+from quintain.verifiers.sandbox.protections import process_count, walls
 
 KEPT = {"SETUID": 7, "CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETPCAP": 8}
 KEPT |= {"NET_BIND_SERVICE": 10, "NET_RAW": 13, "SYS_CHROOT": 18, "SYS_ADMIN": 21, "MKNOD": 27, "SETFCAP": 31}

@@ -220,7 +220,7 @@ def python_version(python: str | None, backend: str) -> str:
     """The version of the interpreter that runs tested programs, as "python-3.11.2"."""
     import sys
 
-    from quintain.verifiers.sandbox._interpreter import SYSTEM_PYTHON
+    from quintain.verifiers.sandbox.interpreter import SYSTEM_PYTHON
 
     system = SYSTEM_PYTHON if backend == "namespaces" and os.path.exists(SYSTEM_PYTHON) else sys.executable
     ask = [python or system, "-I", "-c", "import platform; print(platform.python_version())"]

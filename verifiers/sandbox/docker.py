@@ -23,10 +23,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
-from quintain.verifiers.sandbox._container import WORK, Container, bounded_memory
-from quintain.verifiers.sandbox._container_session import ContainerSession
-from quintain.verifiers.sandbox._hijack import Line, address, connect, reach
-from quintain.verifiers.sandbox._session import Starting, slot_count
+from quintain.verifiers.sandbox.container import WORK, Container, bounded_memory
+from quintain.verifiers.sandbox.container_session import ContainerSession
+from quintain.verifiers.sandbox.hijack import Line, address, connect, reach
 from quintain.verifiers.sandbox.interface import (
     Execution,
     Limits,
@@ -38,6 +37,7 @@ from quintain.verifiers.sandbox.interface import (
     check_files,
 )
 from quintain.verifiers.sandbox.outcome import broken
+from quintain.verifiers.sandbox.session import Starting, slot_count
 from quintain.verifiers.workers.slots import Slots
 
 FIRST_UID: Final = 1_900_000

@@ -1,6 +1,6 @@
 """The service's side of the namespaces sandbox: the zygote process, and the keeper of each slot.
 
-What always holds: `Keeper.command` ends with a report or with `KeeperGone`, never with neither; a keeper that
+What always holds: an order ends with a report or with `KeeperGone`, never with neither; a keeper that
 is gone comes back, and so does a zygote, as long as they start at all; after `close`, and after the death of
 this process by whatever means, neither they nor anything they have started is left. The zygote is a sibling of
 the worker pool's, and cannot be the same: it runs in another interpreter, without quintain and its packages.
@@ -69,7 +69,7 @@ class Facts:
     few: bool
 
 
-class Keeper:
+class KeeperHandle:
     """One slot, seen from the event loop: one command at a time. `uid` is the user its programs become."""
 
     def __init__(self, slot: int, uid: int) -> None:
@@ -82,6 +82,12 @@ class Keeper:
         self.false_starts = 0
         self._said_ready = False
         self._given_up: QuintainError | None = None
+        self._begun: float | None = None
+
+    @property
+    def begun(self) -> float | None:
+        """When the program of the order began, by the loop's clock; None before."""
+        return self._begun
 
     @property
     def busy(self) -> bool:
@@ -99,6 +105,7 @@ class Keeper:
         """Give an order that has an answer; the answer, or KeeperGone."""
         assert not self.busy, "a slot does one thing at a time"
         report = self._report = asyncio.get_running_loop().create_future()
+        self._begun = None
         if self._sock is None:
             report.set_exception(KeeperGone("the sandbox process is gone"))
             return report
@@ -125,6 +132,10 @@ class Keeper:
             self._report.add_done_callback(lambda _: then())
         else:
             then()
+
+    def has_programs(self) -> bool:
+        """Whether anything of a program lives in the slot now: more than the keeper and the init of its session."""
+        return self.pid is not None and living_below(self.pid) > 1
 
     def attach(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         """A keeper for this slot is being started at the other end of `sock`."""
@@ -174,8 +185,24 @@ class Keeper:
             self._said_ready = True
             if self.pid is not None:
                 self._rise()
+        elif data == wire.BEGUN:
+            self._begun = loop.time()
         elif self._report is not None and not self._report.done():
             self._report.set_result(data)
+
+
+def living_below(pid: int) -> int:
+    """How many processes live that `pid`, or one of them, has started."""
+    parents: dict[int, int] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, parent = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[:2]
+            if state not in (b"Z", b"X"):
+                parents[int(name)] = int(parent)
+    below = {pid}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return len(below) - 1
 
 
 def order(kind: int) -> bytes:
@@ -183,10 +210,10 @@ def order(kind: int) -> bytes:
     return wire.ORDER.pack(kind, 0.0, 0.0, 0.0, 0, 0, 0, False)
 
 
-class Zygote:
+class ZygoteHandle:
     """Starts the zygote, has it make a keeper for each slot, and starts again what dies."""
 
-    def __init__(self, spec: ZygoteSpec, keepers: Sequence[Keeper], adopt: Callable[[int, int], None]) -> None:
+    def __init__(self, spec: ZygoteSpec, keepers: Sequence[KeeperHandle], adopt: Callable[[int, int], None]) -> None:
         """`adopt(slot, pid)` is called for each new keeper, before it has done anything."""
         self._spec = spec
         self._keepers = keepers
@@ -277,7 +304,7 @@ class Zygote:
         os.set_blocking(read_err, False)
         self._stderr = read_err
 
-    def _spawn(self, keeper: Keeper) -> None:
+    def _spawn(self, keeper: KeeperHandle) -> None:
         keeper.false_starts += 1  # until it says that it is ready
         if keeper.false_starts > FALSE_STARTS:
             self._listen()

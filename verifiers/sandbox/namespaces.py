@@ -3,7 +3,8 @@
 A trusted zygote (`jail/`) has an interpreter ready; each session runs in namespaces of its own that are made
 from it in milliseconds. What always holds, beside what every sandbox holds:
 - the status of a program comes from the kernel, through a process that it cannot see or reach;
-- a program whose zygote or keeper dies is run once more; the second time it is INFRA_ERROR;
+- a program whose zygote or keeper dies is run once more; the second time it is INFRA_ERROR; one that lives on past
+  its deadline, so that its keeper finds no time to report, has itself to blame;
 - nothing that one program brought is ever in a process that runs another.
 """
 
@@ -17,11 +18,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.verifiers.sandbox import _interpreter, cgroups
-from quintain.verifiers.sandbox._command import Command, Pipes, encode
-from quintain.verifiers.sandbox._session import Begun, OneAtATime, Starting, slot_count
-from quintain.verifiers.sandbox._walls import walls
-from quintain.verifiers.sandbox.handle import Facts, Keeper, KeeperGone, Zygote, ZygoteSpec
+from quintain.verifiers.sandbox import cgroups
+from quintain.verifiers.sandbox.command import Command, Pipes, encode
+from quintain.verifiers.sandbox.handle import Facts, KeeperGone, KeeperHandle, ZygoteHandle, ZygoteSpec
 from quintain.verifiers.sandbox.interface import (
     Execution,
     Limits,
@@ -31,7 +30,10 @@ from quintain.verifiers.sandbox.interface import (
     Session,
     check_files,
 )
+from quintain.verifiers.sandbox.interpreter import find
 from quintain.verifiers.sandbox.outcome import broken
+from quintain.verifiers.sandbox.protections import walls
+from quintain.verifiers.sandbox.session import Begun, OneAtATime, Starting, slot_count
 from quintain.verifiers.workers.slots import Slots
 
 HIGHEST_UID: Final = 2_000_000_000
@@ -69,9 +71,9 @@ class NamespaceSandbox(Sandbox):
         self._prepared = dict(prepared or {})
         self._use_groups = control_groups and user is None
         self._starting = Starting(self._start)
-        self._zygote: Zygote | None = None
+        self._zygote: ZygoteHandle | None = None
         self._groups: list[cgroups.SlotGroup] = []
-        self._slots: Slots[Keeper] = Slots([])
+        self._slots: Slots[KeeperHandle] = Slots([])
 
     @property
     def zygote_pid(self) -> int | None:
@@ -130,7 +132,7 @@ class NamespaceSandbox(Sandbox):
 
     # Slots
 
-    async def _acquire(self, group: Hashable) -> Keeper:
+    async def _acquire(self, group: Hashable) -> KeeperHandle:
         keeper = await self._slots.acquire(group)
         try:
             await keeper.ready()
@@ -143,24 +145,24 @@ class NamespaceSandbox(Sandbox):
             raise
         return keeper
 
-    def _release(self, keeper: Keeper) -> None:
+    def _release(self, keeper: KeeperHandle) -> None:
         """Give the slot back, once nothing runs in it any more."""
         keeper.when_idle(lambda: self._slots.release(keeper))
 
-    def _begin(self, keeper: Keeper, command: bytes, limits: Limits, pipes: Pipes, *, once: bool) -> Command:
+    def _begin(self, keeper: KeeperHandle, command: bytes, limits: Limits, pipes: Pipes, *, once: bool) -> Command:
         assert self._zygote is not None
         return Command(keeper, self._zygote, self._groups[keeper.slot], command, limits, pipes, once=once)
 
     # Start and end
 
     async def _start(self) -> Facts:
-        interpreter = await asyncio.to_thread(_interpreter.find, self._python)
+        interpreter = await asyncio.to_thread(find, self._python)
         readable = (*interpreter.folders, *self._readable)
         spec = ZygoteSpec(interpreter.path, self._preload, readable, self._user, self._prepared)
         uids = slot_uids(_read("/proc/self/uid_map"), self._count)
-        keepers = [Keeper(slot, uid) for slot, uid in enumerate(uids)]
+        keepers = [KeeperHandle(slot, uid) for slot, uid in enumerate(uids)]
         self._groups = await asyncio.to_thread(self._make_groups)
-        self._zygote = Zygote(spec, keepers, self._adopt)
+        self._zygote = ZygoteHandle(spec, keepers, self._adopt)
         try:
             facts = await self._zygote.start()
             for keeper in keepers:
@@ -190,7 +192,7 @@ class NamespaceSandbox(Sandbox):
 class _Session(OneAtATime):
     """A slot, for as long as the session lasts."""
 
-    def __init__(self, sandbox: NamespaceSandbox, keeper: Keeper, files: dict[str, bytes], box: Limits) -> None:
+    def __init__(self, sandbox: NamespaceSandbox, keeper: KeeperHandle, files: dict[str, bytes], box: Limits) -> None:
         super().__init__(files, box, prepared=sandbox._prepared)
         self._sandbox = sandbox
         self._keeper = keeper

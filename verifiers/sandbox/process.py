@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from quintain.failure import FailureError, QuintainError, Stage, failure_from
-from quintain.verifiers.sandbox import _interpreter
-from quintain.verifiers.sandbox._capture import Capture
-from quintain.verifiers.sandbox._command import Pipes, sealed
-from quintain.verifiers.sandbox._session import Begun, OneAtATime, Starting, slot_count
+from quintain.verifiers.sandbox.capture import Capture
+from quintain.verifiers.sandbox.command import Pipes, sealed
 from quintain.verifiers.sandbox.interface import (
     Execution,
     Limits,
@@ -34,8 +32,10 @@ from quintain.verifiers.sandbox.interface import (
     Session,
     check_files,
 )
+from quintain.verifiers.sandbox.interpreter import Interpreter, inspect
 from quintain.verifiers.sandbox.jail.bare import BEGUN
 from quintain.verifiers.sandbox.outcome import End, Observed, broken, judge
+from quintain.verifiers.sandbox.session import Begun, OneAtATime, Starting, slot_count
 from quintain.verifiers.workers.slots import Slots
 
 BOOT: Final = (
@@ -96,8 +96,8 @@ class ProcessSandbox(Sandbox):
         for session in list(self._sessions):
             await session.close()
 
-    async def _start(self) -> _interpreter.Interpreter:
-        return await asyncio.to_thread(_interpreter.inspect, self._python)
+    async def _start(self) -> Interpreter:
+        return await asyncio.to_thread(inspect, self._python)
 
     def _ended(self, session: _Session, slot: int) -> None:
         self._sessions.discard(session)

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from quintain.failure import FailureError, QuintainError
-from quintain.verifiers.sandbox._container_session import ContainerSession
+from quintain.verifiers.sandbox.container_session import ContainerSession
 from quintain.verifiers.sandbox.docker import DockerSandbox
 from quintain.verifiers.sandbox.interface import Limits, Program, Status
 

@@ -107,7 +107,7 @@ async def test_a_killed_keeper_costs_its_own_slot_only(make: Make) -> None:
 
 
 async def test_a_stuck_keeper_is_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quintain.verifiers.sandbox._command.OVERDUE_S", 0.1)
+    monkeypatch.setattr("quintain.verifiers.sandbox.command.OVERDUE_S", 0.1)
     async with make(slots=1) as sandbox:
         run = asyncio.create_task(sandbox.run(Program.python("print(input())"), limits=Limits(wall_s=0.3)))
         (keeper,) = keepers(sandbox)
@@ -116,6 +116,22 @@ async def test_a_stuck_keeper_is_given_up(make: Make, monkeypatch: pytest.Monkey
         assert done.status in (Status.INFRA_ERROR, Status.OK, Status.RUNTIME_ERROR)
         assert (await sandbox.run(PRINT)).stdout == b"1\n"
         assert not keeper.is_running()
+
+
+@pytest.mark.parametrize(("ends", "status"), [(False, Status.TIMEOUT), (True, Status.INFRA_ERROR)])
+async def test_where_no_report_comes_a_program_that_lives_on_has_run_into_its_time(
+    make: Make, monkeypatch: pytest.MonkeyPatch, ends: bool, status: Status
+) -> None:
+    monkeypatch.setattr("quintain.verifiers.sandbox.command.OVERDUE_S", 0.1)
+    async with make(slots=1) as sandbox, await sandbox.open() as session:
+        talk = await session.start(Program.python("print('up', flush=True); input()"), limits=Limits(wall_s=0.5))
+        assert await talk.stdout.readline() == b"up\n"
+        keepers(sandbox)[0].suspend()  # as if its program left it no time
+        if ends:
+            talk.stdin.write(b"\n")
+            assert await talk.stdout.read() == b""
+        assert (await talk.wait()).status is status
+        assert (await session.run(PRINT)).status is Status.INFRA_ERROR, "its session is gone"
 
 
 async def test_nothing_is_left_after_close(make: Make) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -217,6 +219,24 @@ async def test_memory_of_all_processes_is_bounded_at_once_or_soon(sandbox: Names
         assert done.peak_bytes < 140 << 20
     else:
         assert done.status is Status.MEMORY_LIMIT
+
+
+SHARED = (
+    "import ctypes, mmap\nif {}: ctypes.CDLL(None).prctl(4, 0)\n"
+    "memory = mmap.mmap(-1, 600 << 20)\nfor page in range(0, 600 << 20, 4096): memory[page] = 1"
+)
+
+
+async def test_every_program_of_a_slot_is_looked_at_where_there_are_no_control_groups(user: int | None) -> None:
+    """The first as much as those whose numbers are those of something of ours; and what lets nobody look at it."""
+    limits = Limits(wall_s=30, cpu_s=30, memory_bytes=256 << 20)
+    async with NamespaceSandbox(slots=1, user=user, control_groups=False) as sandbox:
+        for number in range(4):
+            done = await sandbox.run(Program.python(SHARED.format(number % 2)), limits=limits)
+            assert (done.status, number) == (Status.MEMORY_LIMIT, number)
+    async with NamespaceSandbox(slots=1, user=user, control_groups=False) as sandbox:
+        done = await sandbox.run(Program.python("while True: pass"), limits=replace(limits, cpu_s=0.5))
+        assert (done.status, done.exit) == (Status.TIMEOUT, -signal.SIGKILL), "by the keeper, before its own limit"
 
 
 async def test_processor_time_of_all_processes_is_bounded(sandbox: NamespaceSandbox) -> None:

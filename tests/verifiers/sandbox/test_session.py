@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from quintain.failure import FailureError, QuintainError
-from quintain.verifiers.sandbox._command import Pipes
-from quintain.verifiers.sandbox._session import Begun, OneAtATime, Starting, slot_count
+from quintain.verifiers.sandbox.command import Pipes
 from quintain.verifiers.sandbox.interface import Execution, Limits, Program, Status
+from quintain.verifiers.sandbox.session import Begun, OneAtATime, Starting, slot_count
 
 
 class Fake(OneAtATime):

@@ -20,8 +20,6 @@ BEGUN = b"\0"
 USAGE = struct.Struct("=8sdQQ")
 """USAGE_MARK, processor seconds, processes killed for lack of memory, and the most bytes at one time."""
 USAGE_MARK = b"\0USAGE\0\n"
-FIRST_TO_GO = "1000"
-"""Of all in the container, the kernel takes the program where memory is used up."""
 CPU_NANOSECONDS = ("cpuacct/cpuacct.usage", "cpu,cpuacct/cpuacct.usage")
 CPU_STATISTICS = "cpu.stat"
 OUT_OF_MEMORY = ("memory/memory.oom_control", "memory.events")
@@ -71,7 +69,7 @@ def supervise() -> None:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError):
-            root.write("/proc/self/oom_score_adj", FIRST_TO_GO)
+            root.write("/proc/self/oom_score_adj", guest.FIRST_TO_GO)
         return
     report = fcntl.fcntl(2, fcntl.F_DUPFD, 64)
     os.closerange(0, 64)  # whoever reads what the program writes waits for the program only

@@ -29,6 +29,8 @@ CPU_GRACE_S = 1
 """The keeper sums processor time up and ends the program; the kernel's own limit is behind it."""
 MOST_INODES = 1 << 48
 """What a tmpfs takes for a bound."""
+FIRST_TO_GO = "1000"
+"""Where memory is used up, the kernel takes a program before all else: never its keeper."""
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes where the command cannot be run, as a shell gives them."""
 
@@ -105,7 +107,7 @@ def mount_box(limits: dict[str, Any], uid: int, memory_bytes: int) -> None:
 def keep_only(fds: list[int], begins: int, users: int, uid: int) -> int:
     """Leave the user namespace of the keeper for the guests' own, and close all descriptors that are not the
     program's; the new number of `begins`."""
-    os.setpgid(0, 0)  # or signals to its own process group would reach the keeper's
+    os.setsid()  # or it would share the keeper's turns, and signals to its own process group would reach the keeper
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         with contextlib.suppress(OSError):  # a pipe that is not the service's own still works as it is
@@ -146,6 +148,7 @@ def drop_powers(filter_program: kernel.Filter | None) -> None:
     kernel.drop_capabilities()
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # its own /proc/self is its own again
+    root.write("/proc/self/oom_score_adj", FIRST_TO_GO)
     if filter_program is not None:
         kernel.install_filter(filter_program)
 

@@ -6,7 +6,9 @@ starts an *init*, process 1 of the session's own process namespace, which runs n
 collects orphans; where it is killed, the kernel ends everything in there. Programs cannot reach the keeper: it
 is outside of what they see, cannot be dumped or traced, and answers on a socket that they do not inherit. The
 status it reports comes from `waitpid`, never from the program. What always holds:
-- a command's deadline and its processor time are enforced here, whatever the service is doing;
+- a command's deadline and its processor time are enforced here, whatever the service is doing; the service is told
+  when a command begins, so it knows whose fault it is where no report comes;
+- it sees every process of a session, by numbers of its own: no command can hide one, or be taken for the init;
 - when it reports on a command, every process of the command has been reaped; when it says that a session is
   closed, its mounts are no more;
 - it never reads what a command brings, so nothing of one session is in the memory of another's programs.
@@ -14,6 +16,7 @@ status it reports comes from `waitpid`, never from the program. What always hold
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -33,12 +36,14 @@ RUN, KILL, CLOSE, LAST = range(4)
 REPORT = struct.Struct("=BiddQ?")
 """To the service: a reason, the exit code (negative for a signal), wall seconds, processor seconds, peak bytes, whether
 the session is closed; then, if it is BROKEN, what broke."""
+BEGUN = b"begun"
+"""To the service before the report: the program runs now."""
 ENDED, WALL, CPU, MEMORY, KILLED, BROKEN, CLOSED, CROWD = range(8)
 SESSION = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWCGROUP
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SETTLE_S = 0.001
-LEAST = 19
+FIRST, LEAST = -20, 19
 PID_MAX = 640
 """Of a slot's process namespace, where the kernel does not count processes by user: at most so many live at a time."""
 
@@ -85,13 +90,18 @@ class Keeper:
         self._init = 0
         self._last = False
         self._home: list[tuple[int, int]] = []
+        self._proc = -1
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._sleeper = kernel.Sleeper()
 
     def serve(self) -> None:
         """Serve the slot until the service closes its end of the socket."""
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.setsid()  # slots share the processors fairly where the kernel groups by session
+        os.setsid()  # and each guest in one of its own: where the kernel shares by session, no crowd starves its keeper
+        with contextlib.suppress(OSError):  # without CAP_SYS_NICE it may not
+            os.setpriority(os.PRIO_PROCESS, 0, FIRST)
         kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # sessions cover it with their own
         for name, kind in (("pid", kernel.CLONE_NEWPID), ("mnt", kernel.CLONE_NEWNS), ("ipc", kernel.CLONE_NEWIPC)):
             self._home.append((os.open("/proc/self/ns/" + name, os.O_RDONLY | os.O_CLOEXEC), kind))
         if self._few:
@@ -147,14 +157,14 @@ class Keeper:
         begun, begins = os.pipe()
         pid = os.fork()
         if pid == 0:
-            if self._few:
-                os.nice(LEAST)  # a crowd would starve its keeper
+            os.setpriority(os.PRIO_PROCESS, 0, LEAST if self._few else self._nice)
             most = (bounds.data_bytes, bounds.memory_bytes)
             guest.become(fds, begins, fresh, *most, self._users, self._uid, self._filter, self._prepared)
         os.close(begins)
         trouble = os.read(begun, 4096)  # its end comes when the program begins
         os.close(begun)
         started = time.monotonic()
+        os.write(self._control, BEGUN)
         why, used_s, peak_bytes = self._watch(pid, started + bounds.wall_s, bounds)
         if why != ENDED:
             os.kill(pid, signal.SIGKILL)
@@ -163,6 +173,8 @@ class Keeper:
         code = os.waitstatus_to_exitcode(status)
         used_s = max(used_s, rusage.ru_utime + rusage.ru_stime)
         peak_bytes = max(peak_bytes, rusage.ru_maxrss * 1024)
+        if why == ENDED and peak_bytes > bounds.memory_bytes:
+            why = MEMORY  # between two looks
         return (BROKEN if trouble else why, code, wall_s, used_s, peak_bytes), trouble
 
     def _watch(self, pid: int, due: float, bounds: Bounds) -> tuple[int, float, int]:
@@ -189,7 +201,7 @@ class Keeper:
             now = time.monotonic()
             if now >= look:
                 look = now + bounds.watch_s
-                seen = self._usage(bounds.memory_bytes, bounds.processes)
+                seen = self._usage(bounds, due)
                 used_s, peak_bytes = seen.cpu_s, max(peak_bytes, seen.resident_bytes)
                 why = exceeded(seen, bounds) or why
                 self._last = self._last or why == CROWD  # nothing can be started among so many
@@ -199,8 +211,9 @@ class Keeper:
         return why, used_s, peak_bytes
 
     def _others(self) -> list[int]:
-        """Processes of the session that live now."""
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, self._init)]
+        """Processes of the session that live now, by their numbers here."""
+        ours = (os.getpid(), self._init)
+        return [int(name) for name in os.listdir(self._proc) if name.isdigit() and int(name) not in ours]
 
     def _kill_others(self) -> bool:
         """End what the program has left behind, and whether that could be done; the session stays."""
@@ -220,26 +233,43 @@ class Keeper:
             time.sleep(SETTLE_S)
         return True
 
-    def _usage(self, memory_bytes: int, processes: int) -> Usage:
-        """What all processes of the session that live now use; of more than `processes`, only how many they are,
-        since reading of each takes longer the more they do.
+    def _usage(self, bounds: Bounds, due: float) -> Usage:
+        """What all processes of the session that live now use, as far as that is read until `due`; of more than there
+        may be only how many they are, since reading of each takes longer the more they do.
 
         Pages that processes share are counted for each of them, unless that would be too many.
         """
-        ticks = pages = threads = 0
+        ticks = resident = threads = 0
         others = self._others()
-        if len(others) > processes:
+        if len(others) > bounds.processes:
             return Usage(0.0, 0, len(others))
         for pid in others:
-            fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+            fields = self._read(f"{pid}/stat").rpartition(b")")[2].split()
             if fields:
                 ticks += sum(map(int, fields[11:15]))
                 threads += int(fields[17])
-                pages += int(fields[21])
-        resident = pages * PAGE
-        if resident > memory_bytes and len(others) > 1:
-            resident = sum(map(proportional_bytes, others))
+                resident += int(fields[21]) * PAGE
+        if resident > bounds.memory_bytes and len(others) > 1:
+            resident = 0
+            for pid in others:
+                resident += self._proportional_bytes(pid) if time.monotonic() < due else 0
         return Usage(ticks / TICK, resident, threads)
+
+    def _proportional_bytes(self, pid: int) -> int:
+        """Resident bytes of a process, its share only of those that it shares."""
+        for line in self._read(f"{pid}/smaps_rollup").splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+        fields = self._read(f"{pid}/statm").split()  # it lets nobody look: all of it counts
+        return int(fields[1]) * PAGE if fields else 0
+
+    def _read(self, path: str) -> bytes:
+        """What the file of a process says, or nothing where the process has ended meanwhile."""
+        try:
+            with open(os.open(path, os.O_RDONLY, dir_fd=self._proc), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
 
 
 def exceeded(seen: Usage, bounds: Bounds) -> int:
@@ -249,21 +279,3 @@ def exceeded(seen: Usage, bounds: Bounds) -> int:
     if seen.resident_bytes > bounds.memory_bytes:
         return MEMORY
     return CROWD if seen.threads > bounds.processes else ENDED
-
-
-def read(path: str) -> bytes:
-    """What the file of a process says, or nothing where the process has ended meanwhile."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def proportional_bytes(pid: int) -> int:
-    """Resident bytes of a process, its share only of those that it shares."""
-    for line in read(f"/proc/{pid}/smaps_rollup").splitlines():
-        if line.startswith(b"Pss:"):
-            return int(line.split()[1]) * 1024
-    fields = read(f"/proc/{pid}/statm").split()  # it lets nobody look: all of it counts
-    return int(fields[1]) * PAGE if fields else 0

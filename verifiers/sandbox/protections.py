@@ -43,7 +43,7 @@ def walls(facts: Facts, controls: Set[str]) -> tuple[Protection, ...]:
             True,
             "RLIMIT_CPU for each process; the sum over all that live is looked at every 50 ms",
         ),
-        Protection("memory of one process", True, "RLIMIT_DATA"),
+        Protection("private memory of one process", True, "RLIMIT_DATA; what it shares counts with all"),
         Protection(
             "memory of all processes",
             "memory" in controls,

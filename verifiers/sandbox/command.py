@@ -2,7 +2,8 @@
 
 What always holds: its descriptors are closed whatever happens; a command whose caller is cancelled is killed,
 and the caller learns of the cancellation only when it is gone; one that is not reported on in time takes its
-keeper with it, never its caller.
+keeper with it, never its caller; and where it lives then, past its deadline, that is its timeout: no load of a
+program's own is a failure of the sandbox.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import asyncio
 import fcntl
 import json
 import os
+import signal
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
 from quintain.failure import QuintainError
-from quintain.verifiers.sandbox._capture import Capture
+from quintain.verifiers.sandbox.capture import Capture
 from quintain.verifiers.sandbox.cgroups import SLACK_BYTES, UNBOUNDED, SlotGroup
-from quintain.verifiers.sandbox.handle import ENVIRONMENT, Keeper, KeeperGone, Zygote
+from quintain.verifiers.sandbox.handle import ENVIRONMENT, KeeperGone, KeeperHandle, ZygoteHandle
 from quintain.verifiers.sandbox.interface import Execution, Limits, Program
 from quintain.verifiers.sandbox.jail import keeper as wire
 from quintain.verifiers.sandbox.jail.guest import HEADER
@@ -158,8 +160,8 @@ class Command:
 
     def __init__(
         self,
-        keeper: Keeper,
-        zygote: Zygote,
+        keeper: KeeperHandle,
+        zygote: ZygoteHandle,
         group: SlotGroup,
         command: bytes,
         limits: Limits,
@@ -215,9 +217,14 @@ class Command:
         return judge(self._observed(report), self._limits, stdout, stderr)
 
     async def _await_report(self) -> bytes:
+        lives_on = False
         try:
             await asyncio.wait([self._report], timeout=self._limits.wall_s + OVERDUE_S)
+            if not self._report.done() and self._keeper.begun is not None:
+                due = self._keeper.begun + self._limits.wall_s + OVERDUE_S  # it may have begun late
+                await asyncio.wait([self._report], timeout=max(0.0, due - asyncio.get_running_loop().time()))
             if not self._report.done():
+                lives_on = self._keeper.begun is not None and self._keeper.has_programs()
                 self._zygote.kill_keeper(self._keeper.slot)
             return await asyncio.shield(self._report)
         except asyncio.CancelledError:
@@ -229,7 +236,9 @@ class Command:
         except KeeperGone:
             if self._group.out_of_memory() > self._oom_before:
                 # The kernel took the keeper for the biggest user of its slot's memory: what ran there is the cause.
-                return wire.REPORT.pack(wire.MEMORY, 0, 0.0, 0.0, 0, True)
+                return wire.REPORT.pack(wire.MEMORY, -signal.SIGKILL, 0.0, 0.0, 0, True)
+            if lives_on:
+                return wire.REPORT.pack(wire.WALL, -signal.SIGKILL, self._limits.wall_s + OVERDUE_S, 0.0, 0, True)
             raise
 
     def _observed(self, report: bytes) -> Observed:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
 from quintain.failure import FailureError, QuintainError, Stage, failure_from
-from quintain.verifiers.sandbox._command import Pipes, encode
+from quintain.verifiers.sandbox.command import Pipes, encode
 from quintain.verifiers.sandbox.interface import Execution, Limits, Program, Running, Session, check_files
 from quintain.verifiers.sandbox.outcome import broken
 

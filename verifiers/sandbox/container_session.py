@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.verifiers.sandbox._command import Pipes
-from quintain.verifiers.sandbox._container import WORK, Container, Exec
-from quintain.verifiers.sandbox._session import Begun, OneAtATime
+from quintain.verifiers.sandbox.command import Pipes
+from quintain.verifiers.sandbox.container import WORK, Container, Exec
 from quintain.verifiers.sandbox.interface import Execution, Limits
+from quintain.verifiers.sandbox.session import Begun, OneAtATime
 
 READ_BYTES: Final = 1 << 16
 

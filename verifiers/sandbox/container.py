@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from quintain.failure import QuintainError
-from quintain.verifiers.sandbox._hijack import Line, connect
 from quintain.verifiers.sandbox.cgroups import SLACK_BYTES
+from quintain.verifiers.sandbox.hijack import Line, connect
 from quintain.verifiers.sandbox.interface import Execution, Limits
 from quintain.verifiers.sandbox.jail.bare import BEGUN, USAGE, USAGE_MARK
 from quintain.verifiers.sandbox.outcome import End, Observed, broken, judge
