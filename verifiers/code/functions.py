@@ -15,11 +15,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
 from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.frames import FrameError
 from quintain.verifiers.code.findings import OF_EXECUTION, CaseStatus, Finding, why
 from quintain.verifiers.code.graders import Graders
 from quintain.verifiers.code.reference import FunctionTask
 from quintain.verifiers.code.sandboxes import Sandboxes
-from quintain.verifiers.code.talk import Oversized, Talk, patience
+from quintain.verifiers.code.talk import Talk, patience
 from quintain.verifiers.sandbox.interface import Execution, Limits, Status
 from quintain.verifiers.sandbox.outcome import how_it_ended
 
@@ -121,7 +122,7 @@ class _Relay:
         while True:
             try:
                 frame = await grader.receive()
-            except Oversized:
+            except FrameError:
                 frame = None
             if frame is None or frame[:1] == b"D":
                 return await self._of_tests(grader, frame)
@@ -141,8 +142,8 @@ class _Relay:
         try:
             frame = await worker.receive()
             answer = _of_solution(await worker.wait()) if frame is None else frame
-        except Oversized as error:
-            answer = _tampering(f"the solution's process sent {error}")
+        except FrameError as error:
+            answer = _tampering(f"the solution's process sent no frame: {error}")
         self._waits_for_solution = False
         return answer
 

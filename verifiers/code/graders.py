@@ -10,8 +10,9 @@ import asyncio
 from dataclasses import replace
 from typing import Final
 
+from quintain.frames import FrameError
 from quintain.verifiers.code.sandboxes import Sandboxes
-from quintain.verifiers.code.talk import Oversized, Talk
+from quintain.verifiers.code.talk import Talk
 from quintain.verifiers.sandbox.interface import Limits
 
 ITEMS: Final = 500
@@ -37,7 +38,7 @@ class Grader:
         if not self.fresh:
             try:
                 return await self.talk.receive() == b"R"
-            except Oversized:
+            except FrameError:
                 return False
         return True
 

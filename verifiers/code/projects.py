@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.frames import FrameError
 from quintain.verifiers.code.findings import OF_EXECUTION, CaseStatus, Finding, why
 from quintain.verifiers.code.reference import ProjectTask
 from quintain.verifiers.code.sandboxes import Sandboxes
-from quintain.verifiers.code.talk import Oversized, Talk, patience
+from quintain.verifiers.code.talk import Talk, patience
 from quintain.verifiers.sandbox.interface import Execution, Limits, Status
 
 ISOLATION: Final = {"isolation": "same_process"}
@@ -96,8 +97,8 @@ async def judge_project(
         try:
             async with patience(limits):
                 return await _listen(talk, task, plan, nonce, more)
-        except Oversized as error:
-            return Finding(CaseStatus.TAMPERING, f"it sent {error}", more=more)
+        except FrameError as error:
+            return Finding(CaseStatus.TAMPERING, f"it sent no frame: {error}", more=more)
         finally:
             await talk.close()
 

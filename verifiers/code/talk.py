@@ -13,17 +13,14 @@ from collections.abc import AsyncIterator, Hashable, Mapping
 from typing import Any, Final
 
 from quintain.failure import Failure, FailureError, FailureKind, Stage
-from quintain.verifiers.code.guest.wire import HEADER, MAX_FRAME_BYTES, framed
+from quintain.frames import FrameReader, framed
+from quintain.verifiers.code.guest.wire import MAX_FRAME_BYTES
 from quintain.verifiers.code.sandboxes import Guest
 from quintain.verifiers.sandbox.interface import Execution, Limits, Running, Sandbox, Session
 
-READ_BYTES: Final = 1 << 16
+READ_BYTES: Final = 1 << 18
 PATIENCE_S: Final = 15.0
 """How long after a program's own deadline its end may take to show."""
-
-
-class Oversized(Exception):
-    """A frame that announces more than a frame holds."""
 
 
 class Talk:
@@ -32,7 +29,7 @@ class Talk:
     def __init__(self, session: Session, running: Running) -> None:
         self._session = session
         self._running = running
-        self._buffer = bytearray()
+        self._reader = FrameReader(MAX_FRAME_BYTES)
 
     @classmethod
     async def begin(
@@ -58,30 +55,21 @@ class Talk:
     async def send(self, body: bytes) -> None:
         """Send a frame. A program that is gone does not hear it."""
         with contextlib.suppress(OSError):  # what it says next is its end
-            self._running.stdin.write(HEADER.pack(len(body)) + body)
+            self._running.stdin.write(framed(body))
             if len(body) > READ_BYTES:
                 await self._running.stdin.drain()
 
     async def receive(self) -> bytes | None:
-        """The next frame, or None where the program has ended. Raises Oversized."""
-        buffer, needed = self._buffer, HEADER.size
-        while True:
-            if len(buffer) >= HEADER.size:
-                (length,) = HEADER.unpack_from(buffer)
-                if length > MAX_FRAME_BYTES:
-                    raise Oversized(f"a frame of {length:,} bytes")
-                needed = HEADER.size + length
-                if len(buffer) >= needed:
-                    body = bytes(buffer[HEADER.size : needed])
-                    del buffer[:needed]
-                    return body
+        """The next frame, or None where the program has ended. Raises FrameError."""
+        while (body := self._reader.next()) is None:
             try:
-                data = await self._running.stdout.read(max(READ_BYTES, needed - len(buffer)))
+                data = await self._running.stdout.read(READ_BYTES)
             except OSError:
                 data = b""
             if not data:
                 return None
-            buffer += data
+            self._reader.feed(data)
+        return body
 
     async def wait(self) -> Execution:
         """How it ended, once it has."""

@@ -12,7 +12,8 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from quintain.verifiers.workers.frames import FrameError, FrameReader
+from quintain.frames import FrameError, FrameReader
+from quintain.verifiers.workers.wire import messages
 
 READ_BYTES = 1 << 16
 
@@ -42,12 +43,13 @@ class Channel:
         while self._open:
             try:
                 data = self._sock.recv(READ_BYTES)
-                messages = self._reader.feed(data)
+                self._reader.feed(data)
+                came = list(messages(self._reader))
             except (BlockingIOError, InterruptedError):
                 return
             except (OSError, FrameError):  # a peer that talks nonsense is as good as gone
-                data, messages = b"", []
-            for message in messages:
+                data, came = b"", []
+            for message in came:
                 if self._open:
                     self._on_message(message)
             if not data:

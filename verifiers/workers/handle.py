@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from quintain.verifiers.workers.channel import Channel
-from quintain.verifiers.workers.frames import encode
+from quintain.verifiers.workers.wire import encode
 
 CLOSE_TIMEOUT_S: Final = 5.0
 

@@ -28,10 +28,10 @@ from typing import Any, Final, Self
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.workers.channel import Channel
-from quintain.verifiers.workers.frames import encode
 from quintain.verifiers.workers.handle import WorkerSpec, ZygoteHandle
 from quintain.verifiers.workers.queue import FairQueue
 from quintain.verifiers.workers.replies import how_it_died, verdict_of_death, verdict_of_reply
+from quintain.verifiers.workers.wire import encode
 
 START_GRACE_S: Final = 30.0
 """How long a forked worker may take to say that it is there."""

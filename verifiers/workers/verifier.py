@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
+from quintain.frames import MAX_FRAME_BYTES, FrameError
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Item, Verifier
 from quintain.verifiers.options import WorkerOptions
 from quintain.verifiers.pure import crashed, unreadable
-from quintain.verifiers.workers.frames import MAX_FRAME_BYTES, FrameError, encode
 from quintain.verifiers.workers.pool import DEFAULT_MEMORY_BYTES, WorkerPool
+from quintain.verifiers.workers.wire import encode
 
 MARGIN_BYTES: Final = 1 << 12
 """Room in a frame for what the pool adds to an item."""

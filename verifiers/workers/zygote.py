@@ -33,7 +33,8 @@ from importlib import import_module
 from typing import Any, Final, NoReturn
 
 from quintain.failure import one_line
-from quintain.verifiers.workers.frames import FrameReader, encode
+from quintain.frames import FrameReader
+from quintain.verifiers.workers.wire import encode, messages
 
 PARENT_POLL_S: Final = 1.0
 PR_SET_PDEATHSIG: Final = 1
@@ -97,7 +98,8 @@ class Zygote:
         except ConnectionError:
             return False
         self._fds += fds  # they come with the first byte of their message, which may be cut in two
-        for message in self._reader.feed(data):
+        self._reader.feed(data)
+        for message in messages(self._reader):
             kind = message["kind"]
             if kind == "init":
                 self._prepare(message)
@@ -183,7 +185,8 @@ def work(sock: socket.socket, check: Check) -> None:
     # The first item's time starts now, not when the fork was asked for.
     sock.sendall(encode({"hello": os.getpid()}))
     while data := sock.recv(1 << 16):
-        for message in reader.feed(data):
+        reader.feed(data)
+        for message in messages(reader):
             limit_cpu(message["deadline_s"])
             started = time.monotonic()
             reply, fit = judge(check, message["item"])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.verifiers.workers.frames import MAX_FRAME_BYTES, FrameError, FrameReader, encode
+from quintain.frames import MAX_FRAME_BYTES, FrameError, FrameReader, framed
+from quintain.verifiers.workers.wire import encode, messages
 
 TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates included
 MESSAGES = st.recursive(
@@ -19,32 +20,41 @@ MESSAGES = st.recursive(
 )
 
 
+def read(stream: bytes, limit: int = MAX_FRAME_BYTES) -> list[Any]:
+    reader = FrameReader(limit)
+    reader.feed(stream)
+    return list(messages(reader))
+
+
 @given(st.lists(MESSAGES, max_size=5), st.data())
-def test_messages_survive_any_cutting_of_the_stream(messages: list[Any], data: st.DataObject) -> None:
-    stream = b"".join(encode(message) for message in messages)
+def test_messages_survive_any_cutting_of_the_stream(said: list[Any], data: st.DataObject) -> None:
+    stream = b"".join(encode(message) for message in said)
     reader, read, at = FrameReader(), [], 0
     while at < len(stream):
         size = data.draw(st.integers(1, len(stream) - at))
-        read += reader.feed(stream[at : at + size])
+        reader.feed(stream[at : at + size])
+        read += messages(reader)
         at += size
-    assert read == messages
+    assert read == said
 
 
 def test_a_frame_beyond_the_limit_is_refused_before_it_is_read() -> None:
     with pytest.raises(FrameError, match="at most"):
-        FrameReader().feed(struct.pack(">I", MAX_FRAME_BYTES + 1))
+        read(struct.pack(">I", MAX_FRAME_BYTES + 1))
+    with pytest.raises(FrameError, match="at most 3 bytes, not 4"):
+        read(struct.pack(">I", 4), limit=3)
 
 
 @given(st.binary(min_size=1, max_size=50))
 def test_nonsense_is_a_frame_error_or_a_message(body: bytes) -> None:
     frame = struct.pack(">I", len(body)) + body
     try:
-        messages = FrameReader().feed(frame)
+        found = read(frame)
     except FrameError:
         return
-    assert len(messages) == 1
+    assert len(found) == 1
 
 
 def test_a_message_beyond_the_limit_is_not_sent() -> None:
     with pytest.raises(FrameError, match="at most"):
-        encode("x" * (MAX_FRAME_BYTES + 1))
+        framed(bytes(MAX_FRAME_BYTES + 1))
