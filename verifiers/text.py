@@ -18,7 +18,6 @@ _THINKING_BEGINS = re.compile(
     rf"<\s?(?:{_THINKING})\s?>|\[THINK\]|<\|begin_of_thought\|>|◁think▷|<\|channel\|>analysis<\|message\|>",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 
 
 def text_after_thinking(text: str) -> str | None:
@@ -43,25 +42,6 @@ def last_element(text: str, tag: str) -> str | None:
     end = text.rfind(f"</{tag}>")
     start = text.rfind(f"<{tag}>", 0, max(end, 0))
     return None if start < 0 else text[start + len(tag) + 2 : end]
-
-
-def last_fence(text: str, languages: frozenset[str]) -> str | None:
-    """What is in the last fenced block of `text` whose language is one of `languages` ("" is no language), or None.
-
-    A fence is a line that begins with three or more backticks or tildes; the word behind them is the language. A block
-    ends at a fence of the same kind, at least as long, without a language; one that never ends is none.
-    """
-    found, opened = None, None
-    for fence in _FENCE.finditer(text):
-        marks, info = fence[1], fence[2].strip()
-        if opened is None:
-            if marks[0] == "~" or "`" not in info:  # ```like this``` is code within a line
-                opened = fence
-        elif marks[0] == opened[1][0] and len(marks) >= len(opened[1]) and not info:
-            if (opened[2].split() or [""])[0].lower() in languages:
-                found = text[opened.end() + 1 : fence.start()]
-            opened = None
-    return found
 
 
 def shown(value: object, limit: int = SHOWN_CHARS) -> str:

@@ -15,7 +15,7 @@ from typing import Final
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall
 from quintain.nearest import one_of
-from quintain.verifiers.rules.tool_call.read import Unreadable, read_calls
+from quintain.tool_calls import Unreadable, read_calls
 
 
 @dataclass(frozen=True, slots=True)

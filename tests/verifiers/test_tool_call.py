@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quintain.tool_calls import Call, Unreadable, read_calls
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, verify_sync
 from quintain.verifiers.rules.tool_call.match import matching
-from quintain.verifiers.rules.tool_call.read import Call, Unreadable, read_calls
 
 WEATHER = {
     "name": "weather.get",

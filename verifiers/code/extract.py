@@ -12,11 +12,11 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from quintain.fences import fenced_blocks, has_fence
 from quintain.verifiers.text import last_element, text_after_thinking
 
 Choice = Literal["first", "last", "all"]
 
-FENCE: Final = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 NAMED: Final = re.compile(r"""(?:(?:file|filename|path|title|name)=)?["']?([\w.-]+(?:/[\w.-]+)*\.\w+)["']?""")
 MAX_BLOCKS: Final = 1000
 
@@ -40,7 +40,7 @@ class Code:
 
 def code_in(text: str, fences: frozenset[str], choice: Choice) -> Code | None:
     """The code in `text` whose language is one of `fences`, or None."""
-    if not FENCE.search(text):
+    if not has_fence(text):
         return Code(text, False) if text.strip() else None
     found = blocks(text)
     chosen = [block for block in found if block.language in fences] or [block for block in found if not block.language]
@@ -57,21 +57,8 @@ def files_in(text: str) -> dict[str, str]:
 
 
 def blocks(text: str) -> list[Block]:
-    """The complete fenced blocks of `text`, in order, the last thousand of them.
-
-    A fence is a line that begins with three or more backticks or tildes; a block ends at a fence of the same kind, at
-    least as long, with nothing behind it.
-    """
-    found, opened = [], None
-    for fence in FENCE.finditer(text):
-        marks, info = fence[1], fence[2].strip()
-        if opened is None:
-            if marks[0] == "~" or "`" not in info:  # ```like this``` is code within a line
-                opened = fence
-        elif marks[0] == opened[1][0] and len(marks) >= len(opened[1]) and not info:
-            found.append(_block(opened[2], text[opened.end() + 1 : fence.start()]))
-            opened = None
-    return found[-MAX_BLOCKS:]
+    """The complete fenced blocks of `text`, in order, the last thousand of them."""
+    return [_block(info, code) for info, code in fenced_blocks(text)][-MAX_BLOCKS:]
 
 
 def body_of(text: str, after_thinking: bool, tag: str | None) -> str | None:

@@ -16,11 +16,12 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Final, Literal
 
 from quintain.failure import QuintainError
+from quintain.fences import last_fence
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Item
 from quintain.verifiers.options import Positive, TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
-from quintain.verifiers.text import answer_in, last_fence
+from quintain.verifiers.text import answer_in
 from quintain.verifiers.workers.verifier import PooledVerifier
 
 INSTALL: Final = "pip install 'quintain[schema]'"

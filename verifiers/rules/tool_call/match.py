@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quintain.verifiers.rules.tool_call.read import Call
+from quintain.tool_calls import Call
 from quintain.verifiers.text import shown
 
 OMITTED: Final = ""

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from quintain.tool_calls import MAX_CALLS, Call, Unreadable, read_calls
 from quintain.verdict import Verdict
 from quintain.verifiers.options import Options
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
 from quintain.verifiers.rules.tool_call.match import Expected, Function, matching, why_not
-from quintain.verifiers.rules.tool_call.read import MAX_CALLS, Call, Unreadable, read_calls
 from quintain.verifiers.text import answer_in, shown
 
 
