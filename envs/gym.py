@@ -23,6 +23,7 @@ from quintain.codec import to_builtins
 from quintain.envs.base import Action, Environment, Observation
 from quintain.envs.local import LocalClient
 from quintain.envs.registry import resolve
+from quintain.failure import QuintainError
 from quintain.task import size_of
 
 T = TypeVar("T")
@@ -71,14 +72,21 @@ class GymEnv(gymnasium.Env[str, str]):
         self.action_space = AnyText(ACTION_CHARACTERS, OBSERVATION_CHARACTERS)
         self._client = LocalClient(resolve(env) if isinstance(env, str) else env, options)
         self._tasks = self._client.tasks(split)
+        size = size_of(self._tasks)
+        self._size = ENDLESS if size is None else size
+        if not self._size:
+            raise QuintainError(f"the split '{split}' has no tasks: choose another")
         self._env = self._client.episode()
         self._loop: _Loop | None = None
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin an episode on a task that `seed`, or `options["index"]`, chooses."""
         super().reset(seed=seed, options=dict(options or {}))
-        drawn = int(self.np_random.integers(size_of(self._tasks) or ENDLESS))
-        task = self._tasks[int((options or {}).get("index", drawn))]
+        drawn = int(self.np_random.integers(self._size))
+        index = (options or {}).get("index", drawn)
+        if not 0 <= index < self._size:
+            raise QuintainError(f"options['index'] is from 0 to {self._size - 1}, not {index}")
+        task = self._tasks[index]
         observation = self._run(self._env.reset(task, seed=drawn))
         return _text(observation), {"task": task.id, **_info(observation, observation.info)}
 

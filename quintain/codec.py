@@ -1,7 +1,8 @@
 """Data in and out: JSON at the edges, msgpack in bulk, validated both ways by the types themselves.
 
 `from_json(to_json(x), type(x))` and `unpack(pack(x), type(x))` give back an equal object for every frozen dataclass
-of the data model. Arrays travel as lists in JSON and as raw little-endian bytes in msgpack.
+of the data model. Arrays travel as lists in JSON and as raw little-endian bytes in msgpack. A value is never taken for
+one of another type: `true` is no number, and "1" neither.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import msgpack
 import numpy as np
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import SchemaValidator
 
 from quintain.failure import QuintainError
 
@@ -73,7 +75,19 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 @cache
 def _made_adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    adapter = TypeAdapter(kind)
+    adapter.validator = SchemaValidator(_exact(adapter.core_schema))
+    return adapter
+
+
+def _exact(schema: Any) -> Any:
+    """A core schema whose scalars take nothing but their own type (an integer is a float too)."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_exact, schema))
+    if not isinstance(schema, dict):
+        return schema
+    out = {name: part if name == "metadata" else _exact(part) for name, part in schema.items()}
+    return out | {"strict": True} if schema.get("type") in ("int", "float", "bool", "str") else out
 
 
 def to_builtins(value: Any, kind: Any = None) -> Any:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from quintain.cores import cores
 from quintain.envs.serving.limits import Limits
 from quintain.failure import QuintainError
 from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
@@ -62,7 +63,7 @@ def serve_env(
     check_bind(host, token is not None, TOKEN_ENV)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     allow_many_sockets()
-    backend = _backend(spec, options or {}, min(4, os.cpu_count() or 1) if workers is None else workers)
+    backend = _backend(spec, options or {}, min(4, cores()) if workers is None else workers)
     with bound_socket(host, port) as sock:
         url = url_of(host, sock)
         ready = json.dumps({"event": "ready", "url": url, "pid": os.getpid()}) if json_ready else f"{spec} is at {url}"

@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from quintain.cores import share_of_cores
 from quintain.envs.workers.desk import CLOSE_ALL_S, Desk
 from quintain.envs.workers.frames import (
     Advance,
@@ -270,7 +271,7 @@ class WorkerPool:
             command,
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), self._lifeline.fd),
-            env=os.environ | self._lifeline.environ(),
+            env=os.environ | self._lifeline.environ() | share_of_cores(self._wanted),
             process_group=0,
         )
         theirs.close()

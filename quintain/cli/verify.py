@@ -17,7 +17,7 @@ class _Verify(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         if args[:1] == ["serve"]:
-            return serve.make_context("serve", args[1:], parent=parent, **extra)
+            return serve.make_context(f"{info_name} serve", args[1:], parent=parent, **extra)
         return super().make_context(info_name, args, parent=parent, **extra)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from quintain.config.loss import LossOptions
-from quintain.config.section import Count, Fraction, Positive, Rate, Seconds, Section
+from quintain.config.section import Count, Fraction, Positive, Rate, Seconds, Section, Url
 from quintain.config.vllm import VLLMConfig
 
 
@@ -49,7 +49,7 @@ class EnvironmentConfig(Section):
 
     name: str | None = None
     """A built-in environment, `module:Class`, or `file.py:Class`: served by the run as its own process."""
-    url: str | None = None
+    url: Url | None = None
     """An environment server that is already running. Give this or `name`."""
     token: str | None = Field(default=None, repr=False)
     """The bearer token of the server at `url`."""

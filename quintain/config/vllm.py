@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from quintain.config.section import Positive, Seconds, Section
+from quintain.config.section import Positive, Seconds, Section, Url
 
 
 class VLLMConfig(Section):
@@ -14,7 +14,7 @@ class VLLMConfig(Section):
 
     replicas: Positive | None = None
     """How many servers the run starts; null is one, or one for each of `devices`."""
-    urls: list[Annotated[str, Field(pattern="^https?://")]] = Field(default_factory=list)
+    urls: list[Url] = Field(default_factory=list)
     """Servers that run already, in place of starting any; they are neither stopped nor restarted."""
     api_key: str | None = Field(default=None, repr=False)
     """What the servers at `urls` were given as --api-key."""

@@ -3,6 +3,7 @@
 Invariants:
 - every child holds this process's lifeline: when this process ends, by `kill -9` too, so do they;
 - a child that dies is started again at the same address, at most `restarts` times, and then the run is told why;
+- once `stop` has begun no child is started, and when it returns none is left;
 - what a child prints is kept in the run's `logs/`; its last line is quoted when it does not come up.
 
 Children live in sessions of their own, so Ctrl-C reaches only the trainer, which stops them in order.
@@ -51,6 +52,8 @@ class Server:
         self.restarted = 0
         self._lifeline = lifeline
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
+        self._stopped = False
 
     @property
     def pid(self) -> int:
@@ -62,7 +65,9 @@ class Server:
         """Start, and return when it is ready. QuintainError with its last words where it does not come up."""
         port = urlsplit(self.url).port or 0
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.spec.log.open("ab") as log:
+        with self._starting, self.spec.log.open("ab") as log:
+            if self._stopped:
+                raise QuintainError(f"the {self.spec.name} was stopped")
             self._process = subprocess.Popen(
                 list(self.spec.command(port)),
                 stdin=subprocess.DEVNULL,
@@ -103,7 +108,9 @@ class Server:
             return None
 
     def stop(self) -> None:
-        """Ask it to end, then end it and all of its process group."""
+        """Ask it to end, then end it and all of its process group. It is not started again."""
+        with self._starting:
+            self._stopped = True
         process = self._process
         if process is None:
             return
@@ -132,12 +139,15 @@ class Supervisor:
         self._restarts, self._report = restarts, report
         self._servers: list[Server] = []
         self._broken: QuintainError | None = None
-        self._stopping = threading.Event()
+        self._adding, self._stopping = threading.Lock(), threading.Event()
 
     def start(self, spec: ServerSpec) -> Server:
-        """Start a server and watch over it."""
+        """Start a server and watch over it. Raises QuintainError where it does not come up, or after `stop`."""
         server = Server(spec, self._lifeline, self._report)
-        self._servers.append(server)
+        with self._adding:
+            if self._stopping.is_set():
+                raise QuintainError(f"the {spec.name} is not started: the run is stopping")
+            self._servers.append(server)
         server.start()
         threading.Thread(target=self._watch, args=(server,), name=f"watch {spec.name}", daemon=True).start()
         return server
@@ -149,7 +159,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """Stop all servers, the last started first."""
-        self._stopping.set()
+        with self._adding:
+            self._stopping.set()
         for server in reversed(self._servers):
             server.stop()
         self._lifeline.close()
@@ -171,7 +182,8 @@ class Supervisor:
             try:
                 server.start()
             except QuintainError as error:
-                self._broken = error
+                if not self._stopping.is_set():
+                    self._broken = error
                 return
 
 

@@ -23,7 +23,6 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, Message, ToolCall
-from quintain.rollout.weights.leftovers import alive
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 if TYPE_CHECKING:
@@ -286,5 +285,14 @@ def _sweep_drafts(path: Path) -> None:
     """Remove the drafts of writers that were killed."""
     for draft in path.parent.glob(f".{path.name}.*.tmp"):
         pid = draft.name.removeprefix(f".{path.name}.").partition("-")[0]
-        if pid.isdigit() and not alive(int(pid)):
+        if pid.isdigit() and not _alive(int(pid)):
             draft.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    """Whether process `pid` runs; one that has ended and was not waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")

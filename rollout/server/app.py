@@ -31,7 +31,7 @@ from quintain.rollout.server.requests import read_request, wait_of
 from quintain.rollout.server.session_pages import finished_page, gateway_pages
 from quintain.rollout.server.task_pages import RunPages
 from quintain.rollout.server.task_runs import RunLimits, Runs
-from quintain.rollout.weights.leftovers import sweep
+from quintain.rollout.weights.folders import sweep
 from quintain.rollout.wire import MSGPACK, AdmitRequest, Health, Progress, PublishAnswer, PublishRequest, Stats
 from quintain.serving.app import Page, application, json_answer, metrics_page
 from quintain.serving.tokens import Tokens

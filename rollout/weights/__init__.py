@@ -1,1 +1,1 @@
-"""New weights on the engine's side: the canary that proves them, and what dead trainers left behind."""
+"""New weights on the engine's side: the canary that proves them, and the folders that they come in."""

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from quintain.cores import cores
 from quintain.envs import (
     Action,
     EndlessTasks,
@@ -109,6 +110,8 @@ class Probe(Environment):
             return self._said("x", reward=float(rest))
         elif word == "end":
             return self._said("bye", reward=1.0, ended=True)
+        elif word == "cores":
+            return self._said(str(cores()))
         elif word == "print":
             print(rest, flush=True)
         elif word == "spawn":

@@ -10,6 +10,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from quintain.envs.gym import AnyText, GymEnv
+from quintain.envs.single_turn import SingleTurnEnv
+from quintain.failure import QuintainError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_env.py"
 
@@ -69,3 +71,22 @@ def test_texts_of_any_script_belong_to_the_space_unless_they_are_too_long():
     assert all(space.sample() in space for _ in range(50))
     assert space == AnyText(5, 10)
     assert space != AnyText(5, 11)
+
+
+@pytest.mark.parametrize("make", [list, tuple])
+def test_a_split_without_tasks_is_refused_in_one_line(make):
+    class Nothing(SingleTurnEnv):
+        @classmethod
+        def tasks(cls, split):
+            return make()
+
+    with pytest.raises(QuintainError, match="the split 'train' has no tasks: choose another"):
+        GymEnv(Nothing)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_index_beyond_the_split_is_refused_in_one_line(index):
+    env = GymEnv(f"{EXAMPLE}:Capitals")
+    with pytest.raises(QuintainError, match=rf"options\['index'\] is from 0 to 4, not {index}"):
+        env.reset(options={"index": index})
+    env.close()

@@ -9,6 +9,7 @@ import socket
 import httpx
 import pytest
 
+from quintain.cores import CORES_ENV
 from quintain.envs import Action, FailureError, Limits, Task
 from quintain.failure import FailureKind, QuintainError, Stage
 from quintain.serving.listen import check_bind
@@ -105,6 +106,14 @@ def test_a_message_of_openais_with_more_fields_than_ours_is_accepted(http):
             400,
             "rejected",
             "surrogates not allowed",
+        ),
+        (
+            "POST",
+            "/v1/episodes/nobody/step",
+            b'{"turn": true, "action": {"message": {"role": "assistant", "content": "x"}}}',
+            400,
+            "rejected",
+            "turn: Input should be a valid integer (got True)",
         ),
         ("GET", "/v1/episodes/nobody", None, 404, "lost", "there is no episode 'nobody'"),
         ("DELETE", "/v1/episodes/nobody", None, 404, "lost", "there is no episode 'nobody'"),
@@ -290,6 +299,15 @@ def test_a_full_server_says_when_to_come_back(serve):
         assert failure(response)[:2] == (429, "overloaded")
         assert float(response.headers["retry-after"]) > 0
         assert response.json()["failure"]["retryable"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_share_the_processors_so_that_their_pools_do_not_add_up(serve, monkeypatch, workers):
+    monkeypatch.setenv(CORES_ENV, "7")
+    with httpx.Client(base_url=serve("Probe", workers=workers).url, trust_env=False) as http:
+        episode = create(http)["episode_id"]
+        said = http.post(f"/v1/episodes/{episode}/step", json=say("cores")).json()["observation"]["messages"]
+        assert [message["content"] for message in said] == [str(7 // workers)]
 
 
 async def test_a_server_with_a_token_lets_nobody_else_in(serve):

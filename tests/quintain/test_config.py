@@ -88,6 +88,16 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
+def test_the_slash_at_the_end_of_an_address_means_nothing() -> None:
+    config = parse_config(
+        "model: {path: x}\nenvironment: {url: 'http://h:1/'}\n"
+        "rollout: {engine: vllm, vllm: {urls: ['http://h:2/', 'https://h:3/v//']}}"
+    )
+    assert config.environment.url == "http://h:1"
+    assert config.rollout.vllm is not None
+    assert config.rollout.vllm.urls == ["http://h:2", "https://h:3/v"]
+
+
 def test_a_token_is_never_written_out() -> None:
     config = parse_config("model: {path: x}\nenvironment: {url: 'http://h', token: sesame}")
     assert "sesame" not in dump_config(config)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given
@@ -193,6 +196,38 @@ def test_a_wrong_field_is_named_with_what_came() -> None:
     good = to_json(Group("g", 0, (Trajectory("t", "g", "k", 0, 0, 0, (turn(),), Ending.TERMINATED, 1.0),)))
     with pytest.raises(QuintainError, match=r"trajectories\.0\.turns\.0\.output_ids: .*got \[3\.5\]"):
         from_json(good.replace('"output_ids":[3]', '"output_ids":[3.5]'), Group)
+
+
+@dataclass(frozen=True)
+class Scalars:
+    whole: int = 0
+    number: float = 0.0
+    truth: bool = False
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("whole", value) for value in (True, 1.0, "1", None)),
+        *(("number", value) for value in (True, "1", None)),
+        *(("truth", value) for value in (1, 0.0, "true", None)),
+        *(("text", value) for value in (True, 1, 1.0, None)),
+    ],
+)
+def test_a_value_is_never_taken_for_one_of_another_type(field: str, value: Any) -> None:
+    data = {field: value}
+    for read in (
+        lambda: from_builtins(data, Scalars),
+        lambda: from_json(json.dumps(data), Scalars),
+        lambda: unpack(msgpack.packb(data), Scalars),
+    ):
+        with pytest.raises(QuintainError, match=rf"^{field}: Input should be a valid"):
+            read()
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert from_builtins({"number": 3}, Scalars) == from_json('{"number": 3}', Scalars) == Scalars(number=3.0)
 
 
 @pytest.mark.parametrize("data", [b"", b"not msgpack", b"\xc1", b"\xd9\xff"])

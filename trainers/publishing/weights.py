@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from quintain.failure import QuintainError
 from quintain.rollout.engines.base import Weights
-from quintain.rollout.weights.leftovers import PREFIX, sweep
+from quintain.rollout.weights.folders import OwnedFolder, sweep
 
 FILES = 2
 
@@ -38,7 +37,8 @@ class WeightStore:
         root = shared if roomy else fallback
         root.mkdir(parents=True, exist_ok=True)
         sweep(root)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
+        self._owned = OwnedFolder(root)
+        self.folder = self._owned.path
         self._dtype = dtype
         self._mapped: dict[Path, dict[str, Tensor]] = {}
 
@@ -55,7 +55,7 @@ class WeightStore:
     def close(self) -> None:
         """Remove the folder."""
         self._mapped.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._owned.close()
 
     def _create(self, folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         from safetensors import SafetensorError

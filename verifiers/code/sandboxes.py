@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.verifiers.code import guest
 from quintain.verifiers.code.guest.wire import framed
@@ -81,7 +81,7 @@ class Sandboxes:
 
     def __init__(self, options: CodeOptions) -> None:
         self._options = options
-        self.slots = options.slots or len(os.sched_getaffinity(0)) + SPARE_SLOTS
+        self.slots = options.slots or cores() + SPARE_SLOTS
         self._permits: Slots[int] = Slots(range(self.slots))
         self._main: Sandbox | None = None
         self._pytest: Sandbox | None = None

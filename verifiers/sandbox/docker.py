@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.verifiers.sandbox.container import WORK, Container, bounded_memory
 from quintain.verifiers.sandbox.container_session import ContainerSession
@@ -71,7 +72,7 @@ class DockerSandbox(Sandbox):
         limits: Limits | None = None,
     ) -> None:
         self._image = image
-        self._count = slot_count(slots, len(os.sched_getaffinity(0)))
+        self._count = slot_count(slots, cores())
         self._url = url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
         address(self._url)
         self._runtime = runtime

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
+from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verifiers.sandbox import cgroups
 from quintain.verifiers.sandbox.command import Command, Pipes, encode
@@ -63,7 +64,7 @@ class NamespaceSandbox(Sandbox):
         control_groups: bool = True,
         prepared: Mapping[str, str] | None = None,
     ) -> None:
-        self._count = slot_count(slots, len(os.sched_getaffinity(0)) + 1)
+        self._count = slot_count(slots, cores() + 1)
         self._python = python
         self._preload = tuple(preload)
         self._readable = tuple(os.path.abspath(path) for path in readable)

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from quintain.cores import cores
 from quintain.failure import FailureError, QuintainError, Stage, failure_from
 from quintain.verifiers.sandbox.capture import Capture
 from quintain.verifiers.sandbox.command import Pipes, sealed
@@ -57,7 +58,7 @@ class ProcessSandbox(Sandbox):
                 " have it all the same, or use the namespaces sandbox"
             )
         self._python = python or sys.executable
-        self._slots = Slots(range(slot_count(slots, len(os.sched_getaffinity(0)))))
+        self._slots = Slots(range(slot_count(slots, cores())))
         self._sessions: set[_Session] = set()
         self._starting = Starting(self._start)
 

@@ -11,12 +11,12 @@ What always holds:
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
+from quintain.cores import cores
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import refused
@@ -34,16 +34,16 @@ LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 
 
 def pace_of(cost: Cost) -> Pace:
-    """The pace of verifiers of that cost, on the processors that this process may use.
+    """The pace of verifiers of that cost, on the processors that this process may count on.
 
     What may take long is handed over one by one, so that each verdict is there when it is ready, and only a few
     more at a time than can run, so that turns between clients are taken here and not lost in a queue below.
     """
-    cores = len(os.sched_getaffinity(0))
+    count = cores()
     return {
         Cost.PURE: Pace(batch=64, lanes=2),
-        Cost.WORKER: Pace(batch=1, lanes=4 * cores),
-        Cost.SANDBOX: Pace(batch=1, lanes=2 * cores + 2),
+        Cost.WORKER: Pace(batch=1, lanes=4 * count),
+        Cost.SANDBOX: Pace(batch=1, lanes=2 * count + 2),
         Cost.MODEL: Pace(batch=64, lanes=2),
         Cost.REMOTE: Pace(batch=1, lanes=64),
     }[cost]

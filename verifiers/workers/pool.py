@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
+from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.workers.channel import Channel
@@ -76,7 +76,7 @@ class WorkerPool:
 
     `check` and `warm_up` are `module:function`; `warm_up` is called once, before any fork, so that what it
     loads and caches is there in every worker. `size` is the number of workers, by default that of the
-    processors this process may use; `memory_bytes` bounds each worker's address space (0: unbounded).
+    processors this process may count on; `memory_bytes` bounds each worker's address space (0: unbounded).
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class WorkerPool:
         if size is not None and size < 1:
             raise QuintainError(f"a worker pool has at least one worker, not {size}")
         self._spec = WorkerSpec(check, warm_up, memory_bytes, start_timeout_s)
-        self._size = size or len(os.sched_getaffinity(0))
+        self._size = size or cores()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._zygote: ZygoteHandle | None = None
         self._workers: dict[int, _Worker] = {}
