@@ -121,9 +121,8 @@ class EnvClient:
     def page(self, split: str, start: int, count: int) -> TaskPage:
         """Tasks of `split`, without an event loop. Raises FailureError."""
         params: dict[str, str | int] = {"split": split, "start": start, "count": count}
-        return self._caller.parsed(
-            self._caller.call_sync("GET", "/v1/tasks", Stage.TASKS, params), TaskPage, Stage.TASKS
-        )
+        answer = self._caller.call_sync("GET", "/v1/tasks", Stage.TASKS, params=params)
+        return self._caller.parsed(answer.content, TaskPage, Stage.TASKS)
 
 
 class RemoteEnv(Environment):

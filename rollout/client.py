@@ -1,24 +1,23 @@
 """The rollout server's client: blocking calls that survive a lost connection and a restart of the server.
 
 A call waits in short long-polls; between them `poll` is called, which may draw progress or raise to stop waiting.
-Connection errors are retried for `patience_s`, in which a supervisor may start the server again; a server that is
-full (429) is asked again as long. Needs httpx and no server.
+A server that cannot be reached is asked again for `patience_s`, in which a supervisor may start it again, and one that
+is full for as long as a call may take. Needs httpx and no server.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
-import httpx
-
+from quintain.calling.caller import Caller
+from quintain.calling.retry import RetryPolicy
 from quintain.codec import from_json, pack, unpack
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import (
@@ -36,15 +35,20 @@ from quintain.rollout.wire import (
     Stats,
     StreamItem,
 )
-from quintain.serving.refusals import FailureBody
 from quintain.task import Task
 from quintain.trajectory import Group, Trajectory
+
+if TYPE_CHECKING:
+    import httpx
 
 Poll = Callable[[Progress | None], None]
 
 WAIT_S = 1.0
 """How long one long-poll waits: so often is `poll` called."""
-RETRY_S = 0.2
+CALL_S = 600.0
+"""The longest that one call may take, such as a publish."""
+FORGET = RetryPolicy(timeout_s=5.0, patience_s=0.0)
+"""Nobody waits for it: the server forgets by itself in the end."""
 
 
 class RolloutClient:
@@ -61,9 +65,9 @@ class RolloutClient:
         patience_s: float = 120.0,
         poll: Poll = lambda progress: None,
     ) -> None:
-        self.url, self.patience_s, self.poll = url, patience_s, poll
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(60.0, read=600.0))
+        self.url, self.poll = url, poll
+        policy = RetryPolicy(CALL_S, patience_s)
+        self._caller = Caller(url, token, server="rollout server", policy=policy, between=lambda: self.poll(None))
 
     def health(self) -> Health:
         """Who is there."""
@@ -126,38 +130,28 @@ class RolloutClient:
         A lost connection is taken up again where it broke. Whoever keeps the last cursor can go on from it in another
         process. Lost where the server does not know the run (any more).
         """
-        deadline = time.monotonic() + self.patience_s
         while True:
-            try:
-                for item in self._stream(f"/v1/runs/{run}/groups", cursor):
-                    deadline = time.monotonic() + self.patience_s
-                    if item.group is not None:
-                        cursor = item.cursor
-                        yield cursor, item.group
-                    elif item.status is not None:
-                        if item.end:
-                            self._check_ended_well(item.status)
-                            return
-                        self.poll(Progress(item.status.done, item.status.total))
-            except httpx.TransportError as error:
-                self._wait_for_server(error, deadline)
+            for item in self._items(f"/v1/runs/{run}/groups", cursor):
+                if item.group is not None:
+                    cursor = item.cursor
+                    yield cursor, item.group
+                elif item.status is not None:
+                    if item.end:
+                        self._check_ended_well(item.status)
+                        return
+                    self.poll(Progress(item.status.done, item.status.total))
 
     def sessions(self, cursor: int = 0) -> Iterator[tuple[int, Trajectory]]:
         """Agents' sessions as they finish, from `cursor` on, each with the cursor after it; it never ends by itself.
 
         Cursors stay the same when the server starts again.
         """
-        deadline = time.monotonic() + self.patience_s
         while True:
-            try:
-                for item in self._stream("/v1/sessions/finished", cursor):
-                    deadline = time.monotonic() + self.patience_s
-                    if item.group is not None:
-                        cursor = item.cursor
-                        yield cursor, item.group.trajectories[0]
-                self.poll(None)
-            except httpx.TransportError as error:
-                self._wait_for_server(error, deadline)
+            for item in self._items("/v1/sessions/finished", cursor):
+                if item.group is not None:
+                    cursor = item.cursor
+                    yield cursor, item.group.trajectories[0]
+            self.poll(None)
 
     def cancel(self, run: str) -> RunStatus:
         """End a run; what it finished can still be fetched."""
@@ -191,15 +185,15 @@ class RolloutClient:
         try:
             found = [group for _, group in self.groups(run)]
         except BaseException:
-            with contextlib.suppress(FailureError, httpx.HTTPError):
-                self._http.delete(f"/v1/runs/{run}", timeout=5.0)  # nobody will come back for it
+            with contextlib.suppress(FailureError):  # nobody will come back for it
+                self._caller.call_sync("DELETE", f"/v1/runs/{run}", Stage.GENERATE, policy=FORGET)
             raise
         self.forget(run)
         return _ordered(found, run, asked)
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._caller.close()
 
     def __enter__(self) -> Self:
         return self
@@ -209,18 +203,14 @@ class RolloutClient:
     ) -> None:
         self.close()
 
-    def _stream(self, path: str, cursor: int) -> Iterator[StreamItem]:
-        """One answer's items. Raises httpx.TransportError where it breaks off."""
-        url = f"{path}?cursor={cursor}&wait_s={WAIT_S}"
-        with self._http.stream("GET", url, headers={"accept": FRAMES}) as answer:
-            if not answer.is_success:
-                answer.read()
-                raise FailureError(_refusal(answer))
-            buffer = bytearray()
-            for chunk in answer.iter_bytes():
-                buffer += chunk
-                while (body := _frame(buffer)) is not None:
-                    yield unpack(body, StreamItem)
+    def _items(self, path: str, cursor: int) -> Iterator[StreamItem]:
+        """The items of one answer, which has come in whole: its end is what says that nothing is missing."""
+        body = self._call("GET", f"{path}?cursor={cursor}&wait_s={WAIT_S}", accept=FRAMES).content
+        at = 0
+        while at < len(body):
+            (length,) = FRAME.unpack_from(body, at)
+            at += FRAME.size + length
+            yield unpack(body[at - length : at], StreamItem)
 
     def _check_ended_well(self, status: RunStatus) -> None:
         if status.failure is not None:
@@ -229,41 +219,9 @@ class RolloutClient:
             message = f"run {status.run} was {status.state} after {status.finished} of {status.groups} groups"
             raise FailureError(Failure.of(FailureKind.CANCELLED, Stage.GENERATE, message))
 
-    def _call(self, method: str, path: str, body: bytes | None = None) -> httpx.Response:
-        deadline = time.monotonic() + self.patience_s
-        headers = {} if body is None else {"content-type": MSGPACK}
-        while True:
-            try:
-                answer = self._http.request(method, path, content=body, headers=headers)
-            except httpx.TransportError as error:
-                self._wait_for_server(error, deadline)
-                continue
-            if answer.is_success:
-                return answer
-            if answer.status_code != 429 or time.monotonic() > deadline:
-                raise FailureError(_refusal(answer))
-            self.poll(None)
-            time.sleep(_retry_after_s(answer))
-
-    def _wait_for_server(self, error: httpx.TransportError, deadline: float) -> None:
-        """Wait a moment for a server that does not answer; FailureError after the deadline."""
-        self.poll(None)
-        if time.monotonic() > deadline:
-            message = f"the rollout server at {self.url} does not answer: {type(error).__name__}"
-            raise FailureError(Failure.of(FailureKind.UNREACHABLE, Stage.GENERATE, message)) from None
-        time.sleep(RETRY_S)
-
-
-def _frame(buffer: bytearray) -> bytes | None:
-    """Take the first whole frame off `buffer`, or None."""
-    if len(buffer) < FRAME.size:
-        return None
-    (length,) = FRAME.unpack_from(buffer)
-    if len(buffer) < FRAME.size + length:
-        return None
-    body = bytes(buffer[FRAME.size : FRAME.size + length])
-    del buffer[: FRAME.size + length]
-    return body
+    def _call(self, method: str, path: str, body: bytes | None = None, *, accept: str = "*/*") -> httpx.Response:
+        headers = {"accept": accept} if body is None else {"content-type": MSGPACK}
+        return self._caller.call_sync(method, path, Stage.GENERATE, body, headers=headers)
 
 
 def _ordered(found: Sequence[Group], run: str, asked: RunRequest) -> list[Group]:
@@ -271,20 +229,3 @@ def _ordered(found: Sequence[Group], run: str, asked: RunRequest) -> list[Group]
     inline = {group.id: group for group in found if group.id.startswith(f"{run}-")}
     split = {group.index: group for group in found if group.id not in inline}
     return [split[index] for index in asked.indices] + [inline[f"{run}-{place}"] for place in range(len(asked.tasks))]
-
-
-def _retry_after_s(answer: httpx.Response) -> float:
-    try:
-        return max(RETRY_S, float(answer.headers.get("retry-after", "1")))
-    except ValueError:
-        return 1.0
-
-
-def _refusal(answer: httpx.Response) -> Failure:
-    try:
-        body: Any = from_json(answer.content, FailureBody)
-    except QuintainError:
-        message = f"the rollout server answered {answer.status_code} without a failure"
-        return Failure.of(FailureKind.INVALID, Stage.GENERATE, message)
-    failure: Failure = body.failure
-    return failure

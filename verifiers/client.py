@@ -130,8 +130,8 @@ class AsyncVerifierClient:
 
     def verifiers_sync(self) -> tuple[VerifierInfo, ...]:
         """The same without an event loop."""
-        body = self._caller.call_sync("GET", "/v1/verifiers", Stage.REQUEST)
-        return self._caller.parsed(body, VerifierList, Stage.REQUEST).verifiers
+        answer = self._caller.call_sync("GET", "/v1/verifiers", Stage.REQUEST)
+        return self._caller.parsed(answer.content, VerifierList, Stage.REQUEST).verifiers
 
     async def aclose(self) -> None:
         """Close the connections. The next call opens new ones."""

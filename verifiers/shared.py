@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 MAX_VERIFIERS: Final = 16
 """Different verifiers at once: each may hold processes, so their number is bounded."""
-RETRY_AFTER_S: Final = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -78,7 +77,7 @@ class Verifiers:
         idle = next((key for key, kept in self._kept.items() if not kept.users), None)
         if idle is None:
             message = f"{self._capacity} differently configured verifiers are in use, so {name!r} has no place now"
-            raise refused(message, Stage.VERIFY, FailureKind.OVERLOADED, retry_after_s=RETRY_AFTER_S)
+            raise refused(message, Stage.VERIFY, FailureKind.OVERLOADED)
         closing = asyncio.ensure_future(self._kept.pop(idle).verifier.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

@@ -34,7 +34,6 @@ from quintain.task import TaskOrigin
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 1.0
 _EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -314,7 +313,7 @@ class Sessions:
 
     def _busy(self, message: str) -> FailureError:
         self._metrics.add("failures_total", kind=FailureKind.OVERLOADED, stage=Stage.RESET)
-        return refused(message, Stage.RESET, FailureKind.OVERLOADED, retry_after_s=RETRY_AFTER_S)
+        return refused(message, Stage.RESET, FailureKind.OVERLOADED)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from quintain.calling.connections import Connections
-from quintain.calling.retry import Retry, RetryPolicy
+from quintain.calling.connections import Connections, bearer, http_client
+from quintain.calling.retry import Retry, RetryPolicy, retry_after_s
 from quintain.codec import from_json
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.serving.refusals import FailureBody
@@ -25,32 +25,51 @@ T = TypeVar("T")
 
 CONNECT_S = 5.0
 RETRIED = frozenset({429, 502, 503})
+"""What a server answers where it may do as asked later, unless its failure says that it will not."""
 
 
 class Caller:
     """A server's address and a pool of connections. `server` says what is there, for messages.
 
-    Waits between tries are drawn from `seed`. Raises QuintainError for what is no address.
+    Waits between tries are drawn from `seed`; `between` is called before each of them (without an event loop), and may
+    raise to stop trying. Raises QuintainError for what is no address.
     """
 
     def __init__(
-        self, url: str, token: str | None, *, server: str, policy: RetryPolicy, max_connections: int, seed: int
+        self,
+        url: str,
+        token: str | None,
+        *,
+        server: str,
+        policy: RetryPolicy,
+        max_connections: int = 1,
+        seed: int = 0,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise QuintainError(f"the address of the {server} looks like http://127.0.0.1:8000, not {url!r}")
         self.url = url.rstrip("/")
         self.policy = policy
-        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+        self._headers = {"content-type": "application/json"} | bearer(token)
         self._server = server
         self._max_connections = max_connections
         self._rng = random.Random(seed)
+        self._between = between
         self._connections: Connections | None = None
+        self._sync: httpx.Client | None = None
 
     async def aclose(self) -> None:
         """Close the connections. The next call opens new ones."""
+        self.close()
         connections, self._connections = self._connections, None
         if connections is not None:
             await connections.aclose()
+
+    def close(self) -> None:
+        """Close the connections that were opened without an event loop. The next call opens a new one."""
+        client, self._sync = self._sync, None
+        if client is not None:
+            client.close()
 
     async def call(
         self, method: str, path: str, stage: Stage, body: str | None = None, policy: RetryPolicy | None = None
@@ -99,24 +118,43 @@ class Caller:
                 wait_s = self._refusal(response, stage, retry)
             await asyncio.sleep(wait_s)
 
-    def call_sync(self, method: str, path: str, stage: Stage, params: Mapping[str, str | int] | None = None) -> bytes:
-        """`call` without an event loop and without a body. Raises FailureError."""
+    def call_sync(
+        self,
+        method: str,
+        path: str,
+        stage: Stage,
+        body: bytes | None = None,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        policy: RetryPolicy | None = None,
+    ) -> httpx.Response:
+        """The whole answer, without an event loop. Raises FailureError."""
         import httpx
 
-        retry = self._retry(None)
-        # a proxy for the world outside is none for a service of ours; certificates are read only where they matter
-        with httpx.Client(base_url=self.url, headers=self._headers, trust_env=False, verify=self._secure) as client:
-            while True:
-                timeout = httpx.Timeout(retry.left(time.monotonic()), connect=CONNECT_S)
-                try:
-                    response = client.request(method, path, params=params, timeout=timeout)
-                except httpx.TransportError as error:
-                    wait_s = retry.silent(self._silence(error, stage), time.monotonic())
-                else:
-                    if response.is_success:
-                        return response.content
-                    wait_s = self._refusal(response, stage, retry)
-                time.sleep(wait_s)
+        retry = self._retry(policy)
+        if self._sync is None:
+            self._sync = http_client(self.url)
+        while True:
+            left_s = retry.left(time.monotonic())
+            timeout = httpx.Timeout(left_s, connect=min(CONNECT_S, left_s))
+            try:
+                response = self._sync.request(
+                    method,
+                    path,
+                    content=body,
+                    params=params,
+                    headers={**self._headers, **(headers or {})},
+                    timeout=timeout,
+                )
+            except httpx.TransportError as error:
+                wait_s = retry.silent(self._silence(error, stage), time.monotonic())
+            else:
+                if response.is_success:
+                    return response
+                wait_s = self._refusal(response, stage, retry)
+            self._between()
+            time.sleep(wait_s)
 
     def parsed(self, body: bytes, kind: type[T], stage: Stage) -> T:
         """The `kind` that an answer holds. Raises FailureError."""
@@ -157,10 +195,6 @@ class Caller:
             message = f"{self.url} answered {response.status_code} {text!r}: is the {self._server} there?"
             kind = FailureKind.UNREACHABLE if response.status_code in RETRIED else FailureKind.INVALID
             failure = Failure.of(kind, stage, message)
-        if response.status_code not in RETRIED:
+        if response.status_code not in RETRIED or not failure.retryable:
             raise FailureError(failure)
-        try:
-            retry_after_s = float(response.headers.get("retry-after", "0"))
-        except ValueError:  # a date: our own waits do as well
-            retry_after_s = 0.0
-        return retry.refused(failure, time.monotonic(), retry_after_s)
+        return retry.refused(failure, time.monotonic(), retry_after_s(response.headers) or 0.0)

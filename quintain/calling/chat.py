@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import httpx
 
+from quintain.calling.connections import async_http_client
+from quintain.calling.retry import retry_after_s
 from quintain.failure import Failure, FailureError, FailureKind, Stage, one_line
 
 FIRST_PAUSE_S: Final = 0.5
@@ -54,9 +56,8 @@ class ChatEndpoint:
         max_reply_bytes: int,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._http = httpx.AsyncClient(timeout=timeout_s, headers=headers, follow_redirects=False, limits=limits)
+        self._http = async_http_client(url, token, proxied=True, timeout=timeout_s, limits=limits)
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._request = dict(request)
         self._who, self._stage = who, stage
@@ -112,11 +113,7 @@ class ChatEndpoint:
         if status not in _AGAIN:
             return FailureError(Failure.of(FailureKind.REJECTED, self._stage, message))
         kind = FailureKind.OVERLOADED if status in (429, 503, 529) else FailureKind.CRASHED
-        try:
-            wait_s = max(float(response.headers.get("retry-after", "")), 0.0)
-        except ValueError:  # a date, or nothing: our own pauses do as well
-            wait_s = None
-        return _Busy(Failure.of(kind, self._stage, message, retryable=True), wait_s)
+        return _Busy(Failure.of(kind, self._stage, message, retryable=True), retry_after_s(response.headers))
 
 
 class _Busy(FailureError):

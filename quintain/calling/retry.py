@@ -8,6 +8,7 @@ cannot be reached only for `patience_s`, and everything else is final.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quintain.failure import Failure, FailureError
@@ -22,6 +23,14 @@ class RetryPolicy:
 
     timeout_s: float = 300.0
     patience_s: float = 10.0
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """How long the server that answered with `headers` wants to be left alone, in seconds, if it says so."""
+    try:
+        return max(0.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):  # a date: our own waits do as well
+        return None
 
 
 class Retry:

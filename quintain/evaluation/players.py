@@ -249,9 +249,11 @@ def check_endpoint(endpoint: Endpoint, key_env: str | None) -> None:
     """QuintainError, one line, where nobody answers at the endpoint or the key is refused."""
     import httpx
 
-    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    from quintain.calling.connections import http_client
+
     try:
-        answer = httpx.get(f"{endpoint.url.rstrip('/')}/models", headers=headers, timeout=30.0)
+        with http_client(endpoint.url, endpoint.key, proxied=True, timeout=30.0) as http:
+            answer = http.get("/models")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         detail = one_line(f"{type(error).__name__}: {error}", 160)
         raise QuintainError(f"--endpoint: nobody answers at {endpoint.url} ({detail})") from None

@@ -56,9 +56,11 @@ def start_rollout(supervisor: Supervisor, config: ExperimentConfig, run: RunFold
 def _check_reachable(url: str, token: str | None) -> None:
     import httpx
 
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    from quintain.calling.connections import http_client
+
     try:
-        answer = httpx.get(f"{url}/health", headers=headers, timeout=10.0)
+        with http_client(url, token, timeout=10.0) as http:
+            answer = http.get("/health")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise QuintainError(
             f"environment.url: nobody answers at {url} ({type(error).__name__}): start the server with"

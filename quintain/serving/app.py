@@ -22,7 +22,7 @@ from starlette.types import Lifespan
 from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.serving.metrics import CONTENT_TYPE, Metrics
-from quintain.serving.refusals import FailureBody, Refused, refused, status_of
+from quintain.serving.refusals import FailureBody, refused, retry_after_of, status_of
 from quintain.serving.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -148,8 +148,8 @@ def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
 
 def _failed(error: FailureError) -> Response:
     response = json_answer(to_json(FailureBody(error.failure)), status_of(error))
-    if isinstance(error, Refused) and error.retry_after_s is not None:
-        response.headers["retry-after"] = f"{error.retry_after_s:g}"
+    if (wait_s := retry_after_of(error)) is not None:
+        response.headers["retry-after"] = f"{wait_s:g}"
     if response.status_code in (408, 413):
         response.headers["connection"] = "close"  # or the rest of the request would be read after all
     if response.status_code == 401:

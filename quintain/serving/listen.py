@@ -19,15 +19,19 @@ SOCKETS: Final = 65536
 
 def check_bind(host: str, has_token: bool, token_from: str) -> None:
     """Raise QuintainError unless `host` is loopback or there is a token; `token_from` says where one is given."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False  # a name may point anywhere
-    if not loopback and not has_token:
+    if not is_loopback(host) and not has_token:
         raise QuintainError(
             f"refusing to listen on {host} without a token, since anybody could use it: set {token_from}, or listen on"
             " 127.0.0.1"
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine for certain."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may point anywhere
 
 
 def bound_socket(host: str, port: int) -> socket.socket:

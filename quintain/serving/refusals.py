@@ -1,7 +1,7 @@
 """What a server says when it does not do as asked, and which status each failure has.
 
-Every answer that is no success holds a `FailureBody`. Requests refuse fields they do not know; answers may gain
-fields, and clients ignore those they do not know.
+Every answer that is no success holds a `FailureBody`; one that may be met later says when to ask again. Requests refuse
+fields they do not know; answers may gain fields, and clients ignore those they do not know.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from quintain.codec import from_builtins
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.nearest import did_you_mean
 
 T = TypeVar("T")
+
+RETRY_AFTER_S: Final = 1.0
+"""How long a client is asked to wait where nothing says how long it will take."""
 
 _STATUS = {
     FailureKind.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
@@ -54,9 +57,10 @@ def refused(
     *,
     status: int | None = None,
     retry_after_s: float | None = None,
+    retryable: bool | None = None,
 ) -> Refused:
     """The error of a request that is not met."""
-    return Refused(Failure.of(kind, stage, message), status, retry_after_s)
+    return Refused(Failure.of(kind, stage, message, retryable=retryable), status, retry_after_s)
 
 
 def status_of(error: FailureError) -> int:
@@ -64,6 +68,14 @@ def status_of(error: FailureError) -> int:
     asked = error.status if isinstance(error, Refused) else None
     no_such_task = error.failure.kind is FailureKind.REJECTED and error.failure.stage is Stage.TASKS
     return int(asked or (HTTPStatus.NOT_FOUND if no_such_task else _STATUS[error.failure.kind]))
+
+
+def retry_after_of(error: FailureError) -> float | None:
+    """How many seconds a client is asked to wait, None where coming back does not help."""
+    if status_of(error) not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return None
+    asked = error.retry_after_s if isinstance(error, Refused) else None
+    return (asked or RETRY_AFTER_S) if error.failure.retryable else None
 
 
 def read(body: bytes, kind: type[T], stage: Stage, *, lenient: bool = False) -> T:

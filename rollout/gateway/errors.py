@@ -7,13 +7,10 @@ ours can both read it; what may help to ask again for is 429 or 503, what may no
 from __future__ import annotations
 
 import json
-from typing import Final
 
 from quintain.codec import to_builtins
 from quintain.failure import Failure, FailureError, FailureKind, Stage
-from quintain.serving.refusals import Refused
-
-RETRY_AFTER_S: Final = 1.0
+from quintain.serving.refusals import Refused, retry_after_of
 
 
 class ApiError(Refused):
@@ -51,7 +48,7 @@ def too_long(message: str) -> ApiError:
 def full(message: str) -> ApiError:
     """429: ask again later."""
     failure = Failure.of(FailureKind.OVERLOADED, Stage.REQUEST, message)
-    return ApiError(failure, 429, code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
+    return ApiError(failure, 429, code="rate_limit_exceeded")
 
 
 def as_api_error(error: FailureError) -> ApiError:
@@ -68,7 +65,7 @@ def as_api_error(error: FailureError) -> ApiError:
     if failure.stage is Stage.RENDER and failure.kind is FailureKind.REJECTED:
         return ApiError(failure, 400, code="template_refused", param="messages")
     if failure.retryable:
-        return ApiError(failure, 503, code=failure.kind, retry_after_s=RETRY_AFTER_S)
+        return ApiError(failure, 503, code=failure.kind)
     return ApiError(failure, 500, code=failure.kind)
 
 
@@ -82,9 +79,10 @@ def error_body(error: ApiError) -> str:
 
 def error_headers(error: ApiError) -> dict[str, str]:
     """`x-should-retry` is what OpenAI's own clients obey."""
-    headers = {"x-should-retry": "true" if error.failure.retryable and error.status in (429, 503) else "false"}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = f"{error.retry_after_s:g}"
+    wait_s = retry_after_of(error)
+    headers = {"x-should-retry": "false" if wait_s is None else "true"}
+    if wait_s is not None:
+        headers["retry-after"] = f"{wait_s:g}"
     if error.status in (408, 413):
         headers["connection"] = "close"  # or the rest of the request would be read after all
     return headers

@@ -75,7 +75,8 @@ class Control:
     def check_admitting(self) -> None:
         """Raise Refused (503) while the server drains."""
         if self.draining:
-            raise refused("the server is draining: it starts nothing new", Stage.REQUEST, FailureKind.UNREACHABLE)
+            message = "the server is draining: it starts nothing new"
+            raise refused(message, Stage.REQUEST, FailureKind.UNREACHABLE, retryable=False)
 
     async def pause(self) -> None:
         """Stop sampling at a token boundary; what is in flight is kept."""

@@ -30,7 +30,6 @@ from quintain.trajectory import Group
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 2.0
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -297,7 +296,7 @@ def digest_of(request: RunRequest) -> bytes:
 
 
 def _full(what: str) -> Exception:
-    return refused(f"{what}: try again later", Stage.REQUEST, FailureKind.OVERLOADED, retry_after_s=RETRY_AFTER_S)
+    return refused(f"{what}: try again later", Stage.REQUEST, FailureKind.OVERLOADED)
 
 
 class Forgotten(Exception):

@@ -22,7 +22,7 @@ class OwnedFolder:
     """A new folder in `root` at `path`, this process's until `close`."""
 
     def __init__(self, root: Path) -> None:
-        draft = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=root))  # nobody sees it before it is locked
+        draft = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-", dir=root))  # unseen until it is locked
         self._lock = os.open(draft / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.path = draft.rename(root / draft.name.removeprefix("."))

@@ -250,3 +250,18 @@ def test_every_module_of_the_rooms_says_what_it_is_for() -> None:
         if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
     }
     assert silent == set()
+
+
+def test_one_file_makes_every_http_client() -> None:
+    """So none of them asks a proxy for this machine."""
+    made = {"AsyncClient", "Client", "AsyncHTTPTransport", "get", "post", "put", "delete", "request", "stream"}
+    found = {
+        module
+        for module, path in all_modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and (node.func.value.id, node.func.attr in made) == ("httpx", True)
+    }
+    assert found == {"quintain.calling.connections"}

@@ -30,7 +30,6 @@ SLOW_READER_S: Final = 30.0
 """How much longer than its items a streamed answer may take to be read."""
 THREAD_BYTES: Final = 1 << 20
 """A longer request is parsed in a thread, so that others are answered meanwhile."""
-RETRY_AFTER_S: Final = 1.0
 
 
 class VerifyPages:
@@ -60,7 +59,7 @@ class VerifyPages:
             self._waiting_bytes += count
             if self._waiting_bytes > self._jobs.limits.waiting_bytes:
                 message = "the requests in progress are as large as this server can hold"
-                raise refused(message, Stage.REQUEST, FailureKind.OVERLOADED, retry_after_s=RETRY_AFTER_S)
+                raise refused(message, Stage.REQUEST, FailureKind.OVERLOADED)
 
         try:
             yield taken

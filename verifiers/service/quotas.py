@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from quintain.failure import FailureKind, Stage
 from quintain.serving.refusals import Refused, refused
 
-RETRY_AFTER_S = 1.0
-"""When to come back for a place in the queue: its items mostly take less."""
-
 
 @dataclass(slots=True)
 class Quotas:
@@ -78,5 +75,5 @@ class Places:
         self.quotas.give_back(self.holder, count)
 
 
-def _later(message: str, retry_after_s: float = RETRY_AFTER_S) -> Refused:
+def _later(message: str, retry_after_s: float | None = None) -> Refused:
     return refused(message, Stage.VERIFY, FailureKind.OVERLOADED, retry_after_s=retry_after_s)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import httpx
 
+from quintain.calling.connections import http_client
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 
 PAUSED_S = 120.0
@@ -43,8 +44,7 @@ class DirectTransfer:
     ) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._servers = [httpx.Client(base_url=url, headers=headers, timeout=600.0, trust_env=False) for url in urls]
+        self._servers = [http_client(url, api_key, timeout=600.0) for url in urls]
         sizes = [int(server.get("/get_world_size").json()["world_size"]) for server in self._servers]
         self._client = _Fan(self._servers, sizes)
         self._engine = WeightTransferTrainerFactory.trainer_init(

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from quintain.calling.connections import http_client
 from quintain.failure import QuintainError, one_line
 from quintain.rollout.engines.vllm.dialect import Dialect, read_score
 
@@ -44,8 +45,7 @@ class Found:
 
 def probe(url: str, wanted: Wanted, *, api_key: str | None, report: Callable[[str], None]) -> Found:
     """Ask the server at `url` for everything it will be asked for. QuintainError with the first thing that is wrong."""
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=ASK_S, trust_env=False) as http:
+    with http_client(url, api_key, timeout=ASK_S) as http:
         try:
             return _Probe(http, url, wanted, report).run()
         except httpx.HTTPError as error:

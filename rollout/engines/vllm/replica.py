@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from quintain.calling.connections import async_http_client
 from quintain.codec import Floats, Ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage, one_line
 from quintain.rollout.engines.base import Sampling
@@ -48,10 +49,9 @@ class Replica:
     ) -> None:
         self.url, self.model, self.dialect = url, model, dialect
         self._interval, self._patience_s = interval, patience_s
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S)
         timeout = httpx.Timeout(patience_s, connect=CONNECT_S, pool=None)
-        self._http = httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=timeout, trust_env=False)
+        self._http = async_http_client(url, api_key, limits=limits, timeout=timeout)
 
     async def stream(
         self, ids: list[int], sampling: Sampling, limit: int, *, adapter: str | None, salt: str

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from quintain.calling.connections import http_client
 from quintain.config import ExperimentConfig, VLLMConfig
 from quintain.failure import QuintainError
 from quintain.lifeline import Lifeline
@@ -180,9 +181,10 @@ def _await_health(url: str, process: Process | None, patience_s: float, report: 
         if process is not None and (how := process.how_it_ended) is not None:
             raise QuintainError(f"{name} did not come up ({how}): {process.last_words()}; see {process.launch.log}")
         try:
-            if httpx.get(f"{url}/health", timeout=LOOK_S, trust_env=False).status_code == 200:
-                report(f"{name} is up after {time.monotonic() - started:.0f} s")
-                return
+            with http_client(url, timeout=LOOK_S) as http:
+                if http.get("/health").status_code == 200:
+                    report(f"{name} is up after {time.monotonic() - started:.0f} s")
+                    return
         except httpx.HTTPError:
             pass
         if time.monotonic() - said > PROGRESS_S:
@@ -194,12 +196,9 @@ def _await_health(url: str, process: Process | None, patience_s: float, report: 
 
 
 def _set_label(url: str, label: str, api_key: str | None) -> None:
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        answer = httpx.post(
-            f"{url}/update_weight_version", json={"new_version": label}, headers=headers, timeout=60, trust_env=False
-        )
-        answer.raise_for_status()
+        with http_client(url, api_key, timeout=60.0) as http:
+            http.post("/update_weight_version", json={"new_version": label}).raise_for_status()
     except httpx.HTTPError as error:
         raise QuintainError(f"vLLM at {url} refuses a name for its weights: {error}") from None
 
