@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.task import EndlessTasks, Task, TaskSource
 
 CLOSE_S = 5.0
+RENEWALS = 3
+"""How often a lease is renewed while it would run out once."""
 
 
 class EnvClient:
@@ -106,6 +109,10 @@ class EnvClient:
         body = await self.call("POST", f"/v1/episodes/{episode}/step", Stage.STEP, to_json(request))
         return self._caller.parsed(body, StepAnswer, Stage.STEP)
 
+    async def renew(self, episode: str) -> None:
+        """Say that somebody still plays the episode, if the server can be reached at once. Raises FailureError."""
+        await self.call("GET", f"/v1/episodes/{episode}", Stage.STEP, policy=RetryPolicy(CLOSE_S, 0.0))
+
     async def dismiss(self, episode: str) -> None:
         """Close an episode, if the server can be reached at once; if not, its lease will."""
         policy = RetryPolicy(timeout_s=CLOSE_S, patience_s=0.0)
@@ -139,6 +146,7 @@ class RemoteEnv(Environment):
         self._episode: str | None = None
         self._turn = 0
         self._ended = False
+        self._lease_s = math.inf
 
     def tasks(self, split: str) -> TaskSource:  # type: ignore[override]  # the server's, so an instance's
         """The server's tasks of `split`."""
@@ -154,7 +162,9 @@ class RemoteEnv(Environment):
         else:
             request = CreateEpisode(task=task, seed=seed, episode_id=episode)
         self._episode, self._turn, self._ended = episode, 0, False  # first: a reset that is cancelled is closed too
-        return (await self._client.create(request)).observation
+        created = await self._client.create(request)
+        self._lease_s = created.lease_s
+        return created.observation
 
     async def step(self, action: Action) -> Step:
         """Play a turn on the server. Raises FailureError."""
@@ -165,6 +175,14 @@ class RemoteEnv(Environment):
         self._turn = answer.turn
         self._ended = answer.terminated or answer.truncated
         return Step(answer.observation, answer.reward, answer.terminated, answer.truncated, answer.info)
+
+    async def keep_lease(self) -> None:
+        """Renew the episode's lease for as long as this runs: until it is cancelled, or the episode is gone."""
+        while self._episode is not None and not self._ended:
+            await asyncio.sleep(self._lease_s / RENEWALS)
+            if self._episode is not None and not self._ended:
+                with contextlib.suppress(FailureError):  # the next step says what is wrong
+                    await self._client.renew(self._episode)
 
     async def close(self) -> None:
         """Close the episode; one that has ended is closed already."""

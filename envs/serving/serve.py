@@ -135,8 +135,7 @@ def _backend(spec: str, options: Mapping[str, Any], workers: int) -> Backend:
 
     from quintain.envs.options import bind
     from quintain.envs.registry import resolve
-    from quintain.envs.workers.desk import Desk
     from quintain.envs.workers.host import Host
     from quintain.envs.workers.pool import Inline
 
-    return Inline(Desk(spec, Host(bind(resolve(spec), options))))
+    return Inline(Host(bind(resolve(spec), options), spec))

@@ -1,4 +1,5 @@
-"""Runs the environments of one class in this process: the boundary between their code and everything else.
+"""Runs the environments of one class in this process: the boundary between their code and everything else. In a
+worker, calls come in as frames and go out as JSON text or failures.
 
 What always holds:
 - whatever that code raises, returns or never returns becomes a `FailureError` of the closed vocabulary, in
@@ -6,23 +7,32 @@ What always holds:
   this one);
 - the message of a failure never quotes the task's reference; the log gets the whole stack, clients get one
   line;
-- an environment that was made is closed, at the latest by `close_all`.
+- an environment that was made is closed, at the latest by `close_all`;
+- every call gets one reply, whatever happens, unless the socket closes first; calls are answered each in its own
+  time, in no order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from pydantic_core import PydanticSerializationError
+
+from quintain.codec import to_json
 from quintain.envs.base import Action, Environment, Observation, Step, invalid
 from quintain.envs.judging import JudgingEnv
 from quintain.envs.options import Bound
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
+from quintain.envs.serving.wire import Metadata, PublicTask, TaskPage
+from quintain.envs.workers.frames import STAGES, Advance, Call, Close, Describe, Open, Page, Reply, framed, receive
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from, one_line
 from quintain.task import Task, TaskOrigin, TaskSource, size_of
 from quintain.verifiers.shared import Verifiers
 
@@ -30,8 +40,16 @@ T = TypeVar("T")
 
 CANCEL_GRACE_S = 0.2
 """How long cancelled code may take to come to its end before it counts as stuck."""
+CLOSE_ALL_S = 2.0
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The part of an `EpisodeCreated` that the environment says."""
+
+    observation: Observation
 
 
 @dataclass(slots=True)
@@ -42,10 +60,14 @@ class _Live:
 
 
 class Host:
-    """The live environments of `bound`, by episode id. Deadlines are points in time of `time.monotonic`."""
+    """The live environments of `bound`, by episode id. Deadlines are points in time of `time.monotonic`.
 
-    def __init__(self, bound: Bound) -> None:
+    `spec` is what the environment was named by.
+    """
+
+    def __init__(self, bound: Bound, spec: str = "") -> None:
         self.bound = bound
+        self.spec = spec or bound.cls.__name__
         self._live: dict[str, _Live] = {}
         self._verifiers = Verifiers()
         self._stuck: set[asyncio.Task[Any]] = set()
@@ -57,6 +79,39 @@ class Host:
     def stuck(self) -> bool:
         """Whether code that was cancelled, or that reads tasks, goes on past its deadline."""
         return bool(self._stuck or self._late)
+
+    async def answer(self, call: Call) -> Reply:
+        """The reply to `call`; never raises."""
+        try:
+            body, ended = await self._do(call)
+        except FailureError as error:
+            if error.__cause__ is not None and error.failure.kind is not FailureKind.CANCELLED:
+                log.warning("%s", _where(call), exc_info=error.__cause__)
+            return Reply(call.id, failure=error.failure, stuck=self.stuck)
+        return Reply(call.id, body, ended, stuck=self.stuck)
+
+    async def _do(self, call: Call) -> tuple[str, bool]:
+        request, deadline = call.request, call.deadline
+        if isinstance(request, Open):
+            task = request.origin or request.task
+            if task is None:
+                raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, "give a task or its place"))
+            return _encoded(Opened(await self.open(request.episode, task, request.seed, deadline)), Stage.RESET), False
+        if isinstance(request, Advance):
+            step = await self.step(request.episode, request.action, deadline)
+            return _encoded(step, Stage.STEP), step.ended
+        if isinstance(request, Close):
+            await self.close(request.episode, deadline)
+        elif isinstance(request, Page):
+            size, tasks = await self.page(request.split, request.start, request.count, deadline)
+            public = [PublicTask.of(t, TaskOrigin(request.split, request.start + i)) for i, t in enumerate(tasks)]
+            return _encoded(TaskPage(request.split, request.start, size, tuple(public)), Stage.TASKS), False
+        elif isinstance(request, Describe):
+            cls = self.bound.cls
+            name = cls.__name__ if ":" in self.spec else self.spec  # a spec may be a path, which is nobody's business
+            about = one_line((cls.__doc__ or "").strip().partition("\n\n")[0])
+            return _encoded(Metadata(name, about, cls.version, await self.sizes(deadline)), Stage.TASKS), False
+        return "", False
 
     async def open(self, episode: str, task: Task | TaskOrigin, seed: int | None, deadline: float) -> Observation:
         """Make an environment for `episode` and reset it. Without a seed, the task's own or 0."""
@@ -224,3 +279,45 @@ def _expect(kind: type[T], value: Any, stage: Stage) -> T:
 
 def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
+
+
+def _encoded(value: Any, stage: Stage) -> str:
+    try:
+        return to_json(value)
+    except (PydanticSerializationError, UnicodeError, ValueError) as error:
+        message = f"what the environment's {stage} gave cannot be sent as JSON: {type(error).__name__}"
+        raise invalid(message, stage) from error
+
+
+def _where(call: Call) -> str:
+    episode = getattr(call.request, "episode", None)
+    return f"{STAGES[call.request.op]} failed" + (f" in episode {episode}" if episode else "")
+
+
+async def serve(sock: socket.socket, host: Host) -> None:
+    """Answer the calls that come on `sock` until it closes."""
+    reader, writer = await asyncio.open_unix_connection(sock=sock)
+    answering: set[asyncio.Task[None]] = set()
+
+    async def answer(call: Call) -> None:
+        reply = await host.answer(call)
+        with contextlib.suppress(ConnectionError):  # nobody waits for it any longer
+            writer.write(framed(reply))
+            await writer.drain()
+
+    while (call := await receive(reader, Call)) is not None:
+        task = asyncio.create_task(answer(call))
+        answering.add(task)
+        task.add_done_callback(answering.discard)
+    await host.close_all(time.monotonic() + CLOSE_ALL_S)
+    writer.close()
+
+
+async def refuse(sock: socket.socket, message: str) -> None:
+    """Answer the first call on `sock` with a failure that says `message`: there is nothing to serve."""
+    reader, writer = await asyncio.open_unix_connection(sock=sock)
+    if (call := await receive(reader, Call)) is not None:
+        failure = Failure.of(FailureKind.REJECTED, Stage.REQUEST, message)
+        writer.write(framed(Reply(call.id, failure=failure)))
+    writer.close()
+    await writer.wait_closed()

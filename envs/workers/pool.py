@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from quintain.cores import share_of_cores
-from quintain.envs.workers.desk import CLOSE_ALL_S, Desk
 from quintain.envs.workers.frames import (
     Advance,
     Call,
@@ -39,6 +38,7 @@ from quintain.envs.workers.frames import (
     receive,
     stage_of,
 )
+from quintain.envs.workers.host import CLOSE_ALL_S, Host
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.lifeline import Lifeline
 
@@ -329,19 +329,19 @@ class Inline:
     Code that blocks blocks the server, and no deadline ends it.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, host: Host) -> None:
+        self._host = host
 
     async def start(self, lost: Lost) -> None:
         """Nothing to start, and nothing that could be lost."""
 
     async def call(self, request: Request, deadline: float) -> Reply:
-        """The desk's reply."""
-        return await self._desk.answer(Call(0, deadline, request))
+        """The host's reply."""
+        return await self._host.answer(Call(0, deadline, request))
 
     async def stop(self) -> None:
         """Close every environment."""
-        await self._desk.host.close_all(time.monotonic() + CLOSE_ALL_S)
+        await self._host.close_all(time.monotonic() + CLOSE_ALL_S)
 
     @property
     def ready(self) -> bool:

@@ -25,8 +25,7 @@ def main(arguments: list[str]) -> None:
 
     from quintain.envs.options import bind
     from quintain.envs.registry import resolve
-    from quintain.envs.workers.desk import Desk, refuse, serve
-    from quintain.envs.workers.host import Host
+    from quintain.envs.workers.host import Host, refuse, serve
     from quintain.failure import QuintainError
 
     fd, path, spec, options = arguments
@@ -35,11 +34,11 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     sock = socket.socket(fileno=int(fd))
     try:
-        host = Host(bind(resolve(spec), json.loads(options)))
+        host = Host(bind(resolve(spec), json.loads(options)), spec)
     except QuintainError as error:
         asyncio.run(refuse(sock, str(error)))
         return
-    asyncio.run(serve(sock, Desk(spec, host)))
+    asyncio.run(serve(sock, host))
 
 
 if __name__ == "__main__":

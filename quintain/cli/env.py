@@ -20,6 +20,7 @@ def command() -> None:
 @click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="An option of the environment (YAML value).")
 @click.option("--step-timeout-s", type=float, default=60.0, show_default=True, help="Deadline of a reset or step.")
 @click.option("--max-episodes", type=click.IntRange(1), default=1024, show_default=True, help="Episodes at once.")
+@click.option("--lease-s", type=float, default=600.0, show_default=True, help="An episode left alone is closed.")
 @click.option("--token", envvar="QUINTAIN_ENV_TOKEN", help="Bearer token clients must send [env: QUINTAIN_ENV_TOKEN].")
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
 def serve(
@@ -30,6 +31,7 @@ def serve(
     args: tuple[str, ...],
     step_timeout_s: float,
     max_episodes: int,
+    lease_s: float,
     token: str | None,
     as_json: bool,
 ) -> None:
@@ -48,7 +50,7 @@ def serve(
         port=port,
         token=token,
         workers=workers,
-        limits=Limits(max_episodes=max_episodes, reset_s=step_timeout_s, step_s=step_timeout_s),
+        limits=Limits(max_episodes=max_episodes, reset_s=step_timeout_s, step_s=step_timeout_s, lease_s=lease_s),
         json_ready=as_json,
     )
 

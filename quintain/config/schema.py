@@ -63,6 +63,10 @@ class EnvironmentConfig(Section):
     """Worker processes of the environment server."""
     step_timeout_s: Seconds = 60.0
     """A reset or step that takes longer is killed and is a failure."""
+    lease_s: Seconds = 120.0
+    """An episode whose rollout server has given no sign of life for so long is closed; sampling gives such signs."""
+    max_episodes: Positive | None = None
+    """Most episodes the environment server plays at once, more wait; null is rollout.max_concurrency."""
 
     @model_validator(mode="after")
     def _one_source(self) -> EnvironmentConfig:

@@ -31,6 +31,8 @@ def start_environment(supervisor: Supervisor, config: ExperimentConfig, run: Run
             *args,
             f"--workers={environment.workers}",
             f"--step-timeout-s={environment.step_timeout_s}",
+            f"--lease-s={environment.lease_s}",
+            f"--max-episodes={environment.max_episodes or config.rollout.max_concurrency}",
         )
 
     spec = ServerSpec("environment server", command, run.logs / "environment.log")

@@ -5,6 +5,7 @@ Invariants:
 - a failed trajectory keeps the turns it had and has no reward;
 - the tokens of a turn's prompt are those of the turn before and the new messages, unless the turn says why not;
 - the same spec gives the same seeds at every attempt, so trying again does not change what is sampled;
+- an episode that is played is not left alone, however long a turn is sampled: the environment's lease is renewed;
 - a `Cutoff` ends an episode at whatever it waits for, as a failure that is not tried again.
 """
 
@@ -15,12 +16,13 @@ import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from quintain.codec import Ints, as_ints
 from quintain.envs.base import Action, Environment, Observation
+from quintain.envs.client import RemoteEnv
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.messages import Message, ToolSpec
 from quintain.rollout.chat.renderer import Renderer
@@ -138,6 +140,10 @@ class Attempt(ABC):
     async def _play(self) -> Ending:
         observation = await self.env.reset(self.spec.task, seed=self.spec.seed)
         self.prompt = tuple(observation.messages)
+        async with _lease_kept(self.env):
+            return await self._turns(observation)
+
+    async def _turns(self, observation: Observation) -> Ending:
         self.begin(observation)
         while (turn := await self.act()) is not None:
             self.turns.append(turn)  # it is kept where the step fails
@@ -180,6 +186,19 @@ class Attempt(ABC):
             self.number,
             self.clock() - self.started,
         )
+
+
+@contextlib.asynccontextmanager
+async def _lease_kept(env: Environment) -> AsyncIterator[None]:
+    """Keeps the lease of an environment that has one."""
+    if not isinstance(env, RemoteEnv):
+        yield
+        return
+    keeping = asyncio.create_task(env.keep_lease())
+    try:
+        yield
+    finally:
+        keeping.cancel()
 
 
 class _Sampled(Attempt):

@@ -15,12 +15,11 @@ from quintain.envs.registry import resolve
 from quintain.envs.serving.limits import Limits
 from quintain.envs.serving.sessions import Sessions
 from quintain.envs.serving.wire import CreateEpisode, StepRequest
-from quintain.envs.workers.desk import Desk
 from quintain.envs.workers.host import Host
 from quintain.envs.workers.pool import Inline
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.serving.metrics import Metrics
-from quintain.serving.refusals import status_of
+from quintain.serving.refusals import retry_after_of, status_of
 
 SAMPLES = Path(__file__).parent / "samples.py"
 
@@ -38,8 +37,8 @@ class Table:
     def __init__(self, **limits) -> None:
         self.clock = Clock()
         self.metrics = Metrics("quintain_env_")
-        self.host = Host(bind(resolve(f"{SAMPLES}:Probe")))
-        self.sessions = Sessions(Inline(Desk("probe", self.host)), Limits(**limits), self.metrics, clock=self.clock)
+        self.host = Host(bind(resolve(f"{SAMPLES}:Probe")), "probe")
+        self.sessions = Sessions(Inline(self.host), Limits(**limits), self.metrics, clock=self.clock)
 
     async def create(self, episode_id: str, task: int = 0) -> dict:
         return json.loads(await self.sessions.create(CreateEpisode("train", task, episode_id=episode_id)))
@@ -155,7 +154,7 @@ async def test_episodes_beyond_the_slots_wait_in_line_and_those_beyond_the_line_
     with pytest.raises(FailureError, match="all 1 slots are taken and 3 episodes wait") as error:
         await table.create("d")
     assert refusal(error) == (429, FailureKind.OVERLOADED)
-    assert error.value.retry_after_s > 0
+    assert retry_after_of(error.value) > 0
 
     await table.step("first", 0, "end")  # an end frees the slot
     await table.until(lambda: begun == ["a"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quintain.codec import to_json
 from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.serving.metrics import Metrics
-from quintain.serving.refusals import Refused
+from quintain.serving.refusals import Refused, retry_after_of
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers import Item
 from quintain.verifiers.registry import BUILT_IN
@@ -165,7 +165,7 @@ async def test_the_verifier_that_was_idle_longest_makes_room_and_one_in_use_neve
     with pytest.raises(Refused) as full:
         kept.take(probe, {"version": "3"})
     assert full.value.failure.kind is FailureKind.OVERLOADED
-    assert full.value.retry_after_s
+    assert retry_after_of(full.value)
     kept.give_back(second)
     kept.give_back(first)
     assert kept.take(probe, {"version": "1"}) is first

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.failure import QuintainError
-from quintain.serving.refusals import Refused
+from quintain.serving.refusals import Refused, retry_after_of
 from quintain.serving.tokens import ANYBODY, Tokens
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.quotas import Quotas
@@ -92,7 +92,7 @@ def test_no_holder_and_no_flood_gets_more_than_its_share(queue, concurrent, rate
         refusal = refused(quotas, holder, items, now)
         if refusal is not None:
             fits = items <= min(queue, concurrent) and (rate is None or items <= rate)
-            assert (refusal.retry_after_s is not None) == fits
+            assert (retry_after_of(refusal) is not None) == fits
             used_of_holder = sum(count for who, count in inside if who == holder)
             used = sum(count for _, count in inside)
             spent = sum(count for who, count, when in taken if who == holder and when > now - 60)
