@@ -11,7 +11,7 @@ from quintain.verifiers.math.compare.fast import Question, decide
 from quintain.verifiers.math.verifier import question_item
 
 
-def outcome(answer: str, reference: Any, **options: Any) -> Outcome:
+def outcome(answer: str, reference: Any, /, **options: Any) -> Outcome:
     """The judgement, by whichever path it takes."""
     found = decide(answer, reference, MathOptions(**options))
     if not isinstance(found, Question):

@@ -109,8 +109,8 @@ async def test_closing_twice_and_leaving_nothing(verifier: MathVerifier) -> None
 
 
 def test_the_version_names_what_takes_part_in_the_judgement() -> None:
-    assert MathVerifier(MathOptions(full=False)).version == POLICY_VERSION == "2"
-    assert MathVerifier(MathOptions(full=True)).version.startswith("2+math-verify-")
+    assert MathVerifier(MathOptions(full=False)).version == POLICY_VERSION == "3"
+    assert MathVerifier(MathOptions(full=True)).version.startswith("3+math-verify-")
 
 
 def test_an_unworked_sum_is_wrong_unless_it_is_allowed() -> None:

@@ -11,6 +11,7 @@ from quintain.failure import QuintainError
 from quintain.nearest import one_of
 
 Extraction = Literal["auto", "boxed", "whole"]
+ReferenceMode = Literal["auto", "whole", "last_box", "last_formula"]
 Units = Literal["lenient", "strict"]
 Percent = Literal["strict", "lenient"]
 
@@ -21,6 +22,8 @@ class MathOptions:
 
     `extraction`: where in the text the answer is (see `quintain.verifiers.math.find.extract`): `auto` takes the
     best marked place, `boxed` only a `\\boxed{}`, `whole` the whole text.
+    `reference`: what of a reference counts: `whole`, all of it; `last_box`, what is in its last `\\boxed{}`;
+    `last_formula`, its last `$…$`; `auto`, its box, or what follows its last `####`, or else all of it.
     `deadline_s`: wall time for each item that needs more than the fast path.
     `places`: a decimal may stand for a number that is not whole if it agrees to so many decimal places (and
     to as many significant digits); 0 asks for exact equality. Whole numbers are always matched exactly. An item
@@ -41,6 +44,7 @@ class MathOptions:
     """
 
     extraction: Extraction = "auto"
+    reference: ReferenceMode = "auto"
     deadline_s: float = 5.0
     places: int = 6
     units: Units = "lenient"
@@ -52,7 +56,12 @@ class MathOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("extraction", Extraction), ("units", Units), ("percent", Percent)):
+        for name, choices in (
+            ("extraction", Extraction),
+            ("reference", ReferenceMode),
+            ("units", Units),
+            ("percent", Percent),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise QuintainError(f"{name} is one of {', '.join(get_args(choices))}, not {getattr(self, name)!r}")
         if not (math.isfinite(self.deadline_s) and self.deadline_s > 0):

@@ -25,7 +25,7 @@ from quintain.verifiers.workers.pool import WorkerPool
 INSTALL: Final = "pip install 'quintain[math]'"
 YIELD_EVERY: Final = 256
 """The event loop gets its turn after so many items of the fast path."""
-POLICY_VERSION: Final = "2"
+POLICY_VERSION: Final = "3"
 """Changes with every change of the policy: what is cached under another version is judged anew."""
 SLOW: Final = "quintain.verifiers.math.compare.full"
 

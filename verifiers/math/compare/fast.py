@@ -13,13 +13,13 @@ from fractions import Fraction
 from typing import Any, Final
 
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.math.find.extract import Extracted, extract, is_mathematics
+from quintain.verifiers.math.find.extract import Extracted, extract, spans
 from quintain.verifiers.math.find.reference import Reference, read_reference
 from quintain.verifiers.math.options import MathOptions
 from quintain.verifiers.math.read.exact import is_true
 from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import Plain, decimal_comma, parse_plain, same, within
-from quintain.verifiers.math.read.spelling import comparable, unwrapped, words_of
+from quintain.verifiers.math.read.spelling import comparable, is_a_word, same_words, tokens_of, unwrapped
 from quintain.verifiers.math.read.units import Unit, conversion, split_unit
 from quintain.verifiers.rules.choices import chosen_letters, listed_letters
 from quintain.verifiers.text import text_after_thinking
@@ -36,7 +36,7 @@ _BINARY = re.compile(
     r"[\d)\]}%!]\s*(?:[+*-]|\\times|\\cdot|\\div)\s*[-+]?\s*[\d.({\\]|\d\s+\d"  # 12 13 was once read as 12 + 13
 )
 _OPERATIONS = re.compile(
-    r"\\(?:sum|prod|i{1,3}nt|oint|lim|det|gcd|lcm|max|min|b?mod)(?![A-Za-z])"
+    r"(?<!_)(?<!_\{)\\(?:sum|prod|i{1,3}nt|oint|lim|det|gcd|lcm|max|min|b?mod)(?![A-Za-z])"
     r"|\\frac\s*\{\s*(?:d|\\partial)\s*\}|(?<![A-Za-z\\])(?:gcd|lcm|max|min|mod|det|lim)(?=[\s({_])"
 )
 """Operations whose result is what a question asks for. Roots, powers, logarithms, factorials, binomials and the like
@@ -67,9 +67,13 @@ class Question:
 
 def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Question:
     """The verdict on `answer`, or what is left to ask."""
-    expected = read_reference(reference)
+    expected = read_reference(reference, options.reference)
     if isinstance(expected, str):
         return Verdict.failed(Outcome.BAD_REFERENCE, expected)
+    asked = tokens_of(expected.text)
+    for rule, span in spans(answer, options.extraction):
+        if tokens_of(span) == asked:
+            return _scored(True, {"answer": _shown(span), "rule": rule})
     found = extract(answer, options.extraction)
     if found is None:
         return _unparsable("there is no answer in the text")
@@ -80,9 +84,11 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Quest
         if letters:
             reason = {"reason": "more than one choice"} if len(letters) > 1 else {}
             return _scored(letters == {choice[1]}, detail, **reason)
-    right, given = expression(expected.text), expression(found.text)
+    right, given = expression(expected.text, noted=True), expression(found.text)
     if right.plain is not None:
         return _against_number(found, given, right, expected, options, detail)
+    if tokens_of(found.text) == asked:
+        return _scored(True, detail)
     same_units = conversion(given.unit, right.unit, strict=options.units == "strict") == 1
     same_braces = found.groups == expected.groups or _SET.search(given.text) is None
     if comparable(given.text) == comparable(right.text) and same_units and same_braces:
@@ -94,13 +100,8 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Quest
         return _unparsable("the answer is too long", **detail)
     if not options.allow_unevaluated and is_repeated(last_side(found.text), expected.text):
         return _scored(False, detail, reason="the answer is not worked out")
-    if not is_mathematics(right.text):
-        words = words_of(found.text)
-        return _scored(words != "" and words == words_of(expected.text), detail)
-    if words_of(given.text) == words_of(right.text) and right.text.isalpha():
-        return _scored(given.text == right.text or len(right.text) > 2, detail)
-    if not is_mathematics(given.text):
-        return _unparsable("the answer is no mathematics", **detail)
+    if is_a_word(expected.text) and same_words(found.text, expected.text):
+        return _scored(True, detail)
     return _question(found, expected, options, detail)
 
 
@@ -111,12 +112,12 @@ def _letters(answer: str, found: Extracted) -> frozenset[str]:
     return chosen_letters(text_after_thinking(answer) or "", bare_small=False)
 
 
-def expression(text: str) -> Expression:
-    """`text`, unwrapped already, taken apart."""
+def expression(text: str, *, noted: bool = False) -> Expression:
+    """`text`, unwrapped already, taken apart; `noted`: see `split_unit`."""
     plain = parse_plain(text)
     if plain is not None or len(text) > MAX_CHARS:
         return Expression(text, None, plain)
-    value, unit = split_unit(text)
+    value, unit = split_unit(text, noted=noted)
     value = unwrapped(value)
     return Expression(value, unit, parse_plain(value))
 
@@ -160,8 +161,6 @@ def _against_number(
         return _compare(given, right, expected, options, detail)
     if len(given.text) > MAX_CHARS:
         return _unparsable("the answer is too long", **detail)
-    if not is_mathematics(given.text):
-        return _unparsable("the answer is no mathematics", **detail)
     if is_true(given.text) is False:
         return _scored(False, detail, reason="the equation is not true")
     sides = _RELATION.split(found.text)
@@ -210,7 +209,7 @@ def _question(found: Extracted, expected: Reference, options: MathOptions, detai
     for name in ("rel_tol", "abs_tol"):
         value = getattr(expected, name)
         if value is not None:
-            policy[name] = [value.numerator, value.denominator]
+            policy[name] = str(value)  # the wire has 64 bits for a number
     return Question(found.text, expected.text, found.groups, expected.groups, policy, detail)
 
 

@@ -19,18 +19,20 @@ Shapes of different types are different, with these exceptions, each a policy of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 from quintain.verifiers.math.compare import equality, real_sets, rounded
 from quintain.verifiers.math.compare.equality import Closeness
 from quintain.verifiers.math.compare.equations import FLIPPED, same_zeros
 from quintain.verifiers.math.compare.naming import is_name
+from quintain.verifiers.math.read.numbers import parse_plain
 from quintain.verifiers.math.read.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value, Words
-from quintain.verifiers.math.read.spelling import comparable, words_of
+from quintain.verifiers.math.read.spelling import are_words, comparable, keeps_words, same_words, tokens_of
 from quintain.verifiers.math.read.tree import PI, Node, Op, Unreadable, number, symbols, walk
-from quintain.verifiers.math.read.units import conversion
+from quintain.verifiers.math.read.units import conversion, split_unit
 
 Fallback = Callable[[str, str], bool]
 """Compares the texts of two expressions that this grammar cannot read: the answer's and the reference's."""
@@ -48,11 +50,21 @@ class Judge:
 
     def same(self, answer: Shape, reference: Shape) -> bool:
         """Whether `answer` is `reference`. Raises `Refused` or `Unreadable` where that cannot be known."""
+        if isinstance(answer, Words) or isinstance(reference, Words):
+            return _same_text(answer, reference)
         if isinstance(answer, Relation) and isinstance(reference, Relation):
             return self._same_relation(answer, reference)
         if isinstance(answer, Relation) or isinstance(reference, Relation):
             return self._unwrapped(answer, reference)
         answer, reference = _alone(answer), _alone(reference)
+        if isinstance(reference, Group) and isinstance(answer, Value) and (vector := _vector(answer)) is not None:
+            answer = vector
+        elif isinstance(answer, Group) and isinstance(reference, Value) and (vector := _vector(reference)) is not None:
+            reference = vector
+        if isinstance(answer, Value) and isinstance(reference, Group) and reference.kind == "list":  # 1/2 or 0.5
+            return all(self.same(answer, item) for item in reference.items)
+        if isinstance(reference, Value) and isinstance(answer, Group) and answer.kind == "list":
+            return all(self.same(item, reference) for item in answer.items)
         if isinstance(reference, Group):
             if isinstance(answer, Group):
                 return self._same_group(answer, reference)
@@ -63,13 +75,11 @@ class Judge:
             return isinstance(answer, Span | Combined | Group) and self._same_set(answer, reference)
         if isinstance(reference, Ratio):
             return isinstance(answer, Ratio) and self._same_ratio(answer, reference)
-        if isinstance(answer, Group) and answer.kind == "list" and isinstance(reference, Value):  # 1/2 or 0.5
-            return all(self.same(item, reference) for item in answer.items)
-        if isinstance(reference, Words) or isinstance(answer, Words):
-            return _words(answer) == _words(reference) != ""
         return isinstance(answer, Value) and isinstance(reference, Value) and self._same_value(answer, reference)
 
     def _same_value(self, answer: Value, reference: Value) -> bool:
+        if (answer.unit is None) is not (reference.unit is None):  # 5m is 5 m
+            answer, reference = _attached(answer, reference), _attached(reference, answer)
         factor = conversion(answer.unit, reference.unit, strict=self.units == "strict")
         if factor is None:
             return False
@@ -79,6 +89,10 @@ class Judge:
             return factor == 1 and self.fallback(answer.text, reference.text)
         if (radians := _in_radians(answer, reference)) is not None:
             return equality.equal(*radians, self.close)
+        if not self.close.rename and not (_keeps(answer, reference) and _keeps(reference, answer)):
+            return False
+        if are_words(answer.text, reference.text):
+            return same_words(answer.text, reference.text)
         tree = answer.tree if factor == 1 else Node(Op.MUL, (number(factor), answer.tree))
         expected = reference.tree
         if self.percent == "lenient" and reference.percent and not answer.percent:
@@ -104,6 +118,8 @@ class Judge:
             return len(answer.items) == len(reference.items) and all(
                 self.same(one, other) for one, other in zip(answer.items, reference.items, strict=True)
             )
+        if kinds == {"list"} and self._repeats(reference.items):
+            return self._same_parts(answer.items, reference.items)
         return all(any(self._is(one, other) for other in reference.items) for one in answer.items) and all(
             any(self._is(one, other) for one in answer.items) for other in reference.items
         )
@@ -126,17 +142,27 @@ class Judge:
                 if len(other.items) != 2 or other.kind == "list" or not (one.low_open and one.high_open):
                     return False
                 return self.same(one.low, other.items[0]) and self.same(one.high, other.items[1])
-        if isinstance(answer, Combined) and isinstance(reference, Combined) and answer.op == reference.op != "minus":
-            left = list(reference.parts)
-            for part in answer.parts:
-                match = next((other for other in left if self._is(part, other)), None)
-                if match is None:
-                    break
-                left.remove(match)
-            else:
-                if not left:
-                    return True
+        if (
+            isinstance(answer, Combined)
+            and isinstance(reference, Combined)
+            and answer.op == reference.op != "minus"
+            and self._same_parts(answer.parts, reference.parts)
+        ):
+            return True
         return real_sets.same(answer, reference)
+
+    def _repeats(self, items: Sequence[Shape]) -> bool:
+        return any(self._is(one, other) for place, one in enumerate(items) for other in items[:place])
+
+    def _same_parts(self, answer: Sequence[Shape], reference: Sequence[Shape]) -> bool:
+        """Whether the parts are the same, each as often, in any order."""
+        left = list(reference)
+        for part in answer:
+            match = next((place for place, other in enumerate(left) if self._is(part, other)), None)
+            if match is None:
+                return False
+            del left[match]
+        return not left
 
     def _same_ratio(self, answer: Ratio, reference: Ratio) -> bool:
         if len(answer.parts) != len(reference.parts):
@@ -196,12 +222,21 @@ class Judge:
                 return None
             if rounded.stands_for(approximate, exactly):
                 claims = (*claims, approximate)
+        steps = [side for side, text in zip(relation.sides[:last], relation.texts, strict=False) if not is_name(text)]
+        if named and not all(self._is_step(side, exactly) for side in steps):
+            return None  # x = 6 = 5
         if last == 0 or named or (trusted and any(is_name(text) for text in relation.texts[:last])):
             return claims
         if not all(_is_number(side) for side in relation.sides):
             return None
         true = all(self.same(side, exactly) for side in relation.sides[:last])
         return claims if true else None
+
+    def _is_step(self, side: Shape, result: Shape) -> bool:
+        """Whether `side`, of a chain before its `result`, may be what it is worked out from."""
+        if not (isinstance(side, Value) and isinstance(result, Value)) or side.tree is None or result.tree is None:
+            return isinstance(side, Value) and side.tree is None
+        return self._is(Value(side.text, side.unit, side.tree), Value(result.text, result.unit, result.tree))
 
     def _same_relation(self, answer: Relation, reference: Relation) -> bool:
         if "in" in answer.ops or "in" in reference.ops:
@@ -218,7 +253,8 @@ class Judge:
             return self.same(inner[0], inner[1])
         one, other = self._claimed(answer, trusted=False), self._claimed(reference, trusted=True)
         if one is not None and other is not None and is_name(answer.texts[0]) and is_name(reference.texts[0]):
-            if self._same_name(answer.texts[0], reference.texts[0]):
+            names = [[text for text in side.texts[:-1] if is_name(text)] for side in (answer, reference)]
+            if all(self._same_name(*pair) for pair in zip(*names, strict=False)):
                 if any(self.same(claim, other[0]) for claim in one):
                     return True
                 return len(answer.ops) == len(reference.ops) == 1 and self._same_equation(answer, reference)
@@ -238,14 +274,9 @@ class Judge:
     def _same_name(self, one: str, other: str) -> bool:
         if self.close.rename:
             return True
-        names, arguments = zip(*(re.sub(r"[{}\s]", "", text).partition("(")[::2] for text in (one, other)), strict=True)
-        if names[0] != names[1] or "" in names:
-            return one == other
-        # f is f(x), and f(x) is f(t), but f(x) is not f(2x)
-        return (
-            "" in arguments
-            or arguments[0] == arguments[1]
-            or all(inside[:-1].isalpha() and len(inside) == 2 for inside in arguments)
+        one, other = ("".join(tokens_of(text)) for text in (one, other))
+        return one == other or (
+            one.partition("(")[0] == other.partition("(")[0] != "" and ("(" in one) != ("(" in other)
         )
 
     def _same_equation(self, answer: Relation, reference: Relation) -> bool:
@@ -284,16 +315,46 @@ def _in_radians(answer: Value, reference: Value) -> tuple[Node, Node] | None:
     return converted[0], converted[1]
 
 
+def _vector(value: Value) -> Group | None:
+    """A matrix of one column, or of one row, as the tuple of its entries."""
+    if value.tree is None or value.tree.op is not Op.MATRIX:
+        return None
+    rows = [row.args for row in value.tree.args]
+    if len(rows) > 1 and any(len(row) > 1 for row in rows):
+        return None
+    cells = [cell for row in rows for cell in row]
+    return Group("tuple", tuple(Value("", None, cell) for cell in cells)) if len(cells) > 1 else None
+
+
 def _alone(shape: Shape) -> Shape:
     if isinstance(shape, Group) and shape.kind == "set" and len(shape.items) == 1:
         return shape.items[0]
     return shape
 
 
-def _words(shape: Shape) -> str:
-    if isinstance(shape, Words | Ratio):
-        return words_of(shape.text)
-    return words_of(shape.text) if isinstance(shape, Value) else ""
+def _keeps(value: Value, other: Value) -> bool:
+    """Whether no word of `value` has gone in `other`; those of a plain number, as in 5 percent, are read."""
+    return parse_plain(value.text) is not None or keeps_words(value.text, other.text)
+
+
+def _attached(value: Value, other: Value) -> Value:
+    """`value` with the unit right behind its number, where `other` has one."""
+    if value.unit is not None or other.unit is None:
+        return value
+    text, unit = split_unit(value.text, attached=True)
+    plain = parse_plain(text) if unit is not None else None
+    if plain is None or not isinstance(plain.value, Fraction):
+        return value
+    return Value(text, unit, number(plain.value, decimal=plain.decimal))
+
+
+def _same_text(answer: Shape, reference: Shape) -> bool:
+    """Where one side is text. Raises `Unreadable` where it is the answer alone."""
+    if isinstance(answer, Words) and isinstance(reference, Words):
+        return same_words(answer.text, reference.text)
+    if isinstance(answer, Words):
+        raise Unreadable(f"{answer.text[:100]!r} is no mathematics")
+    return False
 
 
 def _is_number(shape: Shape) -> bool:

@@ -17,7 +17,7 @@ _NAME = re.compile(
       | \|[^|]{1,20}\| | \\lvert[^|]{1,20}\\rvert
       | \\frac\s*\{[A-Za-z_' ]{1,10}\}\s*\{[A-Za-z_' ]{1,10}\} | [A-Za-z]{1,3}\s*/\s*[A-Za-z]{1,3}
       | \\(?:i{0,2}int|oint|sum|prod|lim)(?![A-Za-z])[^=]*  # what is worked out right of the equals sign
-      | m?\s*\\angle\s*[A-Za-z ]{1,10} | \[[A-Z]{2,6}\] """,
+      | (?:\\text\s*\{[A-Za-z ]+\}\s*)? m?\s*\\(?:angle|triangle|square)\s*[A-Za-z ]{1,10} | \[[A-Z]{2,6}\] """,
     re.VERBOSE,
 )
 _OPERATION = re.compile(r"\\(?:i{0,2}int|oint|sum|prod|lim)(?![A-Za-z])")

@@ -33,6 +33,7 @@ linear in the length of the text, up to a fixed window for prose.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -42,19 +43,22 @@ from quintain.verifiers.math.find.prose import (
     STRONG,
     Run,
     first,
+    has_second_thoughts,
+    is_bare,
     is_denied,
-    is_mathematics,
     joined,
     last,
-    mathematics_in,
     runs,
     sentences,
 )
 from quintain.verifiers.math.options import Extraction
 from quintain.verifiers.math.read.exact import is_true
+from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import SCALES, parse_plain
+from quintain.verifiers.math.read.reading import has_words, read
 from quintain.verifiers.math.read.spelling import closing_brace, comparable, grouped, plain_spelling, unwrapped
-from quintain.verifiers.math.read.units import parse_unit
+from quintain.verifiers.math.read.tree import Refused, Unreadable
+from quintain.verifiers.math.read.units import parse_unit, split_unit
 from quintain.verifiers.text import text_after_thinking
 
 PROSE_WINDOW_CHARS: Final = 8_000
@@ -67,16 +71,34 @@ MAX_GAP_CHARS: Final = 80
 """Boxes further apart are no list."""
 
 HASHES: Final = "####"
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BOX = re.compile(
+    r"\\(?:boxed|fbox|box)\s*(?:(?P<brace>\{)|(?P<bare>\\[dt]?frac\s*\d\s*\d|-?\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])))"
+)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$((?:\\.|[^$\\])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_INLINE = re.compile(r"\$\$.+?\$\$|\$(?!\s)(?:\\.|[^$\\\n])+?(?<!\s)\$(?!\d)|\\\(.+?\\\)|\\\[.+?\\\]")
+_LISTING = re.compile(r"\b(?:and|or)\b")
+_VALUE_AND_WORDS = re.compile(r"[-+$€£]?\d[\d.,/ ]*%?((?:\s+[A-Za-z'-]+){1,4})[.!]?")
+_CLAUSE = re.compile(r"\b(?:is|are|was|were|be|because|since|as|which|so|for)\b")
+_FACTORIAL = re.compile(r"!\s*(?:\$|\\\)|\\\])[\s.*]*$")
+_UNIT_WORDS = re.compile(r"(?<=[\d\s])(?<![\\A-Za-z])[A-Za-z]{2,}(?:\s+[A-Za-z]{2,}){0,3}(?=\s*(?:[-+*/=.,]|$))")
+_TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)")
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _SPECIAL_TOKEN = re.compile(r"<\|[^<|>]{1,40}\|>|</?s>")
 _CALCULATED = re.compile(r"<<[^<>\n]{1,200}>>")  # GSM8K's notes of its calculator
-_ANSWER = re.compile(r"\banswers?\b(?:[^.\n:=]|\.(?=\d)){0,80}?(?:\b(?:is|are|was|be|equals)\b|:|=)\s*", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"\banswers?\b(?:[^.\n:=]|\.(?=\d)){0,80}?(?:\b(?:is|are|was|be|equals)\b|:|=)\s*"
+    r"|(?:答案|答え|정답|\b(?:Ответ|respuesta|réponse|Antwort|risposta|resposta)\b)[^\n:：=\d]{0,30}?(?:[:：=是为はは은는]|\b(?:es|est|ist|è|é)\b)\s*",
+    re.IGNORECASE,
+)
 _FINAL_ANSWER = re.compile(r"\bfinal\s+answer\b[^.\n:=]{0,40}?(?:\b(?:is|are)\b|:|=)\s*", re.IGNORECASE)
 _BROKEN = re.compile(r"(?<!\$)\$[ \t]*\n[^$A-Za-z]{1,80}\n[ \t]*\$(?!\$)|\\\([ \t]*\n[^$A-Za-z]{1,80}\n[ \t]*\\\)")
-_JOINING = re.compile(
-    r"(?<![A-Za-z])(?:and|or|vs|versus|alternatively|maybe|perhaps|possibly|otherwise|else|unless)(?![A-Za-z])"
+_HEDGED = re.compile(
+    r"\b(?:or|vs|versus|alternatively|alternative|maybe|perhaps|possib\w+|otherwise|else|unless|another|also|other|too|case"
+    r"|second|either|both|option|if|could|might)\b|或|или",
+    re.IGNORECASE,
 )
-_STEPS = re.compile(r"\b(?:then|so|next|finally|wait|no|not|actually|hence|therefore|thus)\b", re.IGNORECASE)
+_STEPS = re.compile(r"\b(?:then|so|next|finally|wait|no|not|actually|hence|therefore|thus|final)\b", re.IGNORECASE)
+_NAMED = re.compile(r"\b(?:is|are|equals|get|gives|obtain)\s*$|^(?!.*(?:,|\band\b)).*=\s*$", re.DOTALL)
 _BETWEEN = re.compile(r"\\(?:text|mathrm|mbox|q?quad)|\\[,;!()\[\]\\]|[$\s{}]")
 _BEHIND = re.compile(
     r"\s{0,5}(?:\$|\\\)|\\\])?\s{0,5}(?:(?P<percent>\\?%|(?:percent(?:age)?|per cent|pct)\b)"
@@ -96,12 +118,25 @@ class Extracted:
     groups: bool = False
 
 
+def spans(text: str, mode: Extraction = "auto") -> Iterator[tuple[str, str]]:
+    """(rule, text) of what is an answer if it is, token by token, the reference: nothing else stands around it."""
+    body = _body(text)
+    if body is None:
+        return
+    if mode != "boxed":
+        yield "whole", body
+    if (box := boxes_of(body)) is not None:
+        if mode == "boxed" or (mode == "auto" and _final_answer(body) is None):
+            yield "boxed", box
+    elif mode == "auto" and (answers := list(_ANSWER.finditer(body))):
+        yield "answer", body[answers[-1].end() :]
+
+
 def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
     """The answer in `text` under the policy above, or None where there is none."""
-    body = text_after_thinking(text)
+    body = _body(text)
     if body is None:
         return None
-    body = _CALCULATED.sub("", _SPECIAL_TOKEN.sub(" ", body))
     if mode == "whole":
         return _extracted(body, "whole")
     box = boxes_of(body)
@@ -111,39 +146,67 @@ def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
     if mode == "boxed":
         return None
     if HASHES in body:
-        return _extracted(body.rpartition(HASHES)[2].strip().partition("\n")[0], "marked")
+        return _extracted(_hashed(body), "marked")
     stripped = unwrapped(body)
     if parse_plain(stripped) is not None:
         return Extracted(stripped, "whole")
     return _from_prose(_BROKEN.sub(" ", plain_spelling(body[-PROSE_WINDOW_CHARS:])))
 
 
-def boxes_of(text: str) -> str | None:
-    """What is in the last box, or boxes that belong together; None without a box, "" where none is ever closed."""
-    found = list(_BOX.finditer(text)) if "\\" in text else []
-    spans: list[tuple[int, int, int]] = []  # (start of the command, start and end of the content)
-    for box in found[-MAX_BOXES:]:
-        end = closing_brace(text, box.end())
-        if end is not None and not (spans and box.start() < spans[-1][2]):
-            spans.append((box.start(), box.end(), end))
-    if not spans:
-        return "" if found else None
-    chosen = [spans[-1]]
-    for span in reversed(spans[:-1]):
-        if not _belong_together(text[span[2] + 1 : chosen[0][0]]):
+def _body(text: str) -> str | None:
+    """What follows the thinking, without what no reader sees."""
+    body = text_after_thinking(text)
+    return None if body is None else _CALCULATED.sub("", _SPECIAL_TOKEN.sub(" ", body))
+
+
+def _hashed(body: str) -> str:
+    """What follows the last `####` on its line, with those of the lines just above: two of them are two answers."""
+    marked: list[str] = []
+    for line in reversed([line for line in body.splitlines() if line.strip()]):
+        before, mark, after = line.rpartition(HASHES)
+        if mark:
+            marked.insert(0, after.strip())
+        if marked and (not mark or before.strip()):
             break
-        chosen.insert(0, span)
-    contents = [text[start:end] for _, start, end in chosen]
-    contents[-1] += _behind(text[chosen[-1][2] + 1 :], contents[-1])
-    contents = [_BOX.sub("{", content) if "\\" in content else content for content in contents]
+    return " , ".join(dict.fromkeys(marked))
+
+
+def boxes_of(text: str) -> str | None:
+    """What is in the last box, or boxes that belong together; None without a box, "" where the last is never closed."""
+    found = list(_BOX.finditer(text)) if "\\" in text else []
+    boxes: list[tuple[int, int, str]] = []  # (start of the command, end of the box, content)
+    for box in found[-MAX_BOXES:]:
+        if boxes and box.start() < boxes[-1][1]:
+            continue
+        if not box["brace"]:
+            boxes.append((box.start(), box.end(), box["bare"]))
+        elif (end := closing_brace(text, box.end())) is not None:
+            boxes.append((box.start(), end + 1, text[box.end() : end]))
+        else:
+            return ""  # cut off: what it would have said nobody knows
+    if not boxes:
+        return "" if found else None
+    chosen = [boxes[-1]]
+    for box_before in reversed(boxes[:-1]):
+        if not _belong_together(text[box_before[1] : chosen[0][0]]):
+            break
+        chosen.insert(0, box_before)
+    contents = [content for _, _, content in chosen]
+    contents[-1] += _behind(text[chosen[-1][1] :], contents[-1])
+    contents = [_BOX.sub(lambda box: "{" if box["brace"] else box["bare"], content) for content in contents]
     if len(contents) == 1 or len({comparable(unwrapped(content)) for content in contents}) == 1:
         return contents[-1]
     return " , ".join(contents)
 
 
+def formulas_of(text: str) -> list[str]:
+    """The formulas between `$`, `\\(` and `\\[` in `text`, in order."""
+    return [next(part for part in found if part) for found in _FORMULA.findall(text)]
+
+
 def last_box(text: str) -> str | None:
     """What is in the last `\\boxed{…}` that is closed; None without a box, "" where none is ever closed."""
-    boxes = list(_BOX.finditer(text))
+    boxes = [box for box in _BOX.finditer(text) if box["brace"]]
     for box in reversed(boxes[-MAX_BOXES:]):
         end = closing_brace(text, box.end())
         if end is not None:
@@ -154,22 +217,21 @@ def last_box(text: str) -> str | None:
 def open_box(text: str) -> str | None:
     """What is in a box that opens last and never closes, if nothing else is open in it and no line ends."""
     found = list(_BOX.finditer(text))
-    if not found or closing_brace(text, found[-1].end()) is not None:
+    if not found or not found[-1]["brace"] or closing_brace(text, found[-1].end()) is not None:
         return None
     content = text[found[-1].end() :].strip()
     return content if "\n" not in content and closing_brace(content + "}", 0) == len(content) else None
 
 
 def _belong_together(gap: str) -> bool:
-    """Whether what stands between two boxes makes them one list."""
-    if len(gap) > MAX_GAP_CHARS or "\n\n" in gap:
-        return False
+    """Whether what stands between two boxes makes them one list: what is no step and names no new value does."""
     gap = _BETWEEN.sub(" ", gap)
-    if re.search(r"[.!?]\s+[A-Za-z]", gap):
+    near = len(gap) <= MAX_GAP_CHARS
+    if _HEDGED.search(gap):
+        return near and not re.search(r"\b(?:wait|actually)\b", gap, re.IGNORECASE)
+    if _STEPS.search(gap) or _NAMED.search(gap):
         return False
-    if _STEPS.search(gap):
-        return False
-    return _JOINING.search(gap) is not None or re.search(r"[A-Za-z0-9]", gap) is None
+    return near and "\n\n" not in gap and re.search(r"[.!?]\s+[A-Za-z]", gap) is None
 
 
 def _behind(text: str, content: str) -> str:
@@ -200,12 +262,18 @@ def _final_answer(body: str) -> Extracted | None:
 
 
 def _from_prose(body: str) -> Extracted | None:
+    body = _CJK.sub(r" \g<0> ", body)
     lines = joined(body).strip()
-    if "\n" not in lines and is_mathematics(lines):
+    if "\n" not in lines and (reads_whole(lines) or _is_value_and_words(lines)):
         return _extracted(lines, "whole")
+    if all(map(is_bare, lines.split("\n"))) and "=" not in lines:
+        return _extracted(" , ".join(line for line in lines.split("\n") if line.strip()), "whole")
     answers = list(_ANSWER.finditer(body))
     if answers:
         for sentence, following in pairwise([*sentences(body[answers[-1].end() :]), ""]):
+            sentence = sentence.strip(EMPHASIS + " ")
+            if (reads_whole(sentence) or _is_value_and_words(sentence)) and not has_second_thoughts(following):
+                return _extracted(sentence, "answer")
             run = first(sentence, following)
             if run is not None:
                 return _of_run(run, "answer")
@@ -225,33 +293,52 @@ def _from_prose(body: str) -> Extracted | None:
     return Extracted(words, "words") if 0 < len(words.split()) <= MAX_WORDS else None
 
 
+def _is_value_and_words(text: str) -> bool:
+    """Whether `text` is a value with a few words behind it, which are a unit or make it something else: 5 too few."""
+    found = _VALUE_AND_WORDS.fullmatch(text)
+    return found is not None and not _CLAUSE.search(found[1])
+
+
+def reads_whole(text: str) -> bool:
+    """Whether `text` is mathematics to its end, with no words in it but a unit's."""
+    text = text.strip(EMPHASIS + " ")
+    if not text or len(text) > MAX_CHARS:
+        return False
+    beside = _INLINE.sub(" ", text)
+    words = beside.strip(" .,") if beside != text and re.search(r"[A-Za-z]", _LISTING.sub("", beside)) else ""
+    if words and parse_plain("1 " + words) is None and parse_unit(words) is None:
+        return False  # $25$ for $x$ has words in it, and no variables
+    text = unwrapped(text)
+    try:
+        return not has_words(read(text))
+    except (Refused, Unreadable):
+        return False
+
+
 def _of_run(run: Run, rule: str) -> Extracted | None:
     return _extracted(run.text, rule, groups=run.groups)
 
 
 def _extracted(text: str, rule: str, *, groups: bool = False) -> Extracted | None:
     text = text.replace('\\"', " ").strip(' \n_`"=')
+    factorial = _FACTORIAL.search(text) is not None
     text = text.strip("'") if text.startswith("'") else text
     groups = groups or grouped(text)
     text = unwrapped(text)
+    if "$" in text and (plain := unwrapped(_INLINE.sub(lambda formula: f" {unwrapped(formula[0])} ", text))):
+        text = plain if parse_plain(plain) is not None or split_unit(plain)[1] is not None else text
     parts = _EQUALS.split(text) if "=" in text or "approx" in text else [text]
     parts[:-1] = [part.replace("$", " ") for part in parts[:-1]]  # 2 * $9 = $18
-    worked_out = len(parts) > 1 and _ARITHMETIC.fullmatch(parts[0]) is not None and parts[-1].strip() != ""
-    if text[-1:] == "!" and (worked_out or rule in ("answer", "last")):
+    if text.endswith("!") and len(parts) > 1 and not factorial:
+        parts[-1] = parts[-1].rstrip("!")
+    bare = [_UNIT_WORDS.sub(" ", _TIMES.sub("*", part)) for part in parts]  # 60 miles - 35 miles = 25 miles, 6 x 8 = 48
+    worked_out = (
+        len(parts) > 1
+        and _ARITHMETIC.fullmatch(bare[0]) is not None
+        and parts[-1].strip() not in ("", parts[0].strip())
+    )
+    if text[-1:] == "!" and not factorial and (worked_out or rule in ("answer", "last")):
         text = text[:-1]  # in prose that is joy, and no factorial
-    if worked_out and is_true(text.replace("$", " ")):
+    if worked_out and is_true("=".join(bare).replace("$", " ")):
         text = unwrapped(parts[-1].rstrip("!"))
     return Extracted(text, rule, groups) if text else None
-
-
-__all__ = [
-    "HASHES",
-    "PROSE_WINDOW_CHARS",
-    "Extracted",
-    "boxes_of",
-    "extract",
-    "is_mathematics",
-    "last_box",
-    "mathematics_in",
-    "open_box",
-]

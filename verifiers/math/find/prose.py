@@ -18,7 +18,10 @@ from quintain.verifiers.math.read.spelling import unwrapped, word_set
 from quintain.verifiers.math.read.units import UNITS, parse_unit
 
 _DISPLAY = re.compile(r"\$\$.{1,600}?\$\$|\\\[.{1,600}?\\\]|\\begin\{(\w{1,20}\*?)\}.{1,600}?\\end\{\1\}", re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?:[*_\"')]*)\s+|\n+")
+_SENTENCE_END = re.compile(
+    r"(?P<formula>\$\$.{1,600}?\$\$|\$(?!\s)(?:\\.|[^$\\]){1,600}?(?<!\s)\$(?!\d))|(?:(?<=[.?])|(?<=[A-Za-z)\d]!))(?:[*_\"')]*)\s+|\n+",
+    re.DOTALL,
+)
 _TOKEN = re.compile(
     r"""\$\$.{1,600}?\$\$                                       # display mathematics
       | \$(?!\s)(?:\\.|[^$\\\n]){1,600}?(?<!\s)\$(?!\d)         # inline mathematics; "$5 or $6" is money
@@ -30,6 +33,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMMAND = re.compile(r"\\(?:text|mathrm|textrm|textnormal|mbox|textbf|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+|_\{[^{}]*\}")
+_FOREIGN = re.compile(r"[^\W\d_\x00-\x7f]")
 _LETTERS = re.compile(r"[A-Za-z]+")
 STRONG: Final = re.compile(r"\d|\\[A-Za-z]")
 _OPERATORS: Final = frozenset("+-*/=<>^|&,;:(")
@@ -45,12 +49,13 @@ _COMPARISON = re.compile(r"[<>]|\\(?:[lg]eq?|neq?|[lg]t)(?![A-Za-z])")
 _LOOSE_ENDS = re.compile(r"^(?:(?:and|or)\b[\s,]{0,3})+|(?:[\s,]{0,3}\b(?:and|or))+$")
 _LIST_WORDS: Final = frozenset(("and", "or"))
 _HEDGES: Final = word_set(
-    "or alternatively maybe perhaps possibly might may could either otherwise else unless though however"
+    "or alternatively maybe perhaps possibly might may could either otherwise else unless though however also another "
+    "too other others both equally well pick choose likewise valid possible possibility aka ie vs versus "
+    "ou oder o aut ou bien oppure или либо 或 或者 还是 和 または か 또는"
 )
 _DENIALS: Final = word_set("not isn't never rather instead because since as where when for if")
 _NEGATIONS: Final = word_set("not isn't isnt aren't wasn't never neither nor cannot can't no")
 _COMPARISONS: Final = frozenset(("than", "least", "most"))
-_SECOND_THOUGHTS = re.compile(r"(?:or|alternatively|maybe|perhaps|possibly|it (?:might|may|could))\b")
 _OTHERWISE = re.compile(r"\b(?:otherwise|else)\W*$", re.IGNORECASE)
 MAX_HEDGE_WORDS: Final = 6
 MAX_DENIAL_WORDS: Final = 3
@@ -73,21 +78,6 @@ class _Token:
     math: bool
 
 
-def is_mathematics(text: str) -> bool:
-    """Whether `text` has no prose in it, and anything to compute with at all."""
-    seen = False
-    for token in _tokens(text):
-        if not token.math and not (seen and _list_word(token.text)):
-            return False
-        seen = True
-    return seen
-
-
-def mathematics_in(text: str) -> list[str]:
-    """The runs of mathematics in `text` that have a digit or a command in them, in order."""
-    return [run.text for sentence in sentences(text) for run in runs(sentence) if STRONG.search(run.text)]
-
-
 def joined(text: str) -> str:
     """`text` with every display and environment on one line."""
     return _DISPLAY.sub(lambda display: display[0].replace("\n", " "), text)
@@ -95,9 +85,14 @@ def joined(text: str) -> str:
 
 def sentences(text: str) -> Iterator[str]:
     """The sentences and lines of `text` that have something in them."""
-    for sentence in _SENTENCE_END.split(joined(text)):
-        if sentence and sentence.strip():
-            yield sentence
+    text, start = joined(text), 0
+    for end in _SENTENCE_END.finditer(text):
+        if end["formula"] is None:
+            if text[start : end.start()].strip():
+                yield text[start : end.start()]
+            start = end.end()
+    if text[start:].strip():
+        yield text[start:]
 
 
 def runs(sentence: str) -> Iterator[Run]:
@@ -145,10 +140,28 @@ def first(sentence: str, following: str = "") -> Run | None:
         return None
     if _OTHERWISE.search(sentence):
         return _joined_runs(found)
-    second = next(runs(following), None)
-    if second is not None and _SECOND_THOUGHTS.match(" ".join(second.before)) and _hedged(second):
-        found.append(second)
-    return _with_alternatives(found)
+    together = [found[0]]
+    for run in found[1:]:
+        words = set(run.before)
+        if not words & _HEDGES and (words & _DENIALS or len(run.before) > MAX_HEDGE_WORDS):
+            break
+        together.append(run)
+    if has_second_thoughts(following):
+        together += [run for run in runs(following) if STRONG.search(run.text)][:1]
+    return together[0] if len(together) == 1 else _joined_runs(together)
+
+
+def has_second_thoughts(sentence: str) -> bool:
+    """Whether `sentence`, which follows an answer, names another: with a word that says so, or with nothing else."""
+    if not any(STRONG.search(run.text) and not is_denied(run) for run in runs(sentence)):
+        return False
+    words = {word.strip("()[],.;:!?*").lower() for word in sentence.split()}
+    return bool(words & _HEDGES) or ("=" not in sentence and is_bare(sentence))
+
+
+def is_bare(line: str) -> bool:
+    """Whether `line` is one run of mathematics and has no word of prose beside it."""
+    return all(token.math or _list_word(token.text) for token in _tokens(line))
 
 
 def last(sentence: str) -> Run | None:
@@ -225,6 +238,8 @@ def _is_math_word(word: str, before: str, after: str) -> bool:
     if word.lower() in _LIST_WORDS:
         return False
     letters = _LETTERS.findall(_COMMAND.sub(" ", word))
+    if _FOREIGN.search(word):
+        return False
     if not letters:
         return not any(char in "—…#~" for char in word)
     if (

@@ -7,10 +7,10 @@
 within max(rel_tol·|reference|, abs_tol), also within a tuple or a set; whole numbers too. `unit`: what the answer is
 measured in, where it is not written behind the number; a unit of the table in `units`.
 
-A text stands for what is in its box, behind its `####`, or, in prose, for its only mathematics or what follows
-"the answer is". A box that is
-never closed, at the very end of a reference, is taken to end with it. What is no reference gives a reason why,
-which becomes the outcome `bad_reference`: nobody's answer is wrong because of it.
+A text is read whole or not at all: it parses to the end, or it is text, and nothing of it is dropped. Which part of it
+is the reference says the option `reference`; by itself, a box and a `####` do: they are how data sets mark the end of a
+worked solution. A box that is never closed, at the very end of a reference, is taken to end with it. What is no
+reference gives a reason why, which becomes the outcome `bad_reference`: nobody's answer is wrong because of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from fractions import Fraction
 from typing import Any, Final
 
 from quintain.nearest import one_of
-from quintain.verifiers.math.find.extract import HASHES, boxes_of, extract, is_mathematics, mathematics_in, open_box
+from quintain.verifiers.math.find.extract import HASHES, boxes_of, formulas_of, open_box
+from quintain.verifiers.math.options import ReferenceMode
 from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import parse_plain
 from quintain.verifiers.math.read.spelling import grouped, unwrapped
@@ -41,17 +42,17 @@ class Reference:
     abs_tol: Fraction | None = None
 
 
-def read_reference(reference: Any) -> Reference | str:
+def read_reference(reference: Any, mode: ReferenceMode = "auto") -> Reference | str:
     """What `reference` asks for, or the reason why it is of no use."""
     if not isinstance(reference, Mapping):
-        found = _text(reference)
+        found = _text(reference, mode)
         return Reference(*found) if isinstance(found, tuple) else found
     for name in reference:
         if name not in FIELDS:
             return f"a reference has no field {str(name)[:50]!r}{one_of(str(name)[:50], FIELDS)}"
     if "answer" not in reference:
         return "a reference that is an object has the field 'answer'"
-    found = _text(reference["answer"])
+    found = _text(reference["answer"], mode)
     if isinstance(found, str):
         return found
     tolerances = []
@@ -73,7 +74,7 @@ def read_reference(reference: Any) -> Reference | str:
     return Reference(text, groups, *tolerances)
 
 
-def _text(reference: Any) -> tuple[str, bool] | str:
+def _text(reference: Any, mode: ReferenceMode) -> tuple[str, bool] | str:
     if isinstance(reference, bool) or not isinstance(reference, (str, int, float)):
         return f"a reference is a finite number, a text or an object with these, not this {type(reference).__name__}"
     try:
@@ -81,20 +82,20 @@ def _text(reference: Any) -> tuple[str, bool] | str:
     except ValueError:
         return "a reference that is an integer has at most 4,300 digits: write it as a text"
     groups = grouped(text)
-    box = boxes_of(text)
-    if box == "":
-        box = open_box(text) or ""
-    if box is not None:
-        text, groups = box, True
-    elif HASHES in text:
-        text = text.rpartition(HASHES)[2]
+    if mode in ("auto", "last_box"):
+        box = boxes_of(text) or open_box(text)
+        if box is not None:
+            text, groups = box, True
+        elif mode == "last_box":
+            return f"the option reference is last_box, and there is no \\boxed{{}} in {text!r:.200}"
+        elif HASHES in text:
+            text = text.rpartition(HASHES)[2]
+    elif mode == "last_formula":
+        formulas = formulas_of(text)
+        if not formulas:
+            return f"the option reference is last_formula, and there is no $…$ in {text!r:.200}"
+        text, groups = formulas[-1], True
     text = unwrapped(text)
-    if parse_plain(text) is None and len(text) <= MAX_CHARS and not is_mathematics(text):
-        runs, found = mathematics_in(text), extract(text)
-        if len(runs) == 1:
-            text = unwrapped(runs[0])
-        elif found is not None and found.rule == "answer":
-            text, groups = found.text, found.groups
     if not text or text in ("nan", "inf", "-inf"):
         return f"a reference is a finite number or a text that says something, not {reference!r:.200}"
     if parse_plain(text) is None and len(text) > MAX_CHARS:

@@ -19,7 +19,7 @@ from typing import Final
 
 from quintain.verifiers.math.read.lexer import check_size, tokens
 from quintain.verifiers.math.read.primaries import Primaries
-from quintain.verifiers.math.read.tree import ONE, PI, Node, Op, Refused, Unreadable, number
+from quintain.verifiers.math.read.tree import ONE, PI, Ambiguous, Node, Op, Refused, Unreadable, number
 
 MAX_MATRIX_SIDE: Final = 12
 MAX_ALTERNATIVES: Final = 4
@@ -79,7 +79,7 @@ class _Parser(Primaries):
                 else:
                     factors.append(Node(Op.DIV, (ONE, divisor)))
             elif self.next.kind == "number":
-                raise Refused("two numbers side by side")
+                raise Ambiguous("two numbers side by side")
             elif self._starts_primary():
                 factors.append(self._power())
             else:

@@ -40,7 +40,20 @@ _ACCENTS: Final = word_set(
     "vec overline bar hat tilde mathbf boldsymbol bm overrightarrow widehat mathcal mathbb mathfrak mathit"
 )
 _FONTS: Final = word_set("mathrm text textrm textbf mathbf rm operatorname operatorname* mathit mathsf")
-_OTHER_NAMES: Final = {"arsinh": "arcsinh", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan"}
+_OTHER_NAMES: Final = {
+    "arsinh": "arcsinh",
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "tg": "tan",
+    "varphi": "phi",
+    "varepsilon": "epsilon",
+    "vartheta": "theta",
+    "varrho": "rho",
+    "varsigma": "sigma",
+}
+_FIGURES: Final = word_set("triangle angle measuredangle square odot parallelogram")
+"""What says what the letters behind it name: `\\triangle ABC` is one thing."""
 _NOT_PRIMARY: Final = word_set(
     "cdot times ast div pm mp rfloor rceil rvert right le ge leq geq ne neq in cup cap setminus circ degree mid"
 )
@@ -179,14 +192,16 @@ class Primaries(Cursor, ABC):
             return Node(Op.CONSTANT, (), letter)
         else:
             name = symbol(letter)
-        primes = 0
-        while self._is("'"):
-            self._take()
-            primes += 1
-        if primes:
-            name = symbol(f"{name.value}{primes * chr(39)}")
+        name = self._primed(name)
         if letter in "fgh" and self._is("("):
             return Node(Op.APPLY, self._arguments(), name.value)
+        return name
+
+    def _primed(self, name: Node) -> Node:
+        """`name` with the primes behind it, which make it another."""
+        while self._is("'"):
+            self._take()
+            name = symbol(f"{name.value}'")
         return name
 
     def _chosen(self, index: str) -> Node | None:
@@ -212,12 +227,14 @@ class Primaries(Cursor, ABC):
         return tuple(args)
 
     def _index(self) -> str:
-        """The text of a subscript, or of what stands under a bar."""
+        """The text of a subscript, or of what stands under a bar; fonts and braces aside."""
         if not self._is("{"):
             token = self._take()
             if token.kind not in ("number", "letter", "command", "name"):
                 raise Unreadable("an index is a number or a name")
-            return token.text
+            if token.text in _FONTS and self._is("{"):
+                return self._index()
+            return _OTHER_NAMES.get(token.text, token.text)
         depth, parts = 0, list[str]()
         while True:
             token = self._take()
@@ -225,8 +242,9 @@ class Primaries(Cursor, ABC):
                 raise Unreadable("an index that does not end")
             depth += (token.text == "{") - (token.text == "}")
             if depth == 0:
-                return "".join(parts[1:])
-            parts.append(token.text)
+                return "".join(parts)
+            if token.text not in "{}" and token.text not in _FONTS:
+                parts.append(_OTHER_NAMES.get(token.text, token.text))
 
     # Commands and functions
 
@@ -266,7 +284,12 @@ class Primaries(Cursor, ABC):
             if self._is("_"):
                 self._take()
                 name += "_" + self._index()
-            return symbol(name)
+            return self._primed(symbol(name))
+        if name in _FIGURES:
+            letters = ""
+            while self.next.kind == "letter" and not letters[3:]:
+                letters += self._take().text
+            return symbol(f"{name} {letters}")
         raise Unreadable(f"the command \\{name}")
 
     def _upright(self) -> Node:

@@ -23,7 +23,6 @@ import re
 from fractions import Fraction
 from typing import Final, Literal
 
-from quintain.verifiers.math.find.extract import is_mathematics
 from quintain.verifiers.math.read.grammar import parse
 from quintain.verifiers.math.read.lexer import check_size
 from quintain.verifiers.math.read.numbers import parse_plain
@@ -40,11 +39,16 @@ from quintain.verifiers.math.read.shapes import (
     Value,
     Words,
 )
-from quintain.verifiers.math.read.spelling import closing_brace, unwrapped
+from quintain.verifiers.math.read.spelling import closing_brace, is_words, unwrapped
 from quintain.verifiers.math.read.splitting import THOUSANDS, closes_early, split, split_at
-from quintain.verifiers.math.read.tree import Node, Op, Refused, Unreadable, mentions, number, with_sign
+from quintain.verifiers.math.read.tree import Ambiguous, Node, Op, Refused, Unreadable, mentions, number, with_sign
 from quintain.verifiers.math.read.units import split_unit
 
+BEYOND: Final = re.compile(
+    r"\\(?:sum|prod|i{1,3}nt|oint|lim|limsup|liminf|bmod|mod|det|arg|Re|Im|begin\{vmatrix\})(?![A-Za-z])"
+    r"|\\frac\s*\{\s*(?:d|\\partial)\s*\}|(?<=\\operatorname\{)(?:Re|Im|arg|det|tr)(?=\})"
+)
+"""What math-verify is asked about. Whatever else our own grammar cannot read is text: math-verify would guess at it."""
 MAX_ITEMS: Final = 200
 MAX_DEPTH: Final = 8
 
@@ -64,9 +68,10 @@ _SETS = re.compile(r"\\(?:cup|cap|setminus|backslash)(?![A-Za-z])|(?<=\})\s*\\\s
 _CASES = re.compile(r"\\begin\{(cases|aligned|gathered)\}(.*?)\\end\{\1\}", re.DOTALL)
 _BAR = re.compile(r"\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\||:")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?: \d{3})+(?!\d)")
-_SCIENTIFIC = re.compile(r"(?<=\d)\s*[xX]\s*10\s*(?=\^|\*\*)")
+_TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)")  # 6 x 8, and 2 x 10^3
 _SPACED_MIXED = re.compile(r"(?<![\d.^_/)}])(\d{1,18}) (\d{1,9}) ?/ ?(\d{1,9})(?![\d.])")
 _BASED = re.compile(r"(?:\\(?:text|mathrm)\s*\{|\()\s*(\d+)\s*[)}]\s*_")  # (1011)_2
+_REVERSED = re.compile(r"\]([^\[\]]*)[\[\]]|\[([^\[\]]*)\[")
 _PERCENT = re.compile(r"(?<=[\d)}\]])\s*\\?(?:%|\b(?:percentage|percent|per cent|pct)\b)\s*")
 _PARENTHESES: Final = {"(": ")", "[": "]"}
 
@@ -79,10 +84,7 @@ def read(text: str, *, braces_group: bool = False, depth: int = 0, inside: bool 
     """
     if depth == 0:
         check_size(text)
-        logical = _logical(text, braces_group)
-        if logical is not None:
-            return logical
-        text = _tidied(text)
+        return _whole(_logical(text, braces_group) or read(_tidied(text), braces_group=braces_group, depth=1), text)
     if depth > MAX_DEPTH:
         raise Refused(f"an answer has at most {MAX_DEPTH} lists in each other")
     text = text.strip()
@@ -99,6 +101,30 @@ def read(text: str, *, braces_group: bool = False, depth: int = 0, inside: bool 
     if combination is not None:
         return combination
     return _bracketed(text, braces_group, depth) or _ratio(text, depth) or _value(text)
+
+
+def _whole(shape: Shape, text: str) -> Shape:
+    """`shape`, or all of `text` as what it is where some of it could not be read: nothing is ever dropped."""
+    if isinstance(shape, Group) and shape.kind == "list" and not any(map(_is_broken, shape.items)):
+        return shape
+    return Words(text) if has_words(shape) else shape
+
+
+def _is_broken(item: Shape) -> bool:
+    return not isinstance(item, Words) and has_words(item)
+
+
+def has_words(shape: Shape) -> bool:
+    """Whether anything in `shape` is text, and no mathematics."""
+    match shape:
+        case Words():
+            return True
+        case Value():
+            return False
+        case Group(items=parts) | Combined(parts=parts) | Ratio(parts=parts) | Relation(sides=parts):
+            return any(map(has_words, parts))
+        case Span():
+            return has_words(shape.low) or has_words(shape.high)
 
 
 def _logical(text: str, braces_group: bool) -> Combined | None:
@@ -193,6 +219,9 @@ def _bracketed(text: str, braces_group: bool, depth: int) -> Shape | None:
             return None
         bar = split_at(inner, _BAR)
         if len(bar) == 3 and _RELATION.search(bar[2]):
+            name = bar[0].strip()
+            if not re.fullmatch(r"\\?[A-Za-z]+", name) or name not in bar[2]:
+                return None
             return read(bar[2], depth=depth + 1)
         if not inner.strip():
             return EMPTY
@@ -200,6 +229,8 @@ def _bracketed(text: str, braces_group: bool, depth: int) -> Shape | None:
         items = items if len(items) > 1 else split(inner, ",", inside=True)
         found = _group("set", items, braces_group, depth)
         return found if isinstance(found, Group) else Group("set", (found,))
+    if (reversed_ends := _REVERSED.fullmatch(text)) is not None:  # ]2, 5[ is (2, 5)
+        text = f"{'(' if text[0] == ']' else '['}{reversed_ends[1]}{')' if text[-1] == '[' else ']'}"
     if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or closes_early(text):
         return None
     if text.startswith("[") and r"\begin" in text:
@@ -224,11 +255,12 @@ def _structured(text: str) -> bool:
     return len(split_at(text, _SETS)) > 1 or text.strip().startswith(("\\{", "("))
 
 
-def _ratio(text: str, depth: int) -> Ratio | None:
+def _ratio(text: str, depth: int) -> Ratio | Words | None:
     parts = split(text, ":", inside=True)
     if len(parts) < 2 or not all(part.strip() for part in parts):
         return None
-    return Ratio(tuple(read(part, depth=depth + 1) for part in parts), text)
+    read_parts = tuple(read(part, depth=depth + 1) for part in parts)
+    return Ratio(read_parts, text) if all(isinstance(part, Value) for part in read_parts) else Words(text)
 
 
 def _value(text: str) -> Shape:
@@ -241,12 +273,14 @@ def _value(text: str) -> Shape:
     value, unit = (text, None) if plain is not None else split_unit(text)
     value = unwrapped(value)
     percent = _PERCENT.search(value) is not None or value.endswith("%")
-    if not is_mathematics(value):
+    if plain is None and is_words(value):
         return Words(text)
     try:
         tree = _tree(value)
+    except Ambiguous:
+        return Words(text)
     except Unreadable:
-        return Value(value, unit, None, percent)
+        return Value(value, unit, None, percent) if BEYOND.search(value) else Words(text)
     if mentions(tree, Op.EITHER):
         both = tuple(Value(value, unit, with_sign(tree, upper)) for upper in (True, False))
         return Group("list", both)
@@ -261,7 +295,7 @@ def _tree(text: str) -> Node:
     text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
     text = _SPACED_MIXED.sub(_mixed, text)
     text = _BASED.sub(r"\1_", text)
-    text = _SCIENTIFIC.sub(r"\\times 10", text)
+    text = _TIMES.sub(r"\\times ", text)
     text = _PERCENT.sub("% ", text)
     return parse(text)
 

@@ -43,6 +43,9 @@ SYMBOLS: Final[Mapping[str, str]] = MappingProxyType(
         "ℕ": r"\mathbb{N}",
         "°": r"^\circ",
         "√": r"\sqrt ",
+        "Ω": r"\Omega ",
+        "∠": r"\angle ",
+        "△": r"\triangle ",
         "∖": r"\setminus ",
         "⟨": r"\langle ",
         "⟩": r"\rangle ",
@@ -61,7 +64,7 @@ SYMBOLS: Final[Mapping[str, str]] = MappingProxyType(
         "ℂ": r"\mathbb{C}",
         "٫": ".",
         "٬": ",",
-        "。": ".",
+        "。": ". ",
         "′": "'",
         "“": '"',
         "”": '"',
@@ -80,7 +83,7 @@ _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _HIGHER_ROOT = re.compile(r"([∛∜])\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\)|\{[^{}]*\})")
 _ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\)|\{[^{}]*\})")
 _SPACING = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad|hspace\s*\{[^{}]*\}|h?phantom\s*\{[^{}]*\}|thinspace|enspace)|~")
-_NO_SPACE = re.compile(r"\\!\s*")
+_NO_SPACE = re.compile(r"(?<=,)\s+(?=\\!)|\\!\s*")
 _SIZING = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|mathstrut)(?![A-Za-z])\.?")
 _SIZED_BAR = re.compile(r"\\(?:[bB]igg?)?(?=[lr])(left|right|l|r)\s*\|")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z{}%$#&,;!])")
@@ -92,9 +95,31 @@ _ESCAPED = re.compile(r"\\([%$#&])")
 _SCALED = re.compile(
     r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*(hundred|thousand|million|billion|trillion|percent|per cent|pct)\s*\}"
 )
+_PRIME = re.compile(r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*\\prime\s*\})")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_WRAPPED_WORDS = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_NOON = re.compile(r"(?<=:\d\d)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([ap])\.?\s?m\b\.?(?:\s*\})?", re.IGNORECASE)
+_NOON = re.compile(
+    r"(?<=\d)\s*(?:\\(?:text|mathrm)\s*\{\s*)?(?:([ap])\.\s?m\b\.?|(?<=[ {])([ap])m\b|(?<=\d)([AP])M\b)(?:\s*\})?",
+    re.IGNORECASE,
+)
+_FONTS: Final = (
+    r"\\(?:text(?:rm|bf|it|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|bold(?:symbol)?|bm|emph"
+    r"|operatorname\*?)(?![A-Za-z])\s*"
+)
+_FONT = re.compile(_FONTS)
+_DELIMITER = re.compile(r"\$|\\[()\[\]]")
+_PIECE = re.compile(rf"(?P<font>{_FONTS})|\\[A-Za-z]+|\\.|\d+|[^\W\d_]+|\S", re.DOTALL)
+_COMMAND = re.compile(
+    r"_\s*\{(?:[^{}]|\{[^{}]*\})*\}|\\(?:begin|end)\s*\{[^{}]*\}(?:\s*\{[rlc|\s]+\})?|\\[A-Za-z]+|_[A-Za-z0-9]+"
+)
+_LETTERS = re.compile(r"[A-Za-z]+")
+_OTHER_LETTERS = re.compile(r"[^\W\d_\x00-\x7f]{2,}|[A-Za-z]{2,}'[a-z]")
+_MAYBE_WORD = re.compile(r"(?<![A-Za-z])[A-Za-z]{3,}|(?<!\S)[A-Za-z]{2}(?![^\s.,;:!?)])")
+_TWO_WORDS = re.compile(r"(?<![A-Za-z])([A-Za-z]{2,})[,;:]?\s+(?=([A-Za-z]{2,}))")
+FUNCTIONS: Final = re.compile(
+    r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|sqrt|cbrt|lim|max|min|gcd|lcm|mod|det|abs|floor|ceil"
+    r"|binom|cis|pi|inf(?:inity)?|theta|alpha|beta|and|or"
+)
+"""The words of mathematics: a run of letters that is one of these is neither a word of a language nor a product."""
 _BRACED_COMMA = re.compile(r" ?\{ ?, ?\} ?")
 _ALL_REALS = re.compile(r"(?:the set of )?all real(?:s| numbers)|the set of real numbers", re.IGNORECASE)
 _GLUED = re.compile(r"(?<=[\d)\]}])(or|and)(?=[-A-Z(\[\d\\])")  # x = 1or x = 2
@@ -143,6 +168,17 @@ def unwrapped(text: str) -> str:
     """`text` without the delimiters, emphasis, boxes, spacing and full stop around the mathematics."""
     if _SIMPLE.fullmatch(text):
         return text
+    text = respelled(text)
+    for _ in range(MAX_WRAPPINGS):
+        peeled = _peeled(text)
+        if peeled == text:
+            break
+        text = peeled
+    return r"\mathbb{R}" if "eal" in text and _ALL_REALS.fullmatch(text) else text
+
+
+def respelled(text: str) -> str:
+    """`text` in the one spelling: LaTeX's sizes and blanks, and what is escaped without need, are gone."""
     text = plain_spelling(text)
     if "\\" in text or "~" in text:
         if r"\\" in text and r"\begin" not in text:  # escaped twice on its way here
@@ -151,21 +187,16 @@ def unwrapped(text: str) -> str:
         text = _SIZING.sub("", _SIZED_BAR.sub(lambda bar: rf"\{bar[1][0].lower()}vert ", text))
         text = _FRACTIONS.sub(r"\\frac", text)
         text = _CHOOSE.sub(r"\\binom{\1}{\2}", _SWITCHES.sub("", text))
-        text = _SCALED.sub(r" \1", text)
+        text = _PRIME.sub("'", _SCALED.sub(r" \1", text))
         text = _ESCAPED.sub(r"\1", text)
     text = " ".join(text.split())
-    if ":" in text:
-        text = _NOON.sub(lambda noon: f" {noon[1].lower()}m", text)
+    if "m" in text or "M" in text:
+        text = _NOON.sub(lambda noon: f" {(noon[1] or noon[2] or noon[3]).lower()}m", text)
     if "{" in text:
         text = _BRACED_COMMA.sub(",", text)
     if "or" in text or "and" in text:
         text = _GLUED.sub(r" \1 ", text)
-    for _ in range(MAX_WRAPPINGS):
-        peeled = _peeled(text)
-        if peeled == text:
-            break
-        text = peeled
-    return r"\mathbb{R}" if "eal" in text and _ALL_REALS.fullmatch(text) else text
+    return text
 
 
 def _peeled(text: str) -> str:
@@ -208,10 +239,78 @@ def closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def words_of(text: str) -> str:
-    """The words of `text` in lower case: what two texts without mathematics are compared by, in order."""
-    text = _WRAPPED_WORDS.sub(r" \1 ", plain_spelling(text))
-    return " ".join(re.findall(r"\w+", text.casefold()))
+def tokens_of(text: str) -> tuple[str, ...]:
+    """What `text` is compared by: every word, sign, bracket, comparison and digit; blanks, fonts and `$` aside."""
+    found: list[str] = []
+    opened: list[int] = []  # places of open braces in `found`; -1 for one that only sets a font
+    font = False
+    for piece in _PIECE.finditer(_DELIMITER.sub(" ", unwrapped(text))):
+        if piece["font"] is not None:
+            font = True
+            continue
+        token = piece[0]
+        if token == "{":
+            opened.append(-1 if font else len(found))
+            if font:
+                font = False
+                continue
+        elif token == "}" and opened:
+            start = opened.pop()
+            if start < 0:
+                continue
+            if len(found) - start == 2:  # braces around one token only group
+                del found[start]
+                continue
+        font = False
+        found.append(token)
+    return tuple(found)
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two texts that are no mathematics have the same tokens; a capital at the beginning of words is none."""
+    left, right = ([_uncapitalised(token) for token in tokens_of(text)] for text in (one, other))
+    return left == right and left != []
+
+
+def is_a_word(text: str) -> bool:
+    """Whether `text` is one run of letters and no more: it may be a product, and it may be a word."""
+    found = tokens_of(text)
+    return len(found) == 1 and found[0].isalpha() and len(found[0]) > 1
+
+
+def are_words(one: str, other: str) -> bool:
+    """Whether both are a run of four letters or more, which are compared as words: live is not evil."""
+    return all(is_a_word(text) and len(tokens_of(text)[0]) > 3 for text in (one, other))
+
+
+def _uncapitalised(token: str) -> str:
+    return token.casefold() if len(token) > 2 or (token.istitle() and len(token) > 1) else token
+
+
+def is_words(text: str) -> bool:
+    """Whether `text`, without its unit, has words of a language in it, and is so no product of variables.
+
+    A run of five letters and more is a word, and so are two runs of two letters and more side by side: `mgh + 1` and
+    `2 as` are products, `the sum` is not. So is whatever is written in another alphabet.
+    """
+    if _OTHER_LETTERS.search(text):
+        return True
+    bare = _bare(text)
+    if any(len(run) > 4 and not FUNCTIONS.fullmatch(run) for run in _LETTERS.findall(bare)):
+        return True
+    return any(not any(FUNCTIONS.fullmatch(word) for word in pair.groups()) for pair in _TWO_WORDS.finditer(bare))
+
+
+def _bare(text: str) -> str:
+    """`text` without its commands and indexes."""
+    return _COMMAND.sub(" ", _FONT.sub("", text) if "\\" in text else text)
+
+
+def keeps_words(one: str, other: str) -> bool:
+    """Whether every letter of what may be a word in `one` is in `other` too: `0 if odd` is a product, and is not 0."""
+    bare, letters = _bare(one), _bare(other)
+    runs = (run for run in _MAYBE_WORD.findall(bare) if not FUNCTIONS.fullmatch(run))
+    return all(set(run) <= set(letters) for run in runs)
 
 
 def comparable(text: str) -> str:

@@ -21,6 +21,10 @@ class Refused(Exception):
     """What the text says is ambiguous, or too large to be computed exactly: nobody shall guess."""
 
 
+class Ambiguous(Refused):
+    """It has two readings. As the text that it is, it can still be compared."""
+
+
 class Op(StrEnum):
     """What a node of a tree is."""
 
