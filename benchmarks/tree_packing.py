@@ -49,7 +49,15 @@ def group(prompt_tokens: int, words: int, seed: int) -> list[Segment]:
     for length in lengths:
         ids = np.concatenate([prompt, rng.integers(3, words, length, dtype=np.int32)])
         mask = np.arange(len(ids)) >= prompt_tokens
-        rows.append(Segment(ids, mask, np.zeros(len(ids), np.float32), np.where(mask, 0, -1).astype(np.int32)))
+        rows.append(
+            Segment(
+                ids,
+                mask,
+                np.zeros(len(ids), np.float32),
+                np.where(mask, 0, -1).astype(np.int32),
+                np.zeros(len(ids), np.float32),
+            )
+        )
     return rows
 
 

@@ -54,7 +54,7 @@ class Action:
     @property
     def content(self) -> str:
         """What the message says, empty where it only calls tools."""
-        return self.message.content or ""
+        return self.message.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,8 @@ class Environment(ABC):
 
     version: ClassVar[str] = "1"
     splits: ClassVar[tuple[str, ...]] = ("train",)
+    task_id: str | None = None
+    """The environment's own id of the task that is played, where it was asked for by its place (`RemoteEnv`)."""
 
     @abstractmethod
     async def reset(self, task: Task, *, seed: int) -> Observation:
@@ -144,6 +146,6 @@ def fault_in(message: Message) -> str | None:
     """What is wrong with `message`, or None: a known role, and text unless it is an assistant's tool call."""
     if message.role not in get_args(Role):
         return f"the role must be one of {', '.join(get_args(Role))}, not {message.role!r}"
-    if isinstance(message.content, str) or (message.content is None and message.tool_calls):
+    if isinstance(message.content, (str, tuple)) or (message.content is None and message.tool_calls):
         return None
     return f"the content of a {message.role} message must be text, not {message.content!r}"

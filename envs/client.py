@@ -163,7 +163,7 @@ class RemoteEnv(Environment):
             request = CreateEpisode(task=task, seed=seed, episode_id=episode)
         self._episode, self._turn, self._ended = episode, 0, False  # first: a reset that is cancelled is closed too
         created = await self._client.create(request)
-        self._lease_s = created.lease_s
+        self.task_id, self._lease_s = created.task_id, created.lease_s
         return created.observation
 
     async def step(self, action: Action) -> Step:

@@ -127,7 +127,7 @@ class _Loop:
 
 
 def _text(observation: Observation) -> str:
-    return "\n\n".join(message.content or "" for message in observation.messages)
+    return "\n\n".join(message.text for message in observation.messages)
 
 
 def _info(observation: Observation, info: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,9 @@ class LocalEnv(Environment):
         await self.close()
         self._id, self._episode = uuid.uuid4().hex, Episode()
         try:
-            observation = await self._host.open(self._id, task, seed, time.monotonic() + self._limits.reset_s)
+            observation, self.task_id = await self._host.open(
+                self._id, task, seed, time.monotonic() + self._limits.reset_s
+            )
         except FailureError as error:
             self._episode.failed(error.failure)
             raise

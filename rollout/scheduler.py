@@ -313,4 +313,5 @@ class Scheduler:
             plan.max_length,
             plan.attempts,
             plan.sample_timeout_s,
+            plan.environment,
         )

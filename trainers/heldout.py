@@ -45,6 +45,6 @@ def evaluation_of(groups: Sequence[Group], *, step: int, elapsed_s: float) -> Ev
 
 
 def _sample(row: Trajectory) -> Sample:
-    asked = row.prompt[-1].content if row.prompt else ""
-    said = row.turns[-1].message.content if row.turns else ""
-    return Sample(row.task, asked or "", said or "", row.reward or 0.0)
+    asked = row.prompt[-1].text if row.prompt else ""
+    said = row.turns[-1].message.text if row.turns else ""
+    return Sample(row.task, asked, said, row.reward or 0.0)

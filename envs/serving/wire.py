@@ -37,13 +37,14 @@ class CreateEpisode:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeCreated:
-    """The answer to it. `turn` is the number the first step must carry."""
+    """The answer to it. `turn` is the number the first step must carry, `task_id` the task's id in its source."""
 
     episode_id: str
     turn: int
     state: str
     lease_s: float
     observation: Observation
+    task_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

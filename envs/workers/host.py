@@ -50,6 +50,7 @@ class Opened:
     """The part of an `EpisodeCreated` that the environment says."""
 
     observation: Observation
+    task_id: str
 
 
 @dataclass(slots=True)
@@ -96,7 +97,8 @@ class Host:
             task = request.origin or request.task
             if task is None:
                 raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, "give a task or its place"))
-            return _encoded(Opened(await self.open(request.episode, task, request.seed, deadline)), Stage.RESET), False
+            observation, task_id = await self.open(request.episode, task, request.seed, deadline)
+            return _encoded(Opened(observation, task_id), Stage.RESET), False
         if isinstance(request, Advance):
             step = await self.step(request.episode, request.action, deadline)
             return _encoded(step, Stage.STEP), step.ended
@@ -113,8 +115,13 @@ class Host:
             return _encoded(Metadata(name, about, cls.version, await self.sizes(deadline)), Stage.TASKS), False
         return "", False
 
-    async def open(self, episode: str, task: Task | TaskOrigin, seed: int | None, deadline: float) -> Observation:
-        """Make an environment for `episode` and reset it. Without a seed, the task's own or 0."""
+    async def open(
+        self, episode: str, task: Task | TaskOrigin, seed: int | None, deadline: float
+    ) -> tuple[Observation, str]:
+        """Make an environment for `episode` and reset it; what it shows, and the task's id.
+
+        Without a seed, the task's own or 0.
+        """
         live = self._live[episode] = _Live(None, task if isinstance(task, Task) else None)
 
         async def begin() -> Observation:
@@ -126,8 +133,9 @@ class Host:
             chosen = seed if seed is not None else found.seed or 0
             return await live.env.reset(found, seed=chosen)
 
-        observation = await self._bounded(Stage.RESET, deadline, begin, live)
-        return _expect(Observation, observation, Stage.RESET)
+        observation = _expect(Observation, await self._bounded(Stage.RESET, deadline, begin, live), Stage.RESET)
+        assert live.task is not None  # it was begun with
+        return observation, live.task.id
 
     async def step(self, episode: str, action: Action, deadline: float) -> Step:
         """Step the environment of `episode`."""

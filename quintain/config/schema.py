@@ -68,6 +68,11 @@ class EnvironmentConfig(Section):
     max_episodes: Positive | None = None
     """Most episodes the environment server plays at once, more wait; null is rollout.max_concurrency."""
 
+    @property
+    def label(self) -> str:
+        """What trajectories call it."""
+        return self.name or self.url or ""
+
     @model_validator(mode="after")
     def _one_source(self) -> EnvironmentConfig:
         if (self.name is None) == (self.url is None):

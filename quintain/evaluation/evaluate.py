@@ -201,7 +201,10 @@ class _Session:
         self, left: list[tuple[int, int]], url: str, folder: RunFolder, keep: Callable[[Trajectory], None]
     ) -> None:
         config, environment, endpoint = self.config, self.config.environment, self.asked.endpoint
-        episodes = Episodes(self.evaluation.split, left, config.seed, config.rollout.max_turns, config.rollout.attempts)
+        rollout = config.rollout
+        episodes = Episodes(
+            self.evaluation.split, left, config.seed, rollout.max_turns, rollout.attempts, environment.label
+        )
         if endpoint is None:
             server = start_rollout(self.supervisor, config, folder, url)
             play_on_server(

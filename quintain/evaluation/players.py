@@ -57,6 +57,7 @@ class Episodes:
     seed: int
     max_turns: int
     attempts: int
+    environment: str
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -242,6 +243,7 @@ def _spec(episodes: Episodes, place: Place) -> Any:
         max_turns=episodes.max_turns,
         max_length=1,
         attempts=episodes.attempts,
+        environment=episodes.environment,
     )
 
 

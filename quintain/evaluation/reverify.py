@@ -103,7 +103,7 @@ def _latest(rows: Sequence[Trajectory]) -> list[Trajectory]:
 
 def answer_of(row: Trajectory, answer: AnswerFrom) -> str:
     """The final answer: the last assistant message's text, or that of all of them, a blank line between."""
-    texts = [turn.message.content or "" for turn in row.turns]
+    texts = [turn.message.text for turn in row.turns]
     return "\n\n".join(texts) if answer == "all" else texts[-1] if texts else ""
 
 

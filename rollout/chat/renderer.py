@@ -102,8 +102,8 @@ class Renderer:
 
 
 def _for_template(message: Message) -> dict[str, Any]:
-    """`message` as chat templates expect it: the arguments of a call as an object, which they write as JSON."""
-    out = message.to_openai()
+    """`message` as chat templates expect it: content as text, the arguments of a call as an object."""
+    out = message.to_openai() | {"content": None if message.content is None else message.text}
     for call in out.get("tool_calls", ()):
         with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is shown as it is
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])

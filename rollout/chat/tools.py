@@ -56,7 +56,7 @@ class Dialect:
 
     def text(self, ids: Ints) -> str:
         """What sampled ids say, without the end of the turn."""
-        return self.renderer.parse(ids).content or ""
+        return self.renderer.parse(ids).text
 
     def read(self, text: str, tools: Sequence[ToolSpec]) -> Said:
         """What was said and called."""
@@ -94,7 +94,7 @@ def _written_out(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list
         lines = "\n".join(_described(tool) for tool in tools)
         told = _HOW_TO_CALL.format(tools=lines)
         if shown and shown[0].role == "system":
-            shown[0] = system(f"{shown[0].content}\n\n{told}")
+            shown[0] = system(f"{shown[0].text}\n\n{told}")
         else:
             shown.insert(0, system(told))
     return shown
@@ -102,12 +102,12 @@ def _written_out(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list
 
 def _plain(message: Message) -> Message:
     if message.role == "tool":
-        return user(f"<tool_response>{message.content or ''}</tool_response>")
+        return user(f"<tool_response>{message.text}</tool_response>")
     calls = [
         f'<tool_call>{{"name": {json.dumps(call.function.name)}, "arguments": {call.function.arguments}}}</tool_call>'
         for call in message.tool_calls
     ]
-    return replace(message, content="\n".join([*filter(None, [message.content]), *calls]), tool_calls=())
+    return replace(message, content="\n".join([*filter(None, [message.text]), *calls]), tool_calls=())
 
 
 def _described(tool: ToolSpec) -> str:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from quintain.calling.chat import ChatEndpoint, ChatReply
 from quintain.codec import as_floats, as_ints, to_builtins
 from quintain.envs.base import Environment, Observation
 from quintain.failure import Failure, FailureError, FailureKind, Stage
-from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec
+from quintain.messages import REASONING, FunctionCall, Message, ToolCall, ToolSpec
 from quintain.rollout.episodes.episode import Attempt, EpisodeSpec, attempted
 from quintain.rollout.rules.order import derive_seed
 from quintain.trajectory import Finish, Trajectory, Turn
@@ -76,7 +77,8 @@ class _Asked(Attempt):
         more: dict[str, Any] = {"tools": [to_builtins(tool) for tool in self._tools]} if self._tools else {}
         if self._send_seed:
             more["seed"] = derive_seed(self.spec.seed, "turn", len(self.turns)) % 2**SEED_BITS
-        reply = await self._endpoint.complete([message.to_openai() for message in self._messages], **more)
+        told = [replace(message, reasoning=None).to_openai() for message in self._messages]  # endpoints refuse it
+        reply = await self._endpoint.complete(told, **more)
         for name, count in (("prompt_tokens", reply.prompt_tokens), ("output_tokens", reply.output_tokens)):
             if count is not None:
                 self._usage[name] = self._usage.get(name, 0) + count
@@ -87,7 +89,7 @@ class _Asked(Attempt):
 def message_of(reply: ChatReply) -> Message:
     """The assistant message that a reply says. Raises FailureError (invalid) where it says none.
 
-    No text at all is the empty answer; thinking that the endpoint tells apart (`reasoning_content`) is not the answer.
+    No text at all is the empty answer; what the endpoint says that the model thought is the message's reasoning.
     """
     content, calls = reply.message.get("content"), reply.message.get("tool_calls") or ()
     if content is not None and not isinstance(content, str):
@@ -96,7 +98,9 @@ def message_of(reply: ChatReply) -> Message:
         called = tuple(_call(call) for call in calls)
     except (KeyError, TypeError, AttributeError):
         raise _no_message(reply, "its tool calls are malformed") from None
-    return Message("assistant", content if content is not None or called else "", called)
+    thought = reply.message.get(REASONING) or reply.message.get("reasoning")
+    said = content if content is not None or called else ""
+    return Message("assistant", said, called, reasoning=thought if isinstance(thought, str) else None)
 
 
 def _call(call: Mapping[str, Any]) -> ToolCall:

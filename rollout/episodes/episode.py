@@ -47,6 +47,7 @@ class EpisodeSpec:
     max_length: int
     attempts: int = 1
     sample_timeout_s: float | None = None  # of one turn's sampling
+    environment: str = ""
 
 
 class Cutoff:
@@ -185,6 +186,8 @@ class Attempt(ABC):
             self.info,
             self.number,
             self.clock() - self.started,
+            spec.environment,
+            self.env.task_id or (None if spec.task.origin else spec.task.id),
         )
 
 
@@ -210,6 +213,7 @@ class _Sampled(Attempt):
         self._messages: list[Message] = []
         self._tools: Sequence[ToolSpec] = ()
         self._ids: Ints = as_ints([])
+        self._before: Turn | None = None
         self._fork: str | None = None
 
     def begin(self, observation: Observation) -> None:
@@ -229,8 +233,9 @@ class _Sampled(Attempt):
         completion = await self._sample(self._ids, room)
         sampled = self.clock()
         self.stage = Stage.RENDER
+        known = 0 if self._before is None else len(self._before.ids)
         return Turn(
-            self._ids,
+            as_ints(self._ids[known:].copy()),  # a view would keep all the tokens before it
             completion.output_ids,
             completion.logprobs,
             completion.finish,
@@ -238,6 +243,7 @@ class _Sampled(Attempt):
             self._renderer.parse(completion.output_ids),
             fork=self._fork,
             generate_s=sampled - began,
+            before=self._before,
         )
 
     def extend(self, turn: Turn) -> None:
@@ -246,6 +252,7 @@ class _Sampled(Attempt):
         rendered = self._renderer.extend(turn.ids, self._messages, turn.observation, self._tools)
         self._messages += turn.observation
         self._ids, self._fork = rendered.ids, rendered.fork
+        self._before = turn if rendered.fork is None else None
 
     async def _sample(self, ids: Ints, room: int) -> Completion:
         limit = self.spec.sample_timeout_s

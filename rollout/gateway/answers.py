@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quintain.messages import Message
+from quintain.messages import REASONING, Message
 
 KEEP_ALIVE: Final = b": sampling\n\n"
 """A comment, which every reader of server-sent events skips."""
@@ -91,9 +91,11 @@ def event(data: Mapping[str, Any]) -> bytes:
 
 def _deltas(choice: Choice) -> Iterator[dict[str, Any]]:
     message = choice.message
-    yield {"role": "assistant", "content": None if message.tool_calls and not message.content else ""}
-    if message.content or choice.logprobs is not None:
-        yield {"content": message.content}
+    yield {"role": "assistant", "content": None if message.tool_calls and not message.text else ""}
+    if message.reasoning:
+        yield {REASONING: message.reasoning}
+    if message.text or choice.logprobs is not None:
+        yield {"content": message.text}
     for index, call in enumerate(message.tool_calls):
         named = {"index": index, "id": call.id, "type": call.type}
         yield {"tool_calls": [{**named, "function": {"name": call.function.name, "arguments": ""}}]}

@@ -110,7 +110,7 @@ class Calls:
         self._counters.output_tokens += len(sample.completion.output_ids)
         self._counters.wasted_tokens += sample.wasted
         reason, sampled = _reason(said, sample.stopped), len(sample.completion.output_ids)
-        return Choice(said.number, message, reason, self._logprobs(said, asked), said.fork, sampled)
+        return Choice(said.number, message, reason, self._logprobs(said, asked), said.turn.fork, sampled)
 
     def _message(self, session: Session, asked: ChatRequest, text: str) -> Message:
         if not asked.may_call:
@@ -125,16 +125,16 @@ class Calls:
     def _logprobs(self, said: Said, asked: ChatRequest) -> tuple[TokenLogprob, ...] | None:
         if not asked.logprobs:
             return None
-        ids, logprobs = said.completion.output_ids, said.completion.logprobs
-        shown = len(ids) - int(said.completion.finish is Finish.STOP)  # the end of a turn is no text
+        ids, logprobs = said.turn.output_ids, said.turn.logprobs
+        shown = len(ids) - int(said.turn.finish is Finish.STOP)  # the end of a turn is no text
         return tuple(TokenLogprob(self._dialect.text(ids[i : i + 1]), float(logprobs[i])) for i in range(shown))
 
 
 def _reason(said: Said, stopped: bool) -> str:
-    finish = said.completion.finish
+    finish = said.turn.finish
     if finish is not Finish.STOP and not stopped:
         return "length"
-    return "tool_calls" if said.message.tool_calls else "stop"
+    return "tool_calls" if said.turn.message.tool_calls else "stop"
 
 
 @dataclass(frozen=True, slots=True)

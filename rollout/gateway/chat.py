@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
-from quintain.messages import FunctionCall, FunctionSpec, Message, Role, ToolCall, ToolSpec
+from quintain.messages import REASONING, FunctionCall, FunctionSpec, Message, Role, ToolCall, ToolSpec, parts_of
 from quintain.nearest import did_you_mean
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.gateway.errors import ApiError, bad_request, unsupported
@@ -51,7 +51,7 @@ _HARMLESS: Final = frozenset(
 )  # fmt: skip
 """They change nothing about what is sampled."""
 _ROLES: Final[Mapping[str, Role]] = {**{role: role for role in get_args(Role)}, "developer": "system"}
-_MESSAGE_FIELDS: Final = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
+_MESSAGE_FIELDS: Final = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", REASONING})
 _LEAVE_OUT: Final = "leave it out, or open the session with overrides 'ignore' to have it ignored and counted"
 
 
@@ -181,7 +181,10 @@ def _message(entry: Any, where: str) -> Message:
         answers = _text(answers, f"{where}.tool_call_id")
     if name is not None:
         name = _text(name, f"{where}.name")
-    return Message(_ROLES[role], content, calls, answers, name)
+    thought = entry.get(REASONING)
+    if thought is not None:
+        thought = _text(thought, f"{where}.{REASONING}")
+    return Message(_ROLES[role], content, calls, answers, name, thought)
 
 
 def _content(value: Any, where: str) -> str | None:
@@ -189,13 +192,10 @@ def _content(value: Any, where: str) -> str | None:
         return value
     if not isinstance(value, list):
         raise bad_request(f"{where} must be a text or a list of parts", param=where)
-    texts = []
-    for place, part in enumerate(value):
-        part = _object(part, f"{where}[{place}]")
-        if part.get("type") != "text":
-            raise unsupported(where, f"{where}[{place}] is of type {part.get('type')!r}: only text is supported")
-        texts.append(_text(part.get("text"), f"{where}[{place}].text"))
-    return "".join(texts)
+    try:
+        return "".join(part.text for part in parts_of(value))
+    except ValueError as error:
+        raise unsupported(where, f"{where}: {error}") from None
 
 
 def _call(value: Any, where: str) -> ToolCall:

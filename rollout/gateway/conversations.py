@@ -20,9 +20,8 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from quintain.codec import Ints, as_ints
 from quintain.messages import Message, ToolSpec
@@ -51,26 +50,25 @@ class Prompt:
 
 @dataclass(slots=True, eq=False)
 class Said:
-    """One turn: its prompt, its sample, what the agent was given, and its place in its chain. Times in seconds."""
+    """One turn, the messages that it answered, and its place in its chain. Times in seconds.
+
+    `turn` holds what is new in it; `new` are the messages after those of `parent`, whose tokens its prompt starts with.
+    """
 
     number: int
-    prompt: Prompt
-    completion: Completion
-    message: Message
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    parent: Said | None
+    new: tuple[Message, ...]
+    turn: Turn
     began_s: float
     ended_s: float
-    fork: str | None
-    after: Said | None = None  # the turn before it in its chain
-    then: Said | None = None
-    ids: Ints = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ids = as_ints(np.concatenate([self.prompt.ids, self.completion.output_ids]))
+    then: Said | None = None  # the turn after it in its chain
 
     @property
     def history(self) -> tuple[Message, ...]:
         """All messages so far, the sampled one included."""
-        return (*self.prompt.messages, self.message)
+        return (*self.messages, self.turn.message)
 
 
 class Conversations:
@@ -80,6 +78,7 @@ class Conversations:
         self.dialect = dialect
         self.said: list[Said] = []
         self._by_history: dict[bytes, list[Said]] = defaultdict(list)
+        self._prompts: set[bytes] = set()  # their digests
         self._sampled: set[str] = set()  # the meanings of what was sampled
         self._roots: set[bytes] = set()  # what conversations begin with
 
@@ -87,12 +86,12 @@ class Conversations:
         """The ids to sample from. Raises FailureError where the template refuses the messages."""
         messages, tools = tuple(messages), tuple(tools)
         longest = self._longest(messages)
-        same = [said for said in longest if said.prompt.tools == tools]
+        same = [said for said in longest if said.tools == tools]
         why = None
         if same:
             said = _best(same, messages)
             new = messages[len(said.history) :]
-            rendered = self.dialect.extend(said.ids, said.history, new, tools)
+            rendered = self.dialect.extend(said.turn.ids, said.history, new, tools)
             if rendered.fork is None:
                 return Prompt(rendered.ids, messages, tools, said, new, None)
             ids, why = rendered.ids, rendered.fork
@@ -109,10 +108,23 @@ class Conversations:
         """Add the turn that was sampled from `prompt` and given to the agent as `message`."""
         fork = self._fork(prompt)
         after = prompt.parent if fork is None else None
-        said = Said(len(self.said), prompt, completion, message, began_s, ended_s, fork, after)
+        before = after.turn if after else None
+        turn = Turn(
+            as_ints(prompt.ids[len(before.ids) if before else 0 :].copy()),  # a view would keep all that is before it
+            completion.output_ids,
+            completion.logprobs,
+            completion.finish,
+            completion.versions,
+            message,
+            fork=fork,
+            generate_s=ended_s - began_s,
+            before=before,
+        )
+        said = Said(len(self.said), prompt.messages, prompt.tools, prompt.parent, prompt.new, turn, began_s, ended_s)
         if after is not None:
             after.then = said
         self.said.append(said)
+        self._prompts.add(digest_of(prompt.ids))
         self._by_history[_digests(said.history)[-1]].append(said)
         self._sampled.add(meaning(message))
         self._roots |= _beginnings(prompt.messages)
@@ -120,20 +132,15 @@ class Conversations:
 
     def turns(self, reward: float = 0.0) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
         """The turns, chain after chain, with `reward` on the last; and each one's number in order of time."""
-        ordered = [said for first in self.said if first.after is None for said in _chain(first)]
-        turns: list[Turn] = []
-        for said in ordered:
-            turn = _turn(said)
-            if turns and extends(turn.prompt_ids, turns[-1].ids):
-                turn = replace(turn, fork=None)
-            turns.append(turn)
+        ordered = [said for first in self.said if first.turn.before is None for said in _chain(first)]
+        turns = [_answered(said) for said in ordered]
         if turns:
             turns[-1] = replace(turns[-1], reward=reward)
         return tuple(turns), tuple(said.number for said in ordered)
 
     def forks(self) -> Counter[str]:
         """How many chains began, by reason; the first is none of them."""
-        return Counter(said.fork for said in self.said if said.fork is not None)
+        return Counter(said.turn.fork for said in self.said if said.turn.fork is not None)
 
     def _longest(self, messages: tuple[Message, ...]) -> list[Said]:
         for digest in reversed(_digests(messages)):
@@ -142,13 +149,13 @@ class Conversations:
         return []
 
     def _tip_before(self, ids: Ints) -> Said | None:
-        tips = [said for said in self.said if said.then is None and extends(ids, said.ids)]
-        return max(tips, key=lambda said: len(said.ids), default=None)
+        tips = [(len(said.turn.ids), said) for said in self.said if said.then is None and extends(ids, said.turn.ids)]
+        return max(tips, key=itemgetter(0), default=(0, None))[1]
 
     def _fork(self, prompt: Prompt) -> str | None:
         if not self.said or (prompt.parent is not None and prompt.parent.then is None):
             return None
-        if any(np.array_equal(prompt.ids, said.prompt.ids) for said in self.said):
+        if digest_of(prompt.ids) in self._prompts:
             return RESAMPLED
         if prompt.why is not None:
             return prompt.why
@@ -158,6 +165,11 @@ class Conversations:
         return REWRITTEN if known or _beginnings(prompt.messages) & self._roots else STARTED
 
 
+def digest_of(ids: Ints) -> bytes:
+    """The same for the same tokens."""
+    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+
+
 def meaning(message: Message) -> str:
     """What `message` says, as text to compare: no content is the empty one, arguments are equal as JSON.
 
@@ -165,7 +177,7 @@ def meaning(message: Message) -> str:
     """
     calls = [(call.function.name, _normal(call.function.arguments)) for call in message.tool_calls]
     answers = message.tool_call_id if message.role == "tool" else None
-    return json.dumps([message.role, message.content or "", calls, answers, message.name])
+    return json.dumps([message.role, message.text, calls, answers, message.name])
 
 
 def _normal(arguments: str) -> str:
@@ -194,7 +206,9 @@ def _best(same: Sequence[Said], messages: Sequence[Message]) -> Said:
     """Of turns that mean the same: the one whose tool calls have the ids that came back, else the newest."""
     returned = messages[len(same[0].history) - 1]
     ids = [call.id for call in returned.tool_calls]
-    return next((said for said in reversed(same) if [call.id for call in said.message.tool_calls] == ids), same[-1])
+    return next(
+        (said for said in reversed(same) if [call.id for call in said.turn.message.tool_calls] == ids), same[-1]
+    )
 
 
 def _common(left: Sequence[Message], right: Sequence[Message]) -> int:
@@ -209,18 +223,8 @@ def _chain(first: Said) -> list[Said]:
     return chain
 
 
-def _turn(said: Said) -> Turn:
-    done, then = said.completion, said.then
-    return Turn(
-        said.prompt.ids,
-        done.output_ids,
-        done.logprobs,
-        done.finish,
-        done.versions,
-        said.message,
-        then.prompt.new if then else (),
-        0.0,
-        said.fork,
-        said.ended_s - said.began_s,
-        max(0.0, then.began_s - said.ended_s) if then else 0.0,
-    )
+def _answered(said: Said) -> Turn:
+    """The turn, with what came next."""
+    if (then := said.then) is None:
+        return said.turn
+    return replace(said.turn, observation=then.new, env_s=max(0.0, then.began_s - said.ended_s))

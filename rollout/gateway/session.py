@@ -7,14 +7,13 @@ trajectory a failure. No clocks and no sockets: times are given.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from quintain.codec import Ints
 from quintain.failure import Failure, FailureKind, Stage
-from quintain.rollout.gateway.conversations import Conversations
+from quintain.rollout.gateway.conversations import Conversations, digest_of
 from quintain.rollout.gateway.wire import FailRequest, OpenSession, RewardRequest, SessionStatus, State
 from quintain.rollout.rules.order import derive_seed
 from quintain.trajectory import Ending, Trajectory
@@ -50,7 +49,7 @@ class Session:
 
         It depends on the prompt and not on what else the session does, so a session that repeats is sampled alike.
         """
-        key = _digest(prompt)
+        key = digest_of(prompt)
         taken = self._draws.setdefault(key, set())
         number = next(n for n in range(len(taken) + 1) if n not in taken)
         taken.add(number)
@@ -58,7 +57,7 @@ class Session:
 
     def undraw(self, prompt: Ints, number: int) -> None:
         """The sample was never given to anybody: the next one may be the same."""
-        self._draws[_digest(prompt)].discard(number)
+        self._draws[digest_of(prompt)].discard(number)
 
     def failed_call(self, call: str, failure: Failure) -> None:
         """The engine failed at the request whose digest is `call`."""
@@ -102,9 +101,11 @@ class Session:
             reward,
             failure,
             dict(end.rewards) if isinstance(end, RewardRequest) and failure is None else {},
-            first.prompt.messages if first else (),
+            first.messages if first else (),
             {**end.info, "metadata": dict(asked.metadata), "gateway": gateway},
             elapsed_s=now_s - self.opened_s,
+            environment=asked.environment,
+            task_id=asked.task,
         )
 
     def status(self, lease_s: float) -> SessionStatus:
@@ -136,7 +137,3 @@ class Session:
         if not self.talk.said:
             return Failure.of(FailureKind.TOO_LONG, Stage.RENDER, "the first prompt was too long: no turn was sampled")
         return None
-
-
-def _digest(prompt: Ints) -> bytes:
-    return hashlib.blake2b(prompt.tobytes(), digest_size=16).digest()

@@ -25,9 +25,9 @@ class Overrides(StrEnum):
 class OpenSession:
     """One episode driven by an agent program.
 
-    `task`, `group`, `index` and `member` become the trajectory's; by default a session is a group of its own. A client
-    that chooses the `id` may repeat the request. Limits are in tokens and turns and can only be smaller than the
-    gateway's. `models` are further names that the agent may call the policy by.
+    `task`, `group`, `index`, `member` and `environment` become the trajectory's; by default a session is a group of its
+    own. A client that chooses the `id` may repeat the request. Limits are in tokens and turns and can only be smaller
+    than the gateway's. `models` are further names that the agent may call the policy by.
     """
 
     id: str | None = None
@@ -42,6 +42,7 @@ class OpenSession:
     max_turns: int | None = None
     max_length: int | None = None
     max_tokens: int | None = None
+    environment: str = ""
 
 
 @dataclass(frozen=True, slots=True)

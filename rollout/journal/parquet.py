@@ -7,7 +7,8 @@ Invariants:
 - every file has the same columns with the same types (`schema`), empty lists and missing failures included.
 
 Columns are named after the fields of `Trajectory` and `Turn`; beside them stand `run` and `step`, and what is handy in
-a table: `versions` per turn, `output_tokens`, and the failure's parts. What has no fixed form (`info`) is JSON text.
+a table: `versions` per turn, `output_tokens`, and the failure's parts. A message's content is in `content`, or in
+`parts` where it has parts. What has no fixed form (`info`) is JSON text.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.messages import FunctionCall, Message, ToolCall
+from quintain.messages import FunctionCall, Message, TextPart, ToolCall
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 if TYPE_CHECKING:
@@ -85,12 +86,20 @@ def schema() -> pyarrow.Schema:
     text, whole, real = pa.string(), pa.int64(), pa.float64()
     call = pa.struct([("id", text), ("name", text), ("arguments", text)])
     message = pa.struct(
-        [("role", text), ("content", text), ("tool_calls", pa.list_(call)), ("tool_call_id", text), ("name", text)]
+        [
+            ("role", text),
+            ("content", text),
+            ("parts", pa.list_(pa.struct([("type", text), ("text", text)]))),
+            ("tool_calls", pa.list_(call)),
+            ("tool_call_id", text),
+            ("name", text),
+            ("reasoning", text),
+        ]
     )
     span = pa.struct([("version", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
     turn = pa.struct(
         [
-            ("prompt_ids", pa.list_(pa.int32())),
+            ("new_ids", pa.list_(pa.int32())),
             ("output_ids", pa.list_(pa.int32())),
             ("logprobs", pa.list_(pa.float32())),
             ("finish", text),
@@ -101,6 +110,7 @@ def schema() -> pyarrow.Schema:
             ("fork", text),
             ("generate_s", real),
             ("env_s", real),
+            ("agent", text),
         ]
     )
     columns = [
@@ -125,6 +135,8 @@ def schema() -> pyarrow.Schema:
         ("info", text),
         ("attempts", pa.int32()),
         ("elapsed_s", real),
+        ("environment", text),
+        ("task_id", text),
     ]
     return pa.schema(columns, metadata={_FORMAT_KEY: FORMAT.encode()})
 
@@ -163,12 +175,14 @@ def _row(stored: Stored) -> dict[str, Any]:
         "info": json.dumps(dict(row.info), ensure_ascii=False),
         "attempts": row.attempts,
         "elapsed_s": row.elapsed_s,
+        "environment": row.environment,
+        "task_id": row.task_id,
     }
 
 
 def _of_turn(turn: Turn) -> dict[str, Any]:
     return {
-        "prompt_ids": turn.prompt_ids,
+        "new_ids": turn.new_ids,
         "output_ids": turn.output_ids,
         "logprobs": turn.logprobs,
         "finish": str(turn.finish),
@@ -179,19 +193,24 @@ def _of_turn(turn: Turn) -> dict[str, Any]:
         "fork": turn.fork,
         "generate_s": turn.generate_s,
         "env_s": turn.env_s,
+        "agent": turn.agent,
     }
 
 
 def _of_message(message: Message) -> dict[str, Any]:
     return {
         "role": message.role,
-        "content": message.content,
+        "content": None if isinstance(message.content, tuple) else message.content,
+        "parts": [{"type": part.type, "text": part.text} for part in message.content]
+        if isinstance(message.content, tuple)
+        else None,
         "tool_calls": [
             {"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
             for call in message.tool_calls
         ],
         "tool_call_id": message.tool_call_id,
         "name": message.name,
+        "reasoning": message.reasoning,
     }
 
 
@@ -204,14 +223,14 @@ def _stored(batch: pyarrow.RecordBatch) -> Iterator[Stored]:
 
 def _turns(turns: pyarrow.StructArray) -> Iterator[Turn]:
     """The turns of one trajectory. Tokens go from Arrow's buffers to arrays, not by way of lists."""
-    arrays = {name: turns.field(name) for name in ("prompt_ids", "output_ids", "logprobs")}
+    arrays = {name: turns.field(name) for name in ("new_ids", "output_ids", "logprobs")}
     names = [field.name for field in turns.type if field.name not in arrays]
     columns = {name: turns.field(name).to_pylist() for name in names}
     for place in range(len(turns)):
         rest = {name: column[place] for name, column in columns.items()}
         ids = {name: array[place].values.to_numpy() for name, array in arrays.items()}
         yield Turn(
-            ids["prompt_ids"],
+            ids["new_ids"],
             ids["output_ids"],
             ids["logprobs"],
             Finish(rest["finish"]),
@@ -222,6 +241,7 @@ def _turns(turns: pyarrow.StructArray) -> Iterator[Turn]:
             rest["fork"],
             rest["generate_s"],
             rest["env_s"],
+            rest["agent"],
         )
 
 
@@ -246,12 +266,15 @@ def _trajectory(row: dict[str, Any], turns: tuple[Turn, ...]) -> Trajectory:
         json.loads(row["info"]),
         row["attempts"],
         row["elapsed_s"],
+        row["environment"],
+        row["task_id"],
     )
 
 
 def _message(row: dict[str, Any]) -> Message:
     calls = tuple(ToolCall(call["id"], FunctionCall(call["name"], call["arguments"])) for call in row["tool_calls"])
-    return Message(row["role"], row["content"], calls, row["tool_call_id"], row["name"])
+    content = row["content"] if row["parts"] is None else tuple(TextPart(part["text"]) for part in row["parts"])
+    return Message(row["role"], content, calls, row["tool_call_id"], row["name"], row["reasoning"])
 
 
 def _check_format(file: Path, found: pyarrow.Schema) -> None:

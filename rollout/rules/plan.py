@@ -36,6 +36,7 @@ class Plan:
     patience: Patience | None = None
     follow_engine: bool = False
     sample_timeout_s: float | None = None
+    environment: str = ""
 
     @property
     def rules(self) -> Rules:

@@ -75,6 +75,7 @@ def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) 
         patience=patience if rollout.straggler == "fail" else None,
         follow_engine=rollout.concurrency == "auto",
         sample_timeout_s=rollout.sample_timeout_s,
+        environment=config.environment.label,
     )
 
 

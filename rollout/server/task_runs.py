@@ -244,6 +244,7 @@ class Runs:
                 plan.max_length,
                 plan.attempts,
                 plan.sample_timeout_s,
+                plan.environment,
             )
             for member in range(request.samples)
         ]

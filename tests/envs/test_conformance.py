@@ -27,6 +27,7 @@ from quintain.envs import (
 )
 from quintain.envs.registry import spec_of
 from quintain.failure import FailureKind, QuintainError, Stage
+from quintain.task import TaskOrigin
 
 SAMPLES = Path(__file__).parent / "samples.py"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_env.py"
@@ -145,6 +146,15 @@ async def test_a_task_of_ones_own_is_played_with_its_own_reference(face):
     task = Task("mine", (user("What is 2 + 3?"),), 5 if face.name == "guess" else "5")
     assert (await play(face, task, 0, "5"))[1].reward >= 1.0
     assert (await play(face, task, 0, "6"))[1].reward < 1.0
+
+
+async def test_an_episode_says_the_environments_own_id_of_its_task_though_it_was_asked_for_by_its_place(face):
+    if face.way != "class":  # which is given its task whole
+        env, task = face.make(), face.tasks("train")[1]
+        place = TaskOrigin("train", 1) if face.way == "remote" else None
+        await env.reset(replace(task, id="the client's name", origin=place) if place else task, seed=0)
+        assert env.task_id == task.id
+        await env.close()
 
 
 async def test_every_reward_is_the_float_it_should_be(face):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from quintain.codec import from_builtins, from_json, pack, to_builtins, to_json, unpack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
-from quintain.messages import FunctionCall, Message, ToolCall
+from quintain.messages import FunctionCall, Message, TextPart, ToolCall, user
 from quintain.task import EndlessTasks, Task, TaskOrigin
 from quintain.trajectory import (
     Ending,
@@ -25,7 +25,6 @@ from quintain.trajectory import (
     Trajectory,
     Turn,
     VersionSpan,
-    extends,
     to_segments,
 )
 from quintain.verdict import Outcome, Verdict
@@ -38,9 +37,10 @@ FINITE = st.floats(-1e6, 1e6)
 messages = st.builds(
     Message,
     role=st.sampled_from(["system", "user", "assistant", "tool"]),
-    content=st.none() | TEXT,
+    content=st.none() | TEXT | st.lists(st.builds(TextPart, TEXT), max_size=2).map(tuple),
     tool_calls=st.lists(st.builds(ToolCall, TEXT, st.builds(FunctionCall, TEXT, TEXT)), max_size=2).map(tuple),
     tool_call_id=st.none() | TEXT,
+    reasoning=st.none() | TEXT,
 )
 failures = st.builds(Failure, st.sampled_from(FailureKind), st.sampled_from(Stage), TEXT, st.booleans())
 
@@ -53,11 +53,10 @@ def spans(draw: st.DrawFn, tokens: int) -> tuple[VersionSpan, ...]:
 
 
 @st.composite
-def turns(draw: st.DrawFn, before: list[int] | None = None) -> Turn:
-    prompt = (before or []) + draw(st.lists(IDS, min_size=0 if before else 1, max_size=6))
+def turns(draw: st.DrawFn, agent: str, fork: str | None) -> Turn:
     output = draw(st.lists(IDS, max_size=6))
     return Turn(
-        prompt_ids=prompt,
+        new_ids=draw(st.lists(IDS, min_size=1, max_size=6)),
         output_ids=output,
         logprobs=draw(st.lists(LOGPROB, min_size=len(output), max_size=len(output))),
         finish=draw(st.sampled_from(Finish)),
@@ -65,6 +64,8 @@ def turns(draw: st.DrawFn, before: list[int] | None = None) -> Turn:
         message=draw(messages),
         observation=tuple(draw(st.lists(messages, max_size=2))),
         reward=draw(FINITE),
+        fork=fork,
+        agent=agent,
     )
 
 
@@ -72,8 +73,8 @@ def turns(draw: st.DrawFn, before: list[int] | None = None) -> Turn:
 def trajectories(draw: st.DrawFn) -> Trajectory:
     made: list[Turn] = []
     for _ in range(draw(st.integers(0, 4))):
-        chained = bool(made) and draw(st.booleans())
-        made.append(draw(turns(before=made[-1].ids.tolist() if chained else None)))
+        fork = draw(st.none() | TEXT) if made else None
+        made.append(draw(turns(draw(st.sampled_from(["policy", "critic"])), fork)))
     failure = draw(st.none() | failures)
     return Trajectory(
         id=draw(TEXT),
@@ -87,7 +88,20 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         reward=None if failure else draw(FINITE),
         failure=failure,
         rewards=draw(st.dictionaries(TEXT, FINITE, max_size=2)),
+        environment=draw(TEXT),
+        task_id=draw(st.none() | TEXT),
     )
+
+
+def chain_of(turn: Turn) -> list[Turn]:
+    """The turns whose tokens it starts with, and itself."""
+    return [*(chain_of(turn.before) if turn.before else []), turn]
+
+
+def in_chains(trajectory: Trajectory) -> list[Turn]:
+    """The turns, chain after chain."""
+    roots = [turn for turn in trajectory.turns if turn.before is None]
+    return [turn for root in roots for turn in trajectory.turns if chain_of(turn)[0] is root]
 
 
 @given(trajectories())
@@ -115,12 +129,12 @@ def test_messages_and_failures_are_equal_after_a_round_trip(message: Message, fa
 def test_every_sampled_token_is_in_exactly_one_segment(trajectory: Trajectory) -> None:
     segments = to_segments(trajectory)
     sampled = np.concatenate([segment.ids[segment.mask] for segment in segments] or [np.zeros(0, np.int32)])
-    outputs = np.concatenate([turn.output_ids for turn in trajectory.turns] or [np.zeros(0, np.int32)])
+    outputs = np.concatenate([turn.output_ids for turn in in_chains(trajectory)] or [np.zeros(0, np.int32)])
     assert np.array_equal(sampled, outputs)
     logprobs = np.concatenate([segment.logprobs[segment.mask] for segment in segments] or [np.zeros(0)])
-    assert np.array_equal(logprobs, np.concatenate([t.logprobs for t in trajectory.turns] or [np.zeros(0)]))
+    assert np.array_equal(logprobs, np.concatenate([t.logprobs for t in in_chains(trajectory)] or [np.zeros(0)]))
     versions = np.concatenate([segment.versions[segment.mask] for segment in segments] or [np.zeros(0)])
-    expected = [s.version for t in trajectory.turns for s in t.versions for _ in range(s.start, s.end)]
+    expected = [s.version for t in in_chains(trajectory) for s in t.versions for _ in range(s.start, s.end)]
     assert versions.tolist() == expected
     for segment in segments:
         assert (segment.versions[~segment.mask] == -1).all()
@@ -130,16 +144,93 @@ def test_every_sampled_token_is_in_exactly_one_segment(trajectory: Trajectory) -
 
 @given(trajectories())
 def test_a_segment_is_a_maximal_chain_of_turns(trajectory: Trajectory) -> None:
-    breaks = sum(not extends(after.prompt_ids, before.ids) for before, after in pairwise(trajectory.turns))
-    sampled_turns = [turn for turn in trajectory.turns if len(turn.output_ids)]
-    assert len(to_segments(trajectory)) <= (breaks + 1 if sampled_turns else 0)
+    chains = {turn: (chain_of(turn)[0], len(chain_of(turn))) for turn in trajectory.turns if len(turn.output_ids)}
+    tips = [turn for turn, (first, n) in chains.items() if n == max(m for f, m in chains.values() if f is first)]
+    segments = to_segments(trajectory)
+    assert sorted(segment.ids.tolist() for segment in segments) == sorted(turn.ids.tolist() for turn in tips)
+
+
+@given(trajectories())
+def test_a_turn_extends_the_last_of_its_agent_unless_it_says_why_not(trajectory: Trajectory) -> None:
+    again = unpack(pack(trajectory), Trajectory)
+    for made in (trajectory, again, pickle.loads(pickle.dumps(trajectory))):
+        for place, turn in enumerate(made.turns):
+            before = [other for other in made.turns[:place] if other.agent == turn.agent]
+            known = before[-1].ids.tolist() if before and turn.fork is None else []
+            assert turn.prompt_ids.tolist() == known + turn.new_ids.tolist()
+            assert turn.ids.tolist() == turn.prompt_ids.tolist() + turn.output_ids.tolist()
+
+
+def long_trajectory(turns: int, tokens: int, fork: str | None = None) -> Trajectory:
+    spans, ids = (VersionSpan(0, 0, tokens),), np.arange(tokens)
+    one = turn(new_ids=ids, output_ids=ids, logprobs=np.zeros(tokens), versions=spans, fork=fork)
+    return Trajectory("t", "g", "k", 0, 0, 0, (one,) * turns, Ending.TERMINATED, 0.0)
+
+
+def test_a_trajectory_is_as_large_as_its_tokens_however_many_turns_it_has() -> None:
+    short, long = len(pack(long_trajectory(1, 300))), len(pack(long_trajectory(100, 300)))
+    assert 95 * short < long < 100 * short, "100 turns of 300 + 300 tokens are 100 times one of them"
+    assert long < 1.2 * 100 * 300 * (4 + 4 + 4), "and little more than their ids and log-probabilities"
+    (segment,) = to_segments(long_trajectory(100, 300))
+    assert len(segment.ids) == 100 * 600
+
+
+def test_a_thousand_turns_are_no_deeper_than_one() -> None:
+    made = long_trajectory(3000, 1)
+    assert len(made.turns[-1].ids) == 6000
+    assert len(pickle.loads(pickle.dumps(made)).turns[-1].ids) == 6000
+    repr(made)
+    del made  # nor is taking it down
+
+
+@given(trajectories())
+def test_a_turn_s_reward_is_at_its_last_sampled_token(trajectory: Trajectory) -> None:
+    every = [turn for turn in in_chains(trajectory) if len(turn.output_ids)]
+    found = [reward for segment in to_segments(trajectory) for reward in segment.rewards[segment.mask]]
+    ends = np.cumsum([len(turn.output_ids) for turn in every], dtype=int) - 1
+    assert all(found[at] == 0 for at in set(range(len(found))) - set(ends.tolist()))
+    if len(every) == len(trajectory.turns):
+        assert np.allclose([found[at] for at in ends], [turn.reward for turn in every], rtol=1e-6)
     for segment in to_segments(trajectory):
-        assert any(extends(segment.ids, turn.ids) for turn in trajectory.turns)
+        assert not segment.rewards[~segment.mask].any()
+
+
+def test_the_reward_of_a_turn_without_tokens_goes_to_the_one_before_and_is_not_lost() -> None:
+    silent = {"output_ids": [], "logprobs": [], "versions": ()}
+    first, last = turn(reward=0.25), turn(new_ids=[4], reward=0.5, **silent)
+    made = Trajectory("t", "g", "k", 0, 0, 0, (first, last), Ending.TERMINATED, 0.75)
+    assert [segment.rewards.tolist() for segment in to_segments(made)] == [[0.0, 0.0, 0.75]]
+    before = turn(reward=0.5, **silent)
+    made = Trajectory("t", "g", "k", 0, 0, 0, (before, turn(new_ids=[5], reward=0.25)), Ending.TERMINATED, 0.75)
+    assert [segment.rewards.tolist() for segment in to_segments(made)] == [[0.0, 0.0, 0.0, 0.75]]
+
+
+def test_content_in_parts_is_text_and_anything_else_is_refused_in_one_line() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "image_url": None}]
+    made = from_builtins({"role": "user", "content": parts}, Message)
+    assert made == Message("user", (TextPart("a"), TextPart("b")))
+    assert (made.text, user("ab").text, Message("assistant").text) == ("ab", "ab", "")
+    assert made.to_openai()["content"] == [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    image = [{"type": "image_url", "image_url": {"url": "data:"}}]
+    says = r"content\[0\] is of type 'image_url': only text is supported, no images and no audio"
+    with pytest.raises(QuintainError, match=says):
+        from_builtins({"role": "user", "content": image}, Message)
+    with pytest.raises(ValueError, match=says):
+        Message("user", image)  # type: ignore[arg-type]
+
+
+def test_what_other_libraries_write_for_nothing_is_nothing() -> None:
+    """As `datasets` fills in missing fields, and as OpenAI's `model_dump()` gives a message."""
+    said = Message("assistant", "x")
+    filled = {"role": "assistant", "content": "x", "tool_calls": None, "tool_call_id": None, "name": None}
+    dumped = {"role": "assistant", "content": "x", "refusal": None, "audio": None, "tool_calls": None}
+    assert from_builtins(filled, Message) == from_builtins(dumped, Message) == said
+    assert Message("assistant", "x", None) == said  # type: ignore[arg-type]
 
 
 def turn(**changes: Any) -> Turn:
     fields: dict[str, Any] = {
-        "prompt_ids": [1, 2],
+        "new_ids": [1, 2],
         "output_ids": [3],
         "logprobs": [-0.5],
         "finish": Finish.STOP,
@@ -158,9 +249,9 @@ def turn(**changes: Any) -> Turn:
         ({"versions": (VersionSpan(0, 0, 0), VersionSpan(0, 0, 1))}, "tile"),
         ({"reward": float("nan")}, "finite"),
         ({"reward": float("inf")}, "finite"),
-        ({"prompt_ids": [1.5]}, "flat list of numbers"),
-        ({"prompt_ids": [[1]]}, "flat list of numbers"),
-        ({"prompt_ids": [2**40]}, "32-bit"),
+        ({"new_ids": [1.5]}, "flat list of numbers"),
+        ({"new_ids": [[1]]}, "flat list of numbers"),
+        ({"new_ids": [2**40]}, "32-bit"),
     ],
 )
 def test_a_malformed_turn_is_refused_with_the_reason(changes: dict[str, Any], says: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,6 +87,28 @@ def test_each_epoch_visits_every_task_once(size: int, seed: int, shuffle: bool) 
     for epoch in range(3):
         places = range(epoch * size, (epoch + 1) * size)
         assert sorted(task_index(p, size, seed=seed, shuffle=shuffle) for p in places) == list(range(size))
+
+
+def test_the_order_is_another_one_for_every_seed_and_epoch_and_any_task_may_be_first() -> None:
+    size = 7
+    orders = {
+        tuple(task_index(epoch * size + at, size, seed=seed, shuffle=True) for at in range(size))
+        for seed in range(20)
+        for epoch in range(20)
+    }
+    assert len(orders) > 300, "of 5,040 there are, 400 were drawn"
+    assert {order[0] for order in orders} == set(range(size))
+
+
+def test_finding_a_place_s_task_takes_no_longer_in_a_source_of_a_thousand_million() -> None:
+    def seconds(size: int) -> float:
+        began = time.perf_counter()
+        for place in range(300):
+            task_index(place, size, seed=1, shuffle=True)
+        return time.perf_counter() - began
+
+    assert min(seconds(10**9) for _ in range(5)) < 20 * min(seconds(10) for _ in range(5))
+    assert len({task_index(place, 10**9, seed=1, shuffle=True) for place in range(1000)}) == 1000
 
 
 def test_an_endless_source_is_taken_in_order_and_an_empty_one_is_refused() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from quintain.codec import as_floats, as_ints, pack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.messages import FunctionCall, Message, ToolCall, assistant, user
+from quintain.messages import FunctionCall, Message, TextPart, ToolCall, assistant, user
 from quintain.rollout.journal.parquet import Stored, read_trajectories, write_stored, write_trajectories
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
@@ -34,8 +34,9 @@ CALLS = st.builds(ToolCall, TEXT, st.builds(FunctionCall, TEXT, TEXT))
 MESSAGES = st.builds(
     Message,
     st.sampled_from(["system", "user", "assistant", "tool"]),
-    st.none() | TEXT,
+    st.none() | TEXT | st.lists(st.builds(TextPart, TEXT), max_size=2).map(tuple),
     st.lists(CALLS, max_size=2).map(tuple),
+    st.none() | TEXT,
     st.none() | TEXT,
     st.none() | TEXT,
 )
@@ -62,6 +63,7 @@ def turns(draw: st.DrawFn) -> Turn:
         draw(st.none() | TEXT),
         draw(REAL),
         draw(REAL),
+        draw(TEXT),
     )
 
 
@@ -85,6 +87,8 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         draw(st.dictionaries(TEXT, JSON, max_size=2)),
         draw(st.integers(1, 5)),
         draw(REAL),
+        draw(TEXT),
+        draw(st.none() | TEXT),
     )
 
 

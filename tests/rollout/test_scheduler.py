@@ -49,7 +49,8 @@ async def episode(
 
 
 async def test_an_episode_is_a_chain_of_exact_tokens() -> None:
-    made = await episode(options={"turns": 3})
+    made = await episode(options={"turns": 3}, environment="words")
+    assert (made.environment, made.task_id) == ("words", "train-3")
     assert (made.ending, made.reward, made.rewards) == (Ending.TERMINATED, 0.75, {"part": 0.75})
     assert len(made.turns) == 3
     for before, after in zip(made.turns, made.turns[1:], strict=False):

@@ -19,7 +19,9 @@ def segment(ids: Sequence[int], mask: Sequence[bool]) -> Segment:
     """A segment of these tokens; nothing is said about sampling."""
     flags = np.array(mask, dtype=np.bool_)
     versions = np.where(flags, 0, -1).astype(np.int32)
-    return Segment(np.array(ids, np.int32), flags, np.zeros(len(ids), np.float32), versions)
+    return Segment(
+        np.array(ids, np.int32), flags, np.zeros(len(ids), np.float32), versions, np.zeros(len(ids), np.float32)
+    )
 
 
 @st.composite

@@ -55,7 +55,7 @@ def groups(seed: int, *, failing: bool = False) -> list[Group]:
         for member in range(4):
             turns = [turn(prompt)]
             if rng.random() < 0.5:
-                turns.append(turn([*turns[0].ids.tolist(), *ids(2)]))
+                turns.append(turn(ids(2)))
             failure = Failure.of(FailureKind.TIMEOUT, Stage.STEP, "late") if failing and member == 3 else None
             reward = None if failure else float(rng.normal())
             ending = Ending.FAILED if failure else Ending.TERMINATED

@@ -142,7 +142,9 @@ def _probe(vocabulary: int) -> list[Segment]:
     rows = [ids[:16], np.concatenate([ids[:6], ids[16:]]), np.concatenate([ids[:11], ids[18:]])]
     masks = [np.arange(len(row)) >= 6 for row in rows]
     nothing = [np.zeros(len(row), np.float32) for row in rows]
-    return [Segment(row, mask, zero, mask - np.int32(1)) for row, mask, zero in zip(rows, masks, nothing, strict=True)]
+    return [
+        Segment(row, mask, zero, mask - np.int32(1), zero) for row, mask, zero in zip(rows, masks, nothing, strict=True)
+    ]
 
 
 def _check_logits(base: Any, segments: list[Segment], logp: Tensor) -> None:

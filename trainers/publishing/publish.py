@@ -82,4 +82,5 @@ def _scored_row(ids: Ints) -> Segment:
     length = len(ids)
     mask = np.ones(length, dtype=np.bool_)
     mask[0] = False
-    return Segment(ids, mask, as_floats(np.zeros(length)), ids)
+    zeros = as_floats(np.zeros(length))
+    return Segment(ids, mask, zeros, ids, zeros)

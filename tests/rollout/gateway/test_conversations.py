@@ -61,14 +61,15 @@ def trajectory(talk: Conversations) -> Trajectory:
 
 def sound(talk: Conversations) -> None:
     """What must hold of every session."""
-    turns, order = talk.turns(1.0)
+    turns, order = trajectory(talk).turns, talk.turns()[1]
     assert sorted(order) == list(range(len(talk.said)))
     for i, (turn, number) in enumerate(zip(turns, order, strict=True)):
-        given_out = talk.said[number].completion
+        given_out = talk.said[number].turn
         assert np.array_equal(turn.output_ids, given_out.output_ids)
         assert np.array_equal(turn.logprobs, given_out.logprobs)
-        follows = i == 0 or extends(turn.prompt_ids, turns[i - 1].ids)
-        assert (turn.fork is None) == follows, turn.fork
+        assert np.array_equal(turn.prompt_ids, given_out.prompt_ids)
+        assert turn.before is (turns[i - 1] if i and turn.fork is None else None)
+        assert (turn.fork is None) == (i == 0 or given_out.before is talk.said[order[i - 1]].turn), turn.fork
     segments = to_segments(trajectory(talk))
     spoken = [turn for turn in turns if len(turn.output_ids)]
     assert sum(int(segment.mask.sum()) for segment in segments) == sum(len(turn.output_ids) for turn in spoken)
@@ -114,7 +115,7 @@ def live_through(data: st.DataObject, dialect: Dialect, draw_ids: Callable[[], l
         if does == "append":
             messages.append(user(data.draw(texts)))
         tools = data.draw(st.sampled_from([(), (), (TOOL,)]))
-        tips = {s.history: s for s in talk.said if s.then is None and s.prompt.tools == tools}
+        tips = {s.history: s for s in talk.said if s.then is None and s.tools == tools}
         prompt = talk.prompt(messages, tools)
         ids = [i for i in draw_ids() if i != end]
         closed = data.draw(st.booleans())
@@ -124,9 +125,9 @@ def live_through(data: st.DataObject, dialect: Dialect, draw_ids: Callable[[], l
             out = Completion(as_ints([*ids, end]), logprobs, Finish.STOP, spans)
         said = talk.record(prompt, out, dialect.renderer.parse(out.output_ids))
         if (tip := tips.get(tuple(messages[:-1]))) is not None and does == "append":
-            assert said.fork is None
-            assert extends(said.prompt.ids, tip.ids)
-        histories += [messages, [*messages, said.message]]
+            assert said.turn.fork is None
+            assert extends(said.turn.prompt_ids, tip.turn.ids)
+        histories += [messages, [*messages, said.turn.message]]
     return talk
 
 
@@ -168,7 +169,7 @@ def test_a_conversation_that_goes_on_is_one_segment() -> None:
     assert [turn.reward for turn in turns] == [0.0, 0.0, 2.0]
     assert [turn.observation for turn in turns] == [(user("r"),), (user("t"), assistant("mine"), user("u")), ()]
     assert len(to_segments(trajectory(talk))) == 1
-    assert extends(three.prompt.ids, two.ids)
+    assert extends(three.turn.prompt_ids, two.turn.ids)
 
 
 def test_sub_agents_that_take_turns_are_a_segment_each() -> None:
@@ -190,7 +191,7 @@ def test_of_several_beginnings_the_longest_is_extended() -> None:
     one = speak(talk, [user("q")], "a")
     two = speak(talk, [*one.history, user("r")], "b")
     three = speak(talk, [*two.history, user("s")], "c")
-    assert three.prompt.parent is two
+    assert three.parent is two
     assert [int(s.mask.sum()) for s in to_segments(trajectory(talk))] == [6]
 
 
@@ -212,7 +213,7 @@ def test_every_way_to_fork_has_its_name(messages: list[Message], tools: tuple[To
     talk = Conversations(Dialect(RENDERER))
     one = speak(talk, [user("q")], "a")
     speak(talk, [*one.history, user("r")], "b")
-    assert speak(talk, messages, "c", tools).fork == fork
+    assert speak(talk, messages, "c", tools).turn.fork == fork
     assert talk.forks() == {fork: 1}
     sound(talk)
 
@@ -246,5 +247,7 @@ def test_of_equal_answers_the_one_whose_calls_came_back_is_extended() -> None:
         for i in range(3)
     ]
     for said in made:
-        then = talk.prompt([*said.history, Message("tool", "1", tool_call_id=said.message.tool_calls[0].id)], (TOOL,))
+        then = talk.prompt(
+            [*said.history, Message("tool", "1", tool_call_id=said.turn.message.tool_calls[0].id)], (TOOL,)
+        )
         assert then.parent is said
