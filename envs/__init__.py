@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from quintain.envs.local import LocalClient as LocalClient
     from quintain.envs.registry import list_envs as list_envs
     from quintain.envs.registry import resolve as resolve
-    from quintain.envs.serving.limits import Limits as Limits
+    from quintain.envs.serving.limits import EnvironmentLimits as EnvironmentLimits
     from quintain.envs.serving.serve import serve_env as serve_env
     from quintain.envs.single_turn import SingleTurnEnv as SingleTurnEnv
     from quintain.failure import Failure as Failure
@@ -42,7 +42,7 @@ _HOMES = {
     "quintain.envs.client": ("EnvClient", "RemoteEnv"),
     "quintain.envs.builtin.code": ("CodeEnv",),
     "quintain.envs.judging": ("JudgingEnv",),
-    "quintain.envs.serving.limits": ("Limits",),
+    "quintain.envs.serving.limits": ("EnvironmentLimits",),
     "quintain.envs.local": ("LocalClient",),
     "quintain.envs.builtin.math": ("MathEnv",),
     "quintain.envs.registry": ("list_envs", "resolve"),

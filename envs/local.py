@@ -19,8 +19,8 @@ from typing import Any, Self
 
 from quintain.envs.base import Action, Environment, Observation, Step
 from quintain.envs.options import bind
-from quintain.envs.serving.episode import Episode, Run
-from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.episode import Episode, PlayTurn
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.workers.host import Host
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.task import Task, TaskSource
@@ -35,11 +35,15 @@ class LocalClient:
     """
 
     def __init__(
-        self, cls: type[Environment], options: Mapping[str, Any] | None = None, *, limits: Limits | None = None
+        self,
+        cls: type[Environment],
+        options: Mapping[str, Any] | None = None,
+        *,
+        limits: EnvironmentLimits | None = None,
     ) -> None:
         self._bound = bind(cls, options)
         self._host = Host(self._bound)
-        self._limits = limits or Limits()
+        self._limits = limits or EnvironmentLimits()
 
     def episode(self) -> LocalEnv:
         """An environment in this process."""
@@ -67,7 +71,7 @@ class LocalClient:
 class LocalEnv(Environment):
     """One episode at a time of a class in this process; made by `LocalClient`."""
 
-    def __init__(self, host: Host, limits: Limits, tasks: Any) -> None:
+    def __init__(self, host: Host, limits: EnvironmentLimits, tasks: Any) -> None:
         self._host = host
         self._limits = limits
         self._tasks = tasks
@@ -98,7 +102,7 @@ class LocalEnv(Environment):
         if self._episode is None:
             raise _refused("a step before the first reset: reset first")
         decision = self._episode.ask(self._episode.turn + self._episode.busy, action)
-        if not isinstance(decision, Run):
+        if not isinstance(decision, PlayTurn):
             raise _refused(getattr(decision, "reason", "a turn is being played"))
         try:
             step = await self._host.step(self._id, action, time.monotonic() + self._limits.step_s)

@@ -6,11 +6,11 @@
    `{function: {parameter: value}}`, or a list of any of these;
 3. the whole text as Python: `f(a=1)`, `[f(a=1), g.h(b="x")]`, or one call a line, parsed with `ast`;
 4. the last fenced block of JSON or Python, as 2 or 3.
-What is none of these makes no call, unless it starts or looks like one: then it is `Unreadable`. `split_calls` reads
-one format only, as a chat model of that format means it, and keeps what was said beside the calls.
+What is none of these makes no call, unless it starts or looks like one: then it is `UnreadableCall`. `split_calls`
+reads one format only, as a chat model of that format means it, and keeps what was said beside the calls.
 
 What always holds: sizes, depth and the number of calls are bounded before anything is parsed or walked; a key given
-twice, NaN, infinity, a positional argument or an expression is `Unreadable`. In Python's syntax a bare name, and a
+twice, NaN, infinity, a positional argument or an expression is `UnreadableCall`. In Python's syntax a bare name, and a
 call without keywords, stand for a variable, which is its own text, as in BFCL. Where a format writes values without
 quotes (XML, Qwen3-Coder, GLM), the parameter's schema says whether `5` is a number or a text; without one it is JSON
 where it can be.
@@ -54,7 +54,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableCall:
     """The text tries to call something, and why it cannot be read."""
 
     reason: str
@@ -77,15 +77,15 @@ class Format:
     read: Callable[[str, Schemas], list[Call]]
 
 
-def read_calls(text: str, functions: Schemas | Iterable[str] = ()) -> list[Call] | Unreadable:
+def read_calls(text: str, functions: Schemas | Iterable[str] = ()) -> list[Call] | UnreadableCall:
     """The calls in `text`, in order, none where it makes none; `functions` are those on offer."""
     schemas = functions if isinstance(functions, Mapping) else dict.fromkeys(functions, _NO_SCHEMA)
     try:
         return _bounded(_read(text.strip(), schemas))
     except _No as error:
-        return Unreadable(str(error))
+        return UnreadableCall(str(error))
     except (RecursionError, MemoryError):
-        return Unreadable("it is nested too deeply")
+        return UnreadableCall("it is nested too deeply")
 
 
 def split_calls(text: str, format_name: str, functions: Schemas, *, closed: bool = True) -> Split:

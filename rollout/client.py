@@ -25,15 +25,15 @@ from quintain.rollout.wire import (
     FRAMES,
     MSGPACK,
     AdmitRequest,
+    BatchProgress,
     DrainReport,
     Health,
-    Progress,
     PublishAnswer,
     PublishRequest,
     RunRequest,
-    RunStatus,
     Stats,
     StreamItem,
+    TaskRunStatus,
 )
 from quintain.task import Task
 from quintain.trajectory import Group, Trajectory
@@ -41,7 +41,7 @@ from quintain.trajectory import Group, Trajectory
 if TYPE_CHECKING:
     import httpx
 
-Poll = Callable[[Progress | None], None]
+Poll = Callable[[BatchProgress | None], None]
 
 WAIT_S = 1.0
 """How long one long-poll waits: so often is `poll` called."""
@@ -96,7 +96,7 @@ class RolloutClient:
             answer = self._call("GET", f"/v1/batches/{step}?wait_s={WAIT_S}")
             if answer.status_code != 202:
                 return unpack(answer.content, list[Group])
-            self.poll(from_json(answer.content, Progress))
+            self.poll(from_json(answer.content, BatchProgress))
 
     def pause(self) -> Stats:
         """Stop sampling at a token boundary; what is in flight is kept."""
@@ -115,14 +115,14 @@ class RolloutClient:
                 return report
             self.poll(None)
 
-    def submit(self, request: RunRequest) -> RunStatus:
+    def submit(self, request: RunRequest) -> TaskRunStatus:
         """Begin a run. Repeating it is safe where `request.run` names it, which it does once this has returned."""
         named = request if request.run else replace(request, run=uuid.uuid4().hex)
-        return from_json(self._call("POST", "/v1/runs", pack(named)).content, RunStatus)
+        return from_json(self._call("POST", "/v1/runs", pack(named)).content, TaskRunStatus)
 
-    def status(self, run: str) -> RunStatus:
+    def status(self, run: str) -> TaskRunStatus:
         """Where a run stands. Lost where the server does not know it (any more)."""
-        return from_json(self._call("GET", f"/v1/runs/{run}").content, RunStatus)
+        return from_json(self._call("GET", f"/v1/runs/{run}").content, TaskRunStatus)
 
     def groups(self, run: str, cursor: int = 0) -> Iterator[tuple[int, Group]]:
         """The groups of `run` as they finish, from `cursor` on, each with the cursor after it, until the run's end.
@@ -139,7 +139,7 @@ class RolloutClient:
                     if item.end:
                         self._check_ended_well(item.status)
                         return
-                    self.poll(Progress(item.status.done, item.status.total))
+                    self.poll(BatchProgress(item.status.done, item.status.total))
 
     def sessions(self, cursor: int = 0) -> Iterator[tuple[int, Trajectory]]:
         """Agents' sessions as they finish, from `cursor` on, each with the cursor after it; it never ends by itself.
@@ -153,13 +153,13 @@ class RolloutClient:
                     yield cursor, item.group.trajectories[0]
             self.poll(None)
 
-    def cancel(self, run: str) -> RunStatus:
+    def cancel(self, run: str) -> TaskRunStatus:
         """End a run; what it finished can still be fetched."""
-        return from_json(self._call("POST", f"/v1/runs/{run}/cancel").content, RunStatus)
+        return from_json(self._call("POST", f"/v1/runs/{run}/cancel").content, TaskRunStatus)
 
-    def forget(self, run: str) -> RunStatus:
+    def forget(self, run: str) -> TaskRunStatus:
         """End a run, and free what the server keeps of it."""
-        return from_json(self._call("DELETE", f"/v1/runs/{run}").content, RunStatus)
+        return from_json(self._call("DELETE", f"/v1/runs/{run}").content, TaskRunStatus)
 
     def run_tasks(
         self,
@@ -212,7 +212,7 @@ class RolloutClient:
             at += FRAME.size + length
             yield unpack(body[at - length : at], StreamItem)
 
-    def _check_ended_well(self, status: RunStatus) -> None:
+    def _check_ended_well(self, status: TaskRunStatus) -> None:
         if status.failure is not None:
             raise FailureError(status.failure)
         if status.finished < status.groups:

@@ -83,7 +83,7 @@ class RunState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RunStatus:
+class TaskRunStatus:
     """A run: `done` of `total` trajectories, `finished` of `groups` groups; those before `kept_from` are forgotten."""
 
     run: str
@@ -106,11 +106,11 @@ class StreamItem:
     cursor: int
     group: Group | None = None
     end: bool | None = None
-    status: RunStatus | None = None
+    status: TaskRunStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BatchProgress:
     """Not ready yet: `done` of `total` trajectories."""
 
     done: int

@@ -28,7 +28,7 @@ from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, supports_tree
-from quintain.trainers.model.policy import Reference, load_policy
+from quintain.trainers.model.policy import ReferenceModel, load_policy
 from quintain.trainers.schedule import learning_rate
 from quintain.trainers.streams import Streams, draws_random_numbers
 from quintain.trainers.update import Share, Work, accumulate, parameters_of, score
@@ -65,7 +65,7 @@ class Learner:
             self.accelerator.init_trackers(config.name)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.model = load_policy(config.model, seed=config.seed)
-        self.reference = Reference(self.model) if trainer.beta > 0 else None
+        self.reference = ReferenceModel(self.model) if trainer.beta > 0 else None
         self.options: LossOptions = trainer
         self.notes: list[str] = list(self.options.warnings())
         self.layout = self._layout()

@@ -23,7 +23,7 @@ from quintain.failure import Failure
 A = TypeVar("A")
 
 
-class State(StrEnum):
+class EpisodeState(StrEnum):
     """Where an episode is in its life."""
 
     CREATED = "created"  # waiting for a slot or for the environment's reset
@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PlayTurn:
     """Run the turn: it is the next one."""
 
 
@@ -57,14 +57,14 @@ class Refuse:
     reason: str
 
 
-Decision = Run | Join | Replay[A] | Refuse
+Decision = PlayTurn | Join | Replay[A] | Refuse
 
 
 @dataclass(slots=True)
 class Episode(Generic[A]):
     """The life of one episode; `A` is what an answered turn is stored as."""
 
-    state: State = State.CREATED
+    state: EpisodeState = EpisodeState.CREATED
     actions: list[Action] = field(default_factory=list)
     answers: list[A | Failure] = field(default_factory=list)
 
@@ -81,37 +81,37 @@ class Episode(Generic[A]):
     @property
     def live(self) -> bool:
         """Whether there is an environment behind it, or will be."""
-        return self.state in (State.CREATED, State.RUNNING)
+        return self.state in (EpisodeState.CREATED, EpisodeState.RUNNING)
 
     def opened(self) -> None:
         """The environment has been reset."""
-        self._expect(State.CREATED)
-        self.state = State.RUNNING
+        self._expect(EpisodeState.CREATED)
+        self.state = EpisodeState.RUNNING
 
     def ask(self, turn: int, action: Action) -> Decision[A]:
-        """What to do about a step that says it is `turn`; after Run, `answered` or `failed` must follow."""
-        if self.state is State.CLOSED:
+        """What to do about a step that says it is `turn`; after PlayTurn, `answered` or `failed` must follow."""
+        if self.state is EpisodeState.CLOSED:
             return Refuse("the episode is closed")
         if 0 <= turn < len(self.actions):
             if self.actions[turn] != action:
                 return Refuse(f"turn {turn} was already played, with another action")
             return Replay(self.answers[turn]) if turn < len(self.answers) else Join()
-        if self.state is not State.RUNNING:
+        if self.state is not EpisodeState.RUNNING:
             return Refuse(_NOT_RUNNING[self.state])
         if turn != self.turn or self.busy:
             playing = f"turn {self.turn} is being played" if self.busy else f"the next turn is {self.turn}"
             return Refuse(f"turn {turn} is out of order: {playing}")
         self.actions.append(action)
-        return Run()
+        return PlayTurn()
 
     def answered(self, answer: A, *, ended: bool) -> None:
         """The environment has answered the turn being played."""
-        self._expect(State.RUNNING)
+        self._expect(EpisodeState.RUNNING)
         if not self.busy:
             raise RuntimeError("no turn is being played, so there is nothing to answer")
         self.answers.append(answer)
         if ended:
-            self.state = State.DONE
+            self.state = EpisodeState.DONE
 
     def failed(self, failure: Failure) -> None:
         """The reset, the turn being played or the environment behind it broke; a turn in play stores the failure."""
@@ -119,24 +119,24 @@ class Episode(Generic[A]):
             raise RuntimeError(f"an episode that is {self.state} cannot fail")
         if self.busy:
             self.answers.append(failure)
-        self.state = State.FAILED
+        self.state = EpisodeState.FAILED
 
     def close(self) -> None:
         """Somebody closed it.
 
         Nothing more is answered, and nothing is stored any longer. Closing twice is fine.
         """
-        self.state = State.CLOSED
+        self.state = EpisodeState.CLOSED
         self.actions.clear()
         self.answers.clear()
 
-    def _expect(self, state: State) -> None:
+    def _expect(self, state: EpisodeState) -> None:
         if self.state is not state:
             raise RuntimeError(f"expected an episode that is {state}, this one is {self.state}")
 
 
 _NOT_RUNNING = {
-    State.CREATED: "the episode has not begun: wait for the answer that created it",
-    State.DONE: "the episode has ended",
-    State.FAILED: "the episode has failed",
+    EpisodeState.CREATED: "the episode has not begun: wait for the answer that created it",
+    EpisodeState.DONE: "the episode has ended",
+    EpisodeState.FAILED: "the episode has failed",
 }

@@ -8,7 +8,7 @@ from quintain.failure import QuintainError
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EnvironmentLimits:
     """What a server allows. All are positive."""
 
     max_episodes: int = 1024  # live at once; more wait in a queue

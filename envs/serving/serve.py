@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quintain.cores import cores
-from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.failure import QuintainError
 from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
 
@@ -43,7 +43,7 @@ def serve_env(
     port: int = 0,
     token: str | None = None,
     workers: int | None = None,
-    limits: Limits | None = None,
+    limits: EnvironmentLimits | None = None,
     json_ready: bool = False,
     lifeline_fd: int | None = None,
 ) -> None:
@@ -67,14 +67,14 @@ def serve_env(
     with bound_socket(host, port) as sock:
         url = url_of(host, sock)
         ready = json.dumps({"event": "ready", "url": url, "pid": os.getpid()}) if json_ready else f"{spec} is at {url}"
-        asyncio.run(_serve(sock, backend, token, limits or Limits(), lambda: print(ready, flush=True)))
+        asyncio.run(_serve(sock, backend, token, limits or EnvironmentLimits(), lambda: print(ready, flush=True)))
 
 
 async def _serve(
     sock: socket.socket,
     backend: Backend,
     token: str | None,
-    limits: Limits,
+    limits: EnvironmentLimits,
     ready: Callable[[], None],
 ) -> None:
     from quintain.envs.serving.sessions import Sessions
@@ -129,9 +129,9 @@ def _backend(spec: str, options: Mapping[str, Any], workers: int) -> Backend:
     if workers < 0:
         raise QuintainError(f"the number of workers must be at least 0, not {workers}")
     if workers:
-        from quintain.envs.workers.pool import WorkerPool
+        from quintain.envs.workers.pool import EnvironmentWorkers
 
-        return WorkerPool(spec, options, workers)
+        return EnvironmentWorkers(spec, options, workers)
 
     from quintain.envs.options import bind
     from quintain.envs.registry import resolve

@@ -24,7 +24,7 @@ from quintain.serving.tokens import Tokens
 from quintain.verifiers.service.jobs import Jobs
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.pages import VerifyPages
-from quintain.verifiers.service.policy import Policy
+from quintain.verifiers.service.policy import AccessPolicy
 
 PAGE = 100
 """Tasks in a page unless `count` says otherwise."""
@@ -35,14 +35,14 @@ class EnvApp:
 
     def __init__(self, sessions: Sessions, metrics: Metrics, *, token: str | None = None) -> None:
         self._sessions = sessions
-        self._jobs = Jobs(Policy(), ServiceLimits(body_bytes=sessions.limits.body_bytes), metrics)
+        self._jobs = Jobs(AccessPolicy(), ServiceLimits(body_bytes=sessions.limits.body_bytes), metrics)
         pages = (
             Page("POST", "/v1/episodes", Stage.RESET, self._create),
             Page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step),
             Page("GET", "/v1/episodes/{id}", Stage.STEP, self._status),
             Page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close),
             Page("GET", "/v1/tasks", Stage.TASKS, self._tasks),
-            *VerifyPages(self._jobs, Policy()).pages(),
+            *VerifyPages(self._jobs, AccessPolicy()).pages(),
             Page("GET", "/metadata", Stage.TASKS, self._describe),
             Page("GET", "/schema", Stage.REQUEST, self._schema),
             metrics_page(metrics),

@@ -21,10 +21,10 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from quintain.envs.serving.episode import Episode, Refuse, Replay, Run, State
-from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.episode import Episode, EpisodeState, PlayTurn, Refuse, Replay
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, StepRequest
-from quintain.envs.workers.frames import Advance, Close, Describe, Open, Page, Reply, Request, stage_of
+from quintain.envs.workers.frames import Advance, Close, Describe, Open, ReadTasks, Reply, Request, stage_of
 from quintain.envs.workers.pool import Backend
 from quintain.envs.workers.slots import Full, Slots
 from quintain.failure import Failure, FailureError, FailureKind, Stage
@@ -57,7 +57,12 @@ class Sessions:
     """Episodes by id. `clock` (seconds) is for leases only."""
 
     def __init__(
-        self, backend: Backend, limits: Limits, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
+        self,
+        backend: Backend,
+        limits: EnvironmentLimits,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
         self._backend = backend
@@ -112,7 +117,7 @@ class Sessions:
         else:
             self._metrics.add("replays_total")
         await self._settled(record)
-        if record.episode.state is State.CLOSED:
+        if record.episode.state is EpisodeState.CLOSED:
             raise self._conflict(Stage.RESET, "the episode is closed")
         if not record.opened:
             raise record.failure or self._stopping(Stage.RESET)
@@ -124,17 +129,17 @@ class Sessions:
         episode, turn = record.episode, request.turn
         decision = episode.ask(turn, request.action)
         if isinstance(decision, Refuse):
-            if episode.state is State.FAILED and record.failure is not None:
+            if episode.state is EpisodeState.FAILED and record.failure is not None:
                 raise refused(record.failure.failure.message, Stage.STEP, record.failure.failure.kind, status=409)
             raise self._conflict(Stage.STEP, decision.reason)
-        if isinstance(decision, Run):
+        if isinstance(decision, PlayTurn):
             record.work = self._spawn(self._advance(record, request))
         else:
             self._metrics.add("replays_total")
         if not isinstance(decision, Replay):
             await self._settled(record)
         record.touched = self._clock()
-        if episode.state is State.CLOSED:
+        if episode.state is EpisodeState.CLOSED:
             raise self._conflict(Stage.STEP, "the episode was closed meanwhile", FailureKind.CANCELLED)
         if turn >= len(episode.answers):
             raise self._stopping(Stage.STEP)
@@ -160,7 +165,7 @@ class Sessions:
         if start < 0 or not 0 <= count <= MAX_TASKS:
             message = f"start must be at least 0 and count 0 to {MAX_TASKS}, not {start} and {count}"
             raise refused(message, Stage.TASKS, status=400)
-        return (await self._call(Page(split, start, count), self.limits.tasks_s)).body
+        return (await self._call(ReadTasks(split, start, count), self.limits.tasks_s)).body
 
     async def describe(self) -> str:
         """The `Metadata` as JSON."""
@@ -202,12 +207,12 @@ class Sessions:
             del self._records[record.id]  # as if it had never been: the client may ask again
             self._let_go(record)
             return
-        if record.episode.state is State.CLOSED:
+        if record.episode.state is EpisodeState.CLOSED:
             return
         origin = None if request.split is None else TaskOrigin(request.split, request.index or 0)
         reply = await self._timed(Open(record.id, request.task, origin, request.seed), self.limits.reset_s)
         record.touched = self._clock()
-        if record.episode.state is not State.CREATED:
+        if record.episode.state is not EpisodeState.CREATED:
             return
         if reply.failure is not None:
             self._fail(record, reply.failure)
@@ -218,17 +223,17 @@ class Sessions:
     async def _advance(self, record: _Record, request: StepRequest) -> None:
         reply = await self._timed(Advance(record.id, request.action), self.limits.step_s)
         record.touched = self._clock()
-        if record.episode.state is not State.RUNNING:
+        if record.episode.state is not EpisodeState.RUNNING:
             return
         if reply.failure is not None:
             self._fail(record, reply.failure)
             return
-        turn, state = request.turn + 1, State.DONE if reply.ended else State.RUNNING
+        turn, state = request.turn + 1, EpisodeState.DONE if reply.ended else EpisodeState.RUNNING
         record.episode.answered(self._answer(record, reply.body, turn, state), ended=reply.ended)
         if reply.ended:
             self._end(record, "done")
 
-    def _answer(self, record: _Record, body: str, turn: int = 0, state: State = State.RUNNING) -> str:
+    def _answer(self, record: _Record, body: str, turn: int = 0, state: EpisodeState = EpisodeState.RUNNING) -> str:
         head = {"episode_id": record.id, "turn": turn, "state": state, "lease_s": self.limits.lease_s}
         return f"{json.dumps(head)[:-1]}, {body[1:]}"  # what the environment says is passed on unread
 

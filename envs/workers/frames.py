@@ -55,7 +55,7 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ReadTasks:
     """Tasks `start` to `start + count` of a split, without their references."""
 
     split: str
@@ -78,7 +78,7 @@ class Ping:
     op: Literal["ping"] = "ping"
 
 
-Request = Annotated[Open | Advance | Close | Page | Describe | Ping, Discriminator("op")]
+Request = Annotated[Open | Advance | Close | ReadTasks | Describe | Ping, Discriminator("op")]
 
 STAGES = {
     "open": Stage.RESET,
@@ -90,13 +90,13 @@ STAGES = {
 }
 
 
-def stage_of(request: Open | Advance | Close | Page | Describe | Ping) -> Stage:
+def stage_of(request: Open | Advance | Close | ReadTasks | Describe | Ping) -> Stage:
     """The stage at which `request` fails if it does."""
     return STAGES[request.op]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class WorkerCall:
     """A request, to be answered by a reply of the same id before `deadline` (monotonic seconds)."""
 
     id: int
@@ -119,7 +119,7 @@ class Reply:
     stuck: bool = False
 
 
-def framed(message: Call | Reply) -> bytes:
+def framed(message: WorkerCall | Reply) -> bytes:
     """`message` as a frame."""
     body = pack(message)
     return _LENGTH.pack(len(body)) + body

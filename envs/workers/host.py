@@ -31,7 +31,18 @@ from quintain.envs.base import Action, Environment, Observation, Step, invalid
 from quintain.envs.judging import JudgingEnv
 from quintain.envs.options import Bound
 from quintain.envs.serving.wire import Metadata, PublicTask, TaskPage
-from quintain.envs.workers.frames import STAGES, Advance, Call, Close, Describe, Open, Page, Reply, framed, receive
+from quintain.envs.workers.frames import (
+    STAGES,
+    Advance,
+    Close,
+    Describe,
+    Open,
+    ReadTasks,
+    Reply,
+    WorkerCall,
+    framed,
+    receive,
+)
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from, one_line
 from quintain.task import Task, TaskOrigin, TaskSource, size_of
 from quintain.verifiers.shared import Verifiers
@@ -81,7 +92,7 @@ class Host:
         """Whether code that was cancelled, or that reads tasks, goes on past its deadline."""
         return bool(self._stuck or self._late)
 
-    async def answer(self, call: Call) -> Reply:
+    async def answer(self, call: WorkerCall) -> Reply:
         """The reply to `call`; never raises."""
         try:
             body, ended = await self._do(call)
@@ -91,7 +102,7 @@ class Host:
             return Reply(call.id, failure=error.failure, stuck=self.stuck)
         return Reply(call.id, body, ended, stuck=self.stuck)
 
-    async def _do(self, call: Call) -> tuple[str, bool]:
+    async def _do(self, call: WorkerCall) -> tuple[str, bool]:
         request, deadline = call.request, call.deadline
         if isinstance(request, Open):
             task = request.origin or request.task
@@ -104,7 +115,7 @@ class Host:
             return _encoded(step, Stage.STEP), step.ended
         if isinstance(request, Close):
             await self.close(request.episode, deadline)
-        elif isinstance(request, Page):
+        elif isinstance(request, ReadTasks):
             size, tasks = await self.page(request.split, request.start, request.count, deadline)
             public = [PublicTask.of(t, TaskOrigin(request.split, request.start + i)) for i, t in enumerate(tasks)]
             return _encoded(TaskPage(request.split, request.start, size, tuple(public)), Stage.TASKS), False
@@ -297,7 +308,7 @@ def _encoded(value: Any, stage: Stage) -> str:
         raise invalid(message, stage) from error
 
 
-def _where(call: Call) -> str:
+def _where(call: WorkerCall) -> str:
     episode = getattr(call.request, "episode", None)
     return f"{STAGES[call.request.op]} failed" + (f" in episode {episode}" if episode else "")
 
@@ -307,13 +318,13 @@ async def serve(sock: socket.socket, host: Host) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=sock)
     answering: set[asyncio.Task[None]] = set()
 
-    async def answer(call: Call) -> None:
+    async def answer(call: WorkerCall) -> None:
         reply = await host.answer(call)
         with contextlib.suppress(ConnectionError):  # nobody waits for it any longer
             writer.write(framed(reply))
             await writer.drain()
 
-    while (call := await receive(reader, Call)) is not None:
+    while (call := await receive(reader, WorkerCall)) is not None:
         task = asyncio.create_task(answer(call))
         answering.add(task)
         task.add_done_callback(answering.discard)
@@ -324,7 +335,7 @@ async def serve(sock: socket.socket, host: Host) -> None:
 async def refuse(sock: socket.socket, message: str) -> None:
     """Answer the first call on `sock` with a failure that says `message`: there is nothing to serve."""
     reader, writer = await asyncio.open_unix_connection(sock=sock)
-    if (call := await receive(reader, Call)) is not None:
+    if (call := await receive(reader, WorkerCall)) is not None:
         failure = Failure.of(FailureKind.REJECTED, Stage.REQUEST, message)
         writer.write(framed(Reply(call.id, failure=failure)))
     writer.close()

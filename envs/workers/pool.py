@@ -27,13 +27,13 @@ from typing import Any, Protocol
 from quintain.cores import share_of_cores
 from quintain.envs.workers.frames import (
     Advance,
-    Call,
     Close,
     Describe,
     Open,
     Ping,
     Reply,
     Request,
+    WorkerCall,
     framed,
     receive,
     stage_of,
@@ -99,14 +99,14 @@ class _Worker:
         if self.dead:
             reply.set_result(Reply(0, failure=_DIED))
             return reply
-        call = Call(self.calls, deadline, request)
+        call = WorkerCall(self.calls, deadline, request)
         self.pending[call.id] = reply
         reply.add_done_callback(lambda _: self.pending.pop(call.id, None))
         self.writer.write(framed(call))  # never waits: a worker that reads nothing must not hold up its caller
         return reply
 
 
-class WorkerPool:
+class EnvironmentWorkers:
     """`workers` processes, and a spare, that each run many episodes of the environment `spec`."""
 
     def __init__(self, spec: str, options: Mapping[str, Any], workers: int) -> None:
@@ -337,7 +337,7 @@ class Inline:
 
     async def call(self, request: Request, deadline: float) -> Reply:
         """The host's reply."""
-        return await self._host.answer(Call(0, deadline, request))
+        return await self._host.answer(WorkerCall(0, deadline, request))
 
     async def stop(self) -> None:
         """Close every environment."""

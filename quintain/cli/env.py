@@ -40,7 +40,7 @@ def serve(
     NAME is a built-in (see `quintain env list`), module:Class, or file.py:Class.
     """
     from quintain.cli.options import parse_options
-    from quintain.envs.serving.limits import Limits
+    from quintain.envs.serving.limits import EnvironmentLimits
     from quintain.envs.serving.serve import serve_env
 
     serve_env(
@@ -50,7 +50,9 @@ def serve(
         port=port,
         token=token,
         workers=workers,
-        limits=Limits(max_episodes=max_episodes, reset_s=step_timeout_s, step_s=step_timeout_s, lease_s=lease_s),
+        limits=EnvironmentLimits(
+            max_episodes=max_episodes, reset_s=step_timeout_s, step_s=step_timeout_s, lease_s=lease_s
+        ),
         json_ready=as_json,
     )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from quintain.evaluation.passk import Estimate
-    from quintain.evaluation.reverify import Report, Rescored
+    from quintain.evaluation.reverify import Rescored, RescoreReport
 
 
 @click.command("reverify")
@@ -103,7 +103,7 @@ def command(
 
 
 def _as_json(
-    report: Report, shown: Sequence[Rescored], about: Mapping[str, Any], written: Path | None, answer: str
+    report: RescoreReport, shown: Sequence[Rescored], about: Mapping[str, Any], written: Path | None, answer: str
 ) -> dict[str, Any]:
     def figure(found: Estimate | None) -> dict[str, Any] | None:
         if found is None:
@@ -145,7 +145,7 @@ def _example(row: Rescored, answer: str) -> dict[str, Any]:
     }
 
 
-def _tables(report: Report, shown: Sequence[Rescored], answer: str) -> list[Table]:
+def _tables(report: RescoreReport, shown: Sequence[Rescored], answer: str) -> list[Table]:
     from rich.table import Table
     from rich.text import Text
 
@@ -168,7 +168,7 @@ def _tables(report: Report, shown: Sequence[Rescored], answer: str) -> list[Tabl
     return tables
 
 
-def _sentence(report: Report) -> str:
+def _sentence(report: RescoreReport) -> str:
     before, after, difference = report.before, report.after, report.difference
     said = f"{report.changed} of {report.rescored} rescored changed"
     if before is not None and after is not None and difference is not None:

@@ -106,14 +106,14 @@ def serve(
     POST /v1/verify, GET /v1/verifiers, /health and /metrics; and SandboxFusion's /run_code, /submit and /v1/ping.
     """
     from quintain.verifiers.service.limits import ServiceLimits
-    from quintain.verifiers.service.policy import Policy
+    from quintain.verifiers.service.policy import AccessPolicy
     from quintain.verifiers.service.serve import read_tokens, serve_verifiers
 
     serve_verifiers(
         host=host,
         port=port,
         tokens=read_tokens(token_env, token_file),
-        policy=Policy(frozenset(allowed), _presets(presets), workers),
+        policy=AccessPolicy(frozenset(allowed), _presets(presets), workers),
         limits=ServiceLimits(
             queue_items=queue_items,
             concurrent_items=concurrent_items,

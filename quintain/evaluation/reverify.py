@@ -64,7 +64,7 @@ class Rescored:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RescoreReport:
     """What rescoring shows. `confusion[old][new]` counts trajectories by class (`CLASSES`, new also "not rescored").
 
     The means and their `difference` (now minus before, paired) are over trajectories with both numbers, their standard
@@ -152,14 +152,14 @@ def _old_reward(row: Trajectory, part: str | None) -> float | None:
     return row.rewards[part]
 
 
-def report_on(rows: Sequence[Rescored], *, pass_at: float) -> Report:
+def report_on(rows: Sequence[Rescored], *, pass_at: float) -> RescoreReport:
     """What changed. Pure."""
     confusion: dict[str, Counter[str]] = {name: Counter() for name in CLASSES}
     for row in rows:
         now = "not rescored" if row.verdict is None else class_of(row.after, pass_at)
         confusion[class_of(row.before, pass_at)][now] += 1
     both = [row for row in rows if row.before is not None and row.after is not None]
-    return Report(
+    return RescoreReport(
         rescored=sum(row.verdict is not None for row in rows),
         failed_before=sum(row.before is None for row in rows),
         failures_now=sum(row.verdict is not None and row.after is None for row in rows),

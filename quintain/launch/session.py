@@ -21,7 +21,7 @@ from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.heldout import Evaluation
 from quintain.trainers.learner import Learner
 from quintain.trainers.loop import Hooks, Loop, Result, Stopped
-from quintain.trainers.publishing.publish import Publisher
+from quintain.trainers.publishing.publish import PolicyPublisher
 
 
 class Interrupted(Exception):
@@ -32,7 +32,7 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class TrainingRun:
     """One run: its config and folder, where it speaks, and `check`, which raises `Stopped` or QuintainError."""
 
     config: ExperimentConfig
@@ -75,9 +75,9 @@ class Session:
         return learner.restore(checkpoint) if checkpoint is not None else Progress(0, 0, 0, 0.0)
 
     @contextmanager
-    def _connected(self, learner: Learner, url: str) -> Iterator[tuple[RolloutClient, Publisher]]:
+    def _connected(self, learner: Learner, url: str) -> Iterator[tuple[RolloutClient, PolicyPublisher]]:
         client = RolloutClient(url, poll=lambda progress: self.check())
-        publisher = Publisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
+        publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
             yield client, publisher
         finally:

@@ -72,7 +72,7 @@ def _train(
         starting = beside.submit(start_rollout, supervisor, config, run, environment)
 
         from quintain.envs.client import EnvClient
-        from quintain.launch.session import Interrupted, Session
+        from quintain.launch.session import Interrupted, TrainingRun
         from quintain.trainers.loop import Stopped
 
         def check() -> None:
@@ -81,7 +81,7 @@ def _train(
                 raise Stopped
 
         heldout = heldout_size(config, EnvClient(environment, token=config.environment.token))
-        session = Session(config, run, console, check, heldout, began)
+        session = TrainingRun(config, run, console, check, heldout, began)
         try:
             return session.train(lambda: starting.result().url, resume=resume)
         except Interrupted as stopped:

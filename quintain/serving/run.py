@@ -20,7 +20,7 @@ def quiet_server(app: Any, ready: Callable[[], None], *, grace_s: int) -> uvicor
     """
     import uvicorn
 
-    class Server(uvicorn.Server):
+    class Quiet(uvicorn.Server):
         """uvicorn's, with the signals left to us: it would die of them again after a graceful stop."""
 
         @contextlib.contextmanager
@@ -31,7 +31,7 @@ def quiet_server(app: Any, ready: Callable[[], None], *, grace_s: int) -> uvicor
             await super().startup(sockets)
             ready()
 
-    return Server(
+    return Quiet(
         uvicorn.Config(
             app,
             lifespan="off",

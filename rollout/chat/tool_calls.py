@@ -15,40 +15,40 @@ from typing import Final
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall
 from quintain.nearest import one_of
-from quintain.tool_calls import Unreadable, read_calls
+from quintain.tool_calls import UnreadableCall, read_calls
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ParsedOutput:
     """A text split into what was said and what was called."""
 
     content: str | None
     calls: tuple[FunctionCall, ...] = ()
 
 
-Parser = Callable[[str, Collection[str]], Said]
+Parser = Callable[[str, Collection[str]], ParsedOutput]
 """(text, names of the tools on offer) -> what it says."""
 
 _ELEMENT = re.compile(r"<tool_call>.*?(?:</tool_call>|\Z)", re.DOTALL)
 
 
-def hermes(text: str, names: Collection[str]) -> Said:
+def hermes(text: str, names: Collection[str]) -> ParsedOutput:
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>` anywhere in the text: Hermes, Qwen and their kin."""
     if "<tool_call>" not in text:
-        return Said(text)
+        return ParsedOutput(text)
     return _said(text, names, _ELEMENT.sub("", text).strip())
 
 
-def whole(text: str, names: Collection[str]) -> Said:
+def whole(text: str, names: Collection[str]) -> ParsedOutput:
     """The whole text is calls, as JSON or as Python: Llama 3 and its kin."""
     if "<tool_call>" in text or "```" in text:
-        return Said(text)
+        return ParsedOutput(text)
     return _said(text, names, "")
 
 
-def none(text: str, names: Collection[str]) -> Said:
+def none(text: str, names: Collection[str]) -> ParsedOutput:
     """Nothing is ever a call."""
-    return Said(text)
+    return ParsedOutput(text)
 
 
 PARSERS: Final[Mapping[str, Parser]] = {"hermes": hermes, "whole": whole, "none": none}
@@ -61,8 +61,10 @@ def parser_of(name: str) -> Parser:
     return PARSERS[name]
 
 
-def _said(text: str, names: Collection[str], rest: str) -> Said:
+def _said(text: str, names: Collection[str], rest: str) -> ParsedOutput:
     calls = read_calls(text, names)
-    if isinstance(calls, Unreadable) or not calls:
-        return Said(text)
-    return Said(rest or None, tuple(FunctionCall(c.name, json.dumps(c.arguments, ensure_ascii=False)) for c in calls))
+    if isinstance(calls, UnreadableCall) or not calls:
+        return ParsedOutput(text)
+    return ParsedOutput(
+        rest or None, tuple(FunctionCall(c.name, json.dumps(c.arguments, ensure_ascii=False)) for c in calls)
+    )

@@ -18,7 +18,7 @@ from quintain.codec import Ints
 from quintain.failure import FailureError
 from quintain.messages import FunctionSpec, Message, ToolSpec, system, user
 from quintain.rollout.chat.renderer import Rendered, Renderer
-from quintain.rollout.chat.tool_calls import Said, parser_of
+from quintain.rollout.chat.tool_calls import ParsedOutput, parser_of
 
 _PROBE: Final = (ToolSpec(FunctionSpec("probe", "says whether tools are shown", {"type": "object"})),)
 
@@ -58,7 +58,7 @@ class Dialect:
         """What sampled ids say, without the end of the turn."""
         return self.renderer.parse(ids).text
 
-    def read(self, text: str, tools: Sequence[ToolSpec]) -> Said:
+    def read(self, text: str, tools: Sequence[ToolSpec]) -> ParsedOutput:
         """What was said and called."""
         return self._parse(text, [tool.function.name for tool in tools])
 

@@ -18,9 +18,9 @@ from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.gateway.answers import Answer, Choice, TokenLogprob
 from quintain.rollout.gateway.chat import ChatRequest, settle
-from quintain.rollout.gateway.conversations import Prompt, Said
+from quintain.rollout.gateway.conversations import Prompt, RecordedTurn
 from quintain.rollout.gateway.errors import too_long
-from quintain.rollout.gateway.session import Session
+from quintain.rollout.gateway.session import AgentSession
 from quintain.trajectory import Finish, VersionSpan
 
 
@@ -58,7 +58,7 @@ class Calls:
         self._engine, self._dialect, self._base = engine, dialect, base
         self._max_length, self._counters, self._clock = min(max_length, engine.max_length), counters, clock
 
-    async def answer(self, session: Session, asked: ChatRequest) -> Answer:
+    async def answer(self, session: AgentSession, asked: ChatRequest) -> Answer:
         """The answer to `asked`, recorded in `session`. Raises FailureError, and then nothing is recorded."""
         settled = settle(asked.overrides, self._base, session.asked.overrides)
         prompt = session.talk.prompt(asked.messages, asked.tools)
@@ -82,7 +82,7 @@ class Calls:
         choices = tuple(self._record(session, asked, prompt, sample) for sample in sampled)
         return Answer(session.id, asked.model, choices, len(prompt.ids), settled.ignored)
 
-    def _most(self, session: Session, asked: ChatRequest, prompt_tokens: int) -> int:
+    def _most(self, session: AgentSession, asked: ChatRequest, prompt_tokens: int) -> int:
         most = min(self._max_length, session.asked.max_length or self._max_length)
         if prompt_tokens >= most:
             raise too_long(f"the messages are {prompt_tokens} tokens long, and with the answer they may be {most}")
@@ -101,7 +101,7 @@ class Calls:
         wasted = len(whole.output_ids) - found.tokens
         return _Sample(cut(whole, found.tokens), found.text, wasted, True, began_s, ended_s)
 
-    def _record(self, session: Session, asked: ChatRequest, prompt: Prompt, sample: _Sample) -> Choice:
+    def _record(self, session: AgentSession, asked: ChatRequest, prompt: Prompt, sample: _Sample) -> Choice:
         message = self._message(session, asked, sample.text)
         said = session.talk.record(prompt, sample.completion, message, began_s=sample.began_s, ended_s=sample.ended_s)
         session.output_tokens += len(sample.completion.output_ids)
@@ -112,7 +112,7 @@ class Calls:
         reason, sampled = _reason(said, sample.stopped), len(sample.completion.output_ids)
         return Choice(said.number, message, reason, self._logprobs(said, asked), said.turn.fork, sampled)
 
-    def _message(self, session: Session, asked: ChatRequest, text: str) -> Message:
+    def _message(self, session: AgentSession, asked: ChatRequest, text: str) -> Message:
         if not asked.may_call:
             return Message("assistant", text)
         said = self._dialect.read(text, asked.tools)
@@ -122,7 +122,7 @@ class Calls:
             session.made_calls += 1
         return Message("assistant", said.content, tuple(calls))
 
-    def _logprobs(self, said: Said, asked: ChatRequest) -> tuple[TokenLogprob, ...] | None:
+    def _logprobs(self, said: RecordedTurn, asked: ChatRequest) -> tuple[TokenLogprob, ...] | None:
         if not asked.logprobs:
             return None
         ids, logprobs = said.turn.output_ids, said.turn.logprobs
@@ -130,7 +130,7 @@ class Calls:
         return tuple(TokenLogprob(self._dialect.text(ids[i : i + 1]), float(logprobs[i])) for i in range(shown))
 
 
-def _reason(said: Said, stopped: bool) -> str:
+def _reason(said: RecordedTurn, stopped: bool) -> str:
     finish = said.turn.finish
     if finish is not Finish.STOP and not stopped:
         return "length"

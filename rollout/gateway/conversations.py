@@ -43,13 +43,13 @@ class Prompt:
     ids: Ints
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
-    parent: Said | None
+    parent: RecordedTurn | None
     new: tuple[Message, ...]
     why: str | None  # where known while rendering: why no turn could be extended
 
 
 @dataclass(slots=True, eq=False)
-class Said:
+class RecordedTurn:
     """One turn, the messages that it answered, and its place in its chain. Times in seconds.
 
     `turn` holds what is new in it; `new` are the messages after those of `parent`, whose tokens its prompt starts with.
@@ -58,12 +58,12 @@ class Said:
     number: int
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
-    parent: Said | None
+    parent: RecordedTurn | None
     new: tuple[Message, ...]
     turn: Turn
     began_s: float
     ended_s: float
-    then: Said | None = None  # the turn after it in its chain
+    then: RecordedTurn | None = None  # the turn after it in its chain
 
     @property
     def history(self) -> tuple[Message, ...]:
@@ -76,8 +76,8 @@ class Conversations:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
-        self.said: list[Said] = []
-        self._by_history: dict[bytes, list[Said]] = defaultdict(list)
+        self.said: list[RecordedTurn] = []
+        self._by_history: dict[bytes, list[RecordedTurn]] = defaultdict(list)
         self._prompts: set[bytes] = set()  # their digests
         self._sampled: set[str] = set()  # the meanings of what was sampled
         self._roots: set[bytes] = set()  # what conversations begin with
@@ -104,7 +104,7 @@ class Conversations:
 
     def record(
         self, prompt: Prompt, completion: Completion, message: Message, *, began_s: float = 0.0, ended_s: float = 0.0
-    ) -> Said:
+    ) -> RecordedTurn:
         """Add the turn that was sampled from `prompt` and given to the agent as `message`."""
         fork = self._fork(prompt)
         after = prompt.parent if fork is None else None
@@ -120,7 +120,9 @@ class Conversations:
             generate_s=ended_s - began_s,
             before=before,
         )
-        said = Said(len(self.said), prompt.messages, prompt.tools, prompt.parent, prompt.new, turn, began_s, ended_s)
+        said = RecordedTurn(
+            len(self.said), prompt.messages, prompt.tools, prompt.parent, prompt.new, turn, began_s, ended_s
+        )
         if after is not None:
             after.then = said
         self.said.append(said)
@@ -142,13 +144,13 @@ class Conversations:
         """How many chains began, by reason; the first is none of them."""
         return Counter(said.turn.fork for said in self.said if said.turn.fork is not None)
 
-    def _longest(self, messages: tuple[Message, ...]) -> list[Said]:
+    def _longest(self, messages: tuple[Message, ...]) -> list[RecordedTurn]:
         for digest in reversed(_digests(messages)):
             if digest in self._by_history:
                 return self._by_history[digest]
         return []
 
-    def _tip_before(self, ids: Ints) -> Said | None:
+    def _tip_before(self, ids: Ints) -> RecordedTurn | None:
         tips = [(len(said.turn.ids), said) for said in self.said if said.then is None and extends(ids, said.turn.ids)]
         return max(tips, key=itemgetter(0), default=(0, None))[1]
 
@@ -202,7 +204,7 @@ def _beginnings(messages: Sequence[Message]) -> set[bytes]:
     return set() if first is None else {_digests(messages[: first + 1])[-1]}
 
 
-def _best(same: Sequence[Said], messages: Sequence[Message]) -> Said:
+def _best(same: Sequence[RecordedTurn], messages: Sequence[Message]) -> RecordedTurn:
     """Of turns that mean the same: the one whose tool calls have the ids that came back, else the newest."""
     returned = messages[len(same[0].history) - 1]
     ids = [call.id for call in returned.tool_calls]
@@ -216,14 +218,14 @@ def _common(left: Sequence[Message], right: Sequence[Message]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if meaning(a) != meaning(b)), min(len(left), len(right)))
 
 
-def _chain(first: Said) -> list[Said]:
+def _chain(first: RecordedTurn) -> list[RecordedTurn]:
     chain = [first]
     while (then := chain[-1].then) is not None:
         chain.append(then)
     return chain
 
 
-def _answered(said: Said) -> Turn:
+def _answered(said: RecordedTurn) -> Turn:
     """The turn, with what came next."""
     if (then := said.then) is None:
         return said.turn

@@ -31,14 +31,14 @@ from quintain.rollout.gateway.calls import Calls
 from quintain.rollout.gateway.chat import ChatRequest
 from quintain.rollout.gateway.conversations import Conversations, meaning
 from quintain.rollout.gateway.errors import ApiError, bad_request, full
-from quintain.rollout.gateway.session import Session
+from quintain.rollout.gateway.session import AgentSession
 from quintain.rollout.gateway.wire import (
     FailRequest,
     OpenSession,
     RewardRequest,
     SessionOpened,
+    SessionState,
     SessionStatus,
-    State,
 )
 from quintain.rollout.rules.order import derive_seed
 from quintain.trajectory import Trajectory
@@ -69,7 +69,7 @@ class GatewayLimits:
 
 
 @dataclass(slots=True)
-class Counters:
+class GatewayCounters:
     """What happened since the start, for metrics. Sessions by how they ended, failures by kind, forks by reason."""
 
     opened: int = 0
@@ -106,12 +106,12 @@ class Gateway:
         limits: GatewayLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.model, self.limits, self.counters = model, limits or GatewayLimits(), Counters()
+        self.model, self.limits, self.counters = model, limits or GatewayLimits(), GatewayCounters()
         self.dialect = Dialect(renderer, tool_calls)
         self._calls = Calls(engine, self.dialect, sampling, max_length or engine.max_length, self.counters, clock)
         self._on_finished, self._seed, self._clock = on_finished, seed, clock
-        self._live: dict[str, Session] = {}
-        self._ended: dict[str, Session] = {}
+        self._live: dict[str, AgentSession] = {}
+        self._ended: dict[str, AgentSession] = {}
         self._oldest: deque[str] = deque()
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
@@ -170,7 +170,7 @@ class Gateway:
         """End a session with its reward. The same request again is answered again."""
         session = self._session(session_id)
         nothing = not session.talk.said and not session.truncated and session.unanswered is None
-        if session.state is State.LIVE and nothing:
+        if session.state is SessionState.LIVE and nothing:
             raise _conflict(f"session {session.id} has no turn that a reward could be for: end it with /fail")
         return await self._finish(session, asked, "rewarded")
 
@@ -210,7 +210,7 @@ class Gateway:
         """Open no more sessions; those that are live go on."""
         self._closed = True
 
-    def _begin(self, asked: OpenSession) -> Session:
+    def _begin(self, asked: OpenSession) -> AgentSession:
         if self._closed:
             failure = Failure.of(FailureKind.UNREACHABLE, Stage.REQUEST, "the gateway opens no more sessions")
             raise ApiError(failure, 503, code="shutting_down")
@@ -219,17 +219,17 @@ class Gateway:
             raise full(f"all {self.limits.max_sessions} sessions are taken")
         name, now_s = asked.id or uuid.uuid4().hex, self._clock()
         seed = derive_seed(self._seed, "session", name) if asked.seed is None else asked.seed
-        session = Session(name, asked, seed, Conversations(self.dialect), now_s, now_s)
+        session = AgentSession(name, asked, seed, Conversations(self.dialect), now_s, now_s)
         self._live[name] = session
         self.counters.opened += 1
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep_on())
         return session
 
-    async def _finish(self, session: Session, end: RewardRequest | FailRequest, how: str) -> SessionStatus:
+    async def _finish(self, session: AgentSession, end: RewardRequest | FailRequest, how: str) -> SessionStatus:
         if session.end is not None and session.end != end:
             raise _conflict(f"session {session.id} was ended by another request; it is {session.state}")
-        if session.state is State.LIVE:
+        if session.state is SessionState.LIVE:
             if session.ending is None:
                 session.end = end
                 session.ending = asyncio.create_task(self._hand_over(session, end, how))
@@ -237,7 +237,7 @@ class Gateway:
             await asyncio.shield(session.ending)  # what was begun goes on though the client hangs up
         return session.status(self.limits.lease_s)
 
-    async def _hand_over(self, session: Session, end: RewardRequest | FailRequest, how: str) -> None:
+    async def _hand_over(self, session: AgentSession, end: RewardRequest | FailRequest, how: str) -> None:
         try:
             for call in session.calls:
                 call.cancel()
@@ -249,7 +249,7 @@ class Gateway:
             session.end = session.ending = None
             raise FailureError(failure_from(error, Stage.JOURNAL)) from error
         failure = trajectory.failure
-        state = State.FAILED if failure else State.DONE
+        state = SessionState.FAILED if failure else SessionState.DONE
         session.final = replace(
             session.status(self.limits.lease_s), state=state, calls=0, reward=trajectory.reward, failure=failure
         )
@@ -260,14 +260,14 @@ class Gateway:
         if failure is not None:
             self.counters.failures[failure.kind] += 1
 
-    def _keep(self, session: Session) -> None:
+    def _keep(self, session: AgentSession) -> None:
         del self._live[session.id]
         self._ended[session.id] = session
         self._oldest.append(session.id)
         while len(self._oldest) > self.limits.finished:
             del self._ended[self._oldest.popleft()]
 
-    async def _end_or_log(self, session: Session, end: FailRequest, how: str) -> None:
+    async def _end_or_log(self, session: AgentSession, end: FailRequest, how: str) -> None:
         try:
             await self._finish(session, end, how)
         except Exception:  # the boundary: it stays live, and the next sweep tries again
@@ -278,7 +278,7 @@ class Gateway:
             await asyncio.sleep(max(0.05, self.limits.lease_s / 10))
             await self.sweep()
 
-    def _remember(self, session: Session, call: str, error: FailureError) -> None:
+    def _remember(self, session: AgentSession, call: str, error: FailureError) -> None:
         """Refusals are the agent's to mend; what the engine could not do is kept against the session's reward."""
         kind = error.failure.kind
         if kind is FailureKind.TOO_LONG:
@@ -286,7 +286,7 @@ class Gateway:
         elif not isinstance(error, ApiError) and error.failure.stage is not Stage.RENDER:
             session.failed_call(call, error.failure)
 
-    def _room(self, session: Session, asked: ChatRequest) -> None:
+    def _room(self, session: AgentSession, asked: ChatRequest) -> None:
         if asked.choices > self.limits.max_choices:
             raise bad_request(f"n must be at most {self.limits.max_choices}, not {asked.choices}", param="n")
         if len(session.calls) >= self.limits.max_calls:
@@ -305,18 +305,18 @@ class Gateway:
             if value is not None and value < 1:
                 raise bad_request(f"{name} must be at least 1, not {value}", param=name)
 
-    def _find(self, session_id: str) -> Session | None:
+    def _find(self, session_id: str) -> AgentSession | None:
         return self._live.get(session_id) or self._ended.get(session_id)
 
-    def _session(self, session_id: str) -> Session:
+    def _session(self, session_id: str) -> AgentSession:
         session = self._find(session_id)
         if session is None:
             message = f"there is no session {session_id[:64]!r}: it was never opened, or this server was restarted"
             raise ApiError(Failure.of(FailureKind.LOST, Stage.REQUEST, message), 404, code="session_not_found")
         return session
 
-    def _usable(self, session: Session) -> None:
-        if session.state is not State.LIVE or session.ending is not None:
+    def _usable(self, session: AgentSession) -> None:
+        if session.state is not SessionState.LIVE or session.ending is not None:
             raise _conflict(f"session {session.id} has ended", status=410)
         session.touched_s = self._clock()
 

@@ -14,13 +14,13 @@ from typing import Any
 from quintain.codec import Ints
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.rollout.gateway.conversations import Conversations, digest_of
-from quintain.rollout.gateway.wire import FailRequest, OpenSession, RewardRequest, SessionStatus, State
+from quintain.rollout.gateway.wire import FailRequest, OpenSession, RewardRequest, SessionState, SessionStatus
 from quintain.rollout.rules.order import derive_seed
 from quintain.trajectory import Ending, Trajectory
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class AgentSession:
     """A session by its `id`; `seed` is what its samples' seeds are derived from."""
 
     id: str
@@ -29,7 +29,7 @@ class Session:
     talk: Conversations
     opened_s: float
     touched_s: float
-    state: State = State.LIVE
+    state: SessionState = SessionState.LIVE
     calls: set[asyncio.Task[Any]] = field(default_factory=set)
     ending: asyncio.Task[None] | None = None
     end: RewardRequest | FailRequest | None = None  # what ended it, or is about to

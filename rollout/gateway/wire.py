@@ -79,7 +79,7 @@ class FailRequest:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
-class State(StrEnum):
+class SessionState(StrEnum):
     """Where a session stands."""
 
     LIVE = "live"
@@ -92,7 +92,7 @@ class SessionStatus:
     """A session as it is now. Tokens are those that were sampled; `wasted_tokens` were cut off behind a stop string."""
 
     id: str
-    state: State
+    state: SessionState
     task: str
     group: str
     turns: int

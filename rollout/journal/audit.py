@@ -1,8 +1,8 @@
 """The audit: does the journal of a run balance? For a run that ended, crashed or goes on.
 
-`audit(path)` reads a journal and gives a `Report`: the balance (issued = consumed + dropped + ready + pending), the
-checks with how often each was made and how often it failed, and a line for every problem. What must hold, and how it
-is computed, is in `checks.py`.
+`audit(path)` reads a journal and gives an `AuditReport`: the balance (issued = consumed + dropped + ready + pending),
+the checks with how often each was made and how often it failed, and a line for every problem. What must hold, and how
+it is computed, is in `checks.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AuditReport:
     """What a journal says. Numbers of groups and trajectories; tokens are sampled ones."""
 
     journal: str
@@ -87,7 +87,7 @@ class Report:
         ]
 
 
-def audit(path: Path | str) -> Report:
+def audit(path: Path | str) -> AuditReport:
     """Check the journal at `path`. Raises QuintainError where there is none, or it cannot be read."""
     places = read_places(Path(path))
     looked: Counter[str] = Counter()
@@ -103,14 +103,14 @@ def audit(path: Path | str) -> Report:
     return _report(str(path), places, checks, tuple(problems[:PROBLEMS_TOLD]))
 
 
-def _report(name: str, places: list[Place], checks: tuple[Check, ...], problems: tuple[str, ...]) -> Report:
+def _report(name: str, places: list[Place], checks: tuple[Check, ...], problems: tuple[str, ...]) -> AuditReport:
     consumed = [place for place in places if place.consumed_at is not None]
     open_places = [place for place in places if place.consumed_at is None and place.dropped is None]
     recorded = [recorded for place in places for recorded in place.recorded.values()]
     used = [(place.consumed_at or 0, recorded) for place in consumed for recorded in place.used.values()]
     ages = Counter(step - min(recorded.versions) for step, recorded in used if recorded.versions)
     lost = [r.tokens for place in places for r in place.recorded.values() if r.failure or place.dropped is not None]
-    return Report(
+    return AuditReport(
         journal=name,
         issued=len(places),
         consumed=len(consumed),

@@ -21,7 +21,7 @@ from typing import Any
 from quintain.codec import unpack
 from quintain.failure import QuintainError
 from quintain.rollout.journal import schema
-from quintain.rollout.rules.groups import Outcome, Status, complete, left_out, outcome_of, teaches, wanted
+from quintain.rollout.rules.groups import MemberOutcome, MemberStatus, complete, left_out, outcome_of, teaches, wanted
 from quintain.rollout.rules.order import derive_seed, task_index
 from quintain.trajectory import Trajectory, versions_of
 
@@ -30,7 +30,7 @@ from quintain.trajectory import Trajectory, versions_of
 class Recorded:
     """What the audit needs of a trajectory; `spare` says that an extra member was used in its place."""
 
-    outcome: Outcome
+    outcome: MemberOutcome
     spare: bool
     group: str
     index: int
@@ -42,7 +42,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class IssuedRules:
     """The plan under which places were issued, as far as what is recorded depends on it."""
 
     seed: int
@@ -66,11 +66,11 @@ class Place:
     dropped: str | None
     members: int
     oversample: int
-    rules: Rules | None
+    rules: IssuedRules | None
     recorded: dict[int, Recorded]
 
     @property
-    def outcomes(self) -> dict[int, Outcome]:
+    def outcomes(self) -> dict[int, MemberOutcome]:
         """What the members came to."""
         return {member: recorded.outcome for member, recorded in self.recorded.items()}
 
@@ -86,7 +86,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """`check` was looked at once, and held or did not; `problem` says what was expected and what came."""
 
     check: str
@@ -113,7 +113,7 @@ def _places(db: sqlite3.Connection) -> Iterator[Place]:
     plans: list[tuple[int, dict[str, Any]]] = []
     if not old:
         plans = [(at, json.loads(text)) for at, text in db.execute("SELECT * FROM plans ORDER BY from_place DESC")]
-    known = [(at, Rules(**{name: plan[name] for name in Rules.__slots__})) for at, plan in plans]
+    known = [(at, IssuedRules(**{name: plan[name] for name in IssuedRules.__slots__})) for at, plan in plans]
     dropped = "NULL" if old else "dropped"
     query = f"SELECT place, task_index, issued_at, consumed_at, {dropped} FROM groups ORDER BY place"
     for place, index, issued_at, consumed_at, why in db.execute(query):
@@ -140,100 +140,106 @@ def _recorded(db: sqlite3.Connection, place: int, old: bool) -> Iterator[tuple[i
         )
 
 
-def _the_rules(places: list[Place]) -> Rules | None:
+def _the_rules(places: list[Place]) -> IssuedRules | None:
     """The rules of the whole run, None where they changed on the way."""
     found = {place.rules for place in places if place.rules is not None}
     return found.pop() if len(found) == 1 else None
 
 
-def issued_in_order(places: list[Place]) -> Iterator[Finding]:
+def issued_in_order(places: list[Place]) -> Iterator[CheckResult]:
     """Every place once, in order."""
     for at, place in enumerate(places):
-        yield Finding("issued once, in order", place.place == at, f"place {at} is missing: {place.place} comes next")
+        yield CheckResult(
+            "issued once, in order", place.place == at, f"place {at} is missing: {place.place} comes next"
+        )
 
 
-def tasks_in_order(places: list[Place]) -> Iterator[Finding]:
+def tasks_in_order(places: list[Place]) -> Iterator[CheckResult]:
     """The tasks that the seed's order says."""
     for place in places:
         if (rules := place.rules) is not None:
             due = task_index(place.place, rules.size, seed=rules.seed, shuffle=rules.shuffle)
             problem = f"place {place.place} has task {place.task_index}, the seed's order says {due}"
-            yield Finding("tasks in the seed's order", place.task_index == due, problem)
+            yield CheckResult("tasks in the seed's order", place.task_index == due, problem)
 
 
-def admitted_in_time(places: list[Place]) -> Iterator[Finding]:
+def admitted_in_time(places: list[Place]) -> Iterator[CheckResult]:
     """The staleness rule when a place was issued; what was dropped since only makes room."""
     rank, rules = 0, _the_rules(places)
     for place in places:
         if rules is not None and place.dropped is None:
             due = rank // rules.groups - rules.max_staleness
             problem = f"place {place.place} was issued at version {place.issued_at}, before {due} it had no room"
-            yield Finding("issued when there was room", place.issued_at >= due, problem)
+            yield CheckResult("issued when there was room", place.issued_at >= due, problem)
         rank += place.dropped is None
 
 
-def consumed_in_order(places: list[Place]) -> Iterator[Finding]:
+def consumed_in_order(places: list[Place]) -> Iterator[CheckResult]:
     """Consumed once or dropped, oldest first, none passed over."""
     name = "consumed once, oldest first"
     consumed = [(place.place, place.consumed_at) for place in places if place.consumed_at is not None]
     last = consumed[-1][0] if consumed else -1
     for place in places:
         if place.consumed_at is not None:
-            yield Finding(name, place.dropped is None, f"place {place.place} was dropped, and consumed all the same")
+            yield CheckResult(
+                name, place.dropped is None, f"place {place.place} was dropped, and consumed all the same"
+            )
         elif place.place < last:
-            yield Finding(name, place.dropped is not None, f"place {place.place} was passed over and not dropped")
+            yield CheckResult(name, place.dropped is not None, f"place {place.place} was passed over and not dropped")
     for (one, before), (other, after) in pairwise(consumed):
         problem = f"place {one} went to step {before}, and place {other} to step {after}"
-        yield Finding(name, before <= after, problem)
+        yield CheckResult(name, before <= after, problem)
 
 
-def steps_whole(places: list[Place]) -> Iterator[Finding]:
+def steps_whole(places: list[Place]) -> Iterator[CheckResult]:
     """Steps 0, 1, 2, ... each of as many groups as the plan says."""
     steps: dict[int, list[Place]] = {}
     for place in places:
         if place.consumed_at is not None:
             steps.setdefault(place.consumed_at, []).append(place)
     for at, step in enumerate(sorted(steps)):
-        yield Finding("steps whole", step == at, f"step {at} is missing: {step} comes next")
+        yield CheckResult("steps whole", step == at, f"step {at} is missing: {step} comes next")
         due = {place.rules.groups for place in steps[step] if place.rules is not None}
         problem = f"step {step} has {len(steps[step])} groups, the plan says {sorted(due)}"
-        yield Finding("steps whole", not due or len(steps[step]) in due, problem)
+        yield CheckResult("steps whole", not due or len(steps[step]) in due, problem)
 
 
-def members_whole(places: list[Place]) -> Iterator[Finding]:
+def members_whole(places: list[Place]) -> Iterator[CheckResult]:
     """Every consumed group has its members, and only failed ones gave way to extras."""
     for place in places:
         needed = wanted(place.outcomes, place.members, place.oversample)
         extra = [member for member in place.recorded if member not in needed]
-        yield Finding("no member too many", not extra, f"place {place.place} has members {extra} that it never needed")
+        yield CheckResult(
+            "no member too many", not extra, f"place {place.place} has members {extra} that it never needed"
+        )
         if place.consumed_at is not None:
             problem = f"place {place.place} was consumed with members {list(place.used)}, not with {place.members}"
             whole = place.complete and len(place.used) == place.members
-            yield Finding("consumed groups whole", whole, problem)
+            yield CheckResult("consumed groups whole", whole, problem)
             spare = {member for member, recorded in place.recorded.items() if recorded.spare}
             due = set(left_out(place.outcomes, place.members))
             problem = f"place {place.place} left out members {sorted(spare)}, the rule says {sorted(due)}"
-            yield Finding("only failed members replaced", spare == due, problem)
+            yield CheckResult("only failed members replaced", spare == due, problem)
 
 
-def records_true(places: list[Place]) -> Iterator[Finding]:
+def records_true(places: list[Place]) -> Iterator[CheckResult]:
     """Every record is of the place it stands at: its group, task, member, seed and outcome."""
     for place in places:
         for member, recorded in place.recorded.items():
             at = f"the record of place {place.place}, member {member}"
             found = (recorded.group, recorded.index, recorded.member)
             due = (f"{place.place:08d}", place.task_index, member)
-            yield Finding("records where they belong", found == due, f"{at} says group, task, member {found}")
-            failed = recorded.outcome.status is not Status.OK
+            yield CheckResult("records where they belong", found == due, f"{at} says group, task, member {found}")
+            failed = recorded.outcome.status is not MemberStatus.OK
             said = f"{at} is booked as {recorded.outcome.status}, its failure is {recorded.failure}"
-            yield Finding("records where they belong", failed == (recorded.failure is not None), said)
+            yield CheckResult("records where they belong", failed == (recorded.failure is not None), said)
             if place.rules is not None:
                 seed = derive_seed(place.rules.seed, "episode", place.place, member)
                 problem = f"{at} has seed {recorded.seed}, the run's seed says {seed}"
-                yield Finding("seeds as the run's seed says", recorded.seed == seed, problem)
+                yield CheckResult("seeds as the run's seed says", recorded.seed == seed, problem)
 
 
-def fresh_enough(places: list[Place]) -> Iterator[Finding]:
+def fresh_enough(places: list[Place]) -> Iterator[CheckResult]:
     """No consumed token is older than allowed, or newer than the step that consumed it."""
     allowed = max((place.rules.max_staleness for place in places if place.rules is not None), default=None)
     for place in places:
@@ -244,12 +250,12 @@ def fresh_enough(places: list[Place]) -> Iterator[Finding]:
                 at = f"place {place.place}, member {member}, consumed at step {place.consumed_at}"
                 if allowed is not None:
                     problem = f"{at}, is {age} versions old, {allowed} are allowed"
-                    yield Finding("staleness", age <= allowed, problem)
+                    yield CheckResult("staleness", age <= allowed, problem)
                 newest = max(recorded.versions)
-                yield Finding("staleness", newest <= place.consumed_at, f"{at}, has tokens of version {newest}")
+                yield CheckResult("staleness", newest <= place.consumed_at, f"{at}, has tokens of version {newest}")
 
 
-def drops_justified(places: list[Place]) -> Iterator[Finding]:
+def drops_justified(places: list[Place]) -> Iterator[CheckResult]:
     """Dropped groups are complete and teach nothing, as their reason says, and no step dropped too many."""
     used: Counter[int] = Counter()
     rules = _the_rules(places)
@@ -260,15 +266,15 @@ def drops_justified(places: list[Place]) -> Iterator[Finding]:
             continue
         reason = teaches(place.outcomes) if place.complete else None
         problem = f"place {place.place} was dropped for {place.dropped}, its members say {reason or 'that it teaches'}"
-        yield Finding("dropped for a reason", reason is not None and place.dropped == reason.value, problem)
+        yield CheckResult("dropped for a reason", reason is not None and place.dropped == reason.value, problem)
         if rules is not None:
             step = kept // rules.groups
             used[step] += 1
             problem = f"step {step} dropped {used[step]} groups, {rules.refills} are allowed"
-            yield Finding("dropped for a reason", used[step] <= (rules.refills or 0), problem)
+            yield CheckResult("dropped for a reason", used[step] <= (rules.refills or 0), problem)
 
 
-CHECKS: tuple[Callable[[list[Place]], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[list[Place]], Iterator[CheckResult]], ...] = (
     issued_in_order,
     tasks_in_order,
     admitted_in_time,

@@ -24,7 +24,7 @@ from typing import Any
 from quintain.codec import pack, unpack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.journal import schema
-from quintain.rollout.rules.groups import Drop, OpenGroup, Outcome, complete, left_out, outcome_of, wanted
+from quintain.rollout.rules.groups import Drop, MemberOutcome, OpenGroup, complete, left_out, outcome_of, wanted
 from quintain.trajectory import Group, Trajectory
 
 
@@ -94,7 +94,7 @@ class Journal:
             row = (place, task_index, version)
             self._db.execute("INSERT INTO groups (place, task_index, issued_at) VALUES (?, ?, ?)", row)
 
-    def record(self, place: int, trajectory: Trajectory, outcome: Outcome | None = None) -> bool:
+    def record(self, place: int, trajectory: Trajectory, outcome: MemberOutcome | None = None) -> bool:
         """Keep a finished trajectory. False if this member was recorded before: the first record stands."""
         row = schema.columns_of(outcome or outcome_of(trajectory))
         with self._transaction():
@@ -189,7 +189,7 @@ class Journal:
         query = "SELECT place FROM groups WHERE consumed_at IS NULL AND dropped IS NULL ORDER BY place LIMIT ?"
         return self._column(query, count)
 
-    def _outcomes(self, place: int) -> dict[int, Outcome]:
+    def _outcomes(self, place: int) -> dict[int, MemberOutcome]:
         query = f"SELECT member, {schema.OUTCOME} FROM trajectories WHERE place = ? ORDER BY member"
         return {row[0]: schema.outcome_from(*row[1:]) for row in self._db.execute(query, (place,))}
 

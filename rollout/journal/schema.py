@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quintain.codec import unpack
 from quintain.failure import QuintainError
-from quintain.rollout.rules.groups import Outcome, Status, outcome_of
+from quintain.rollout.rules.groups import MemberOutcome, MemberStatus, outcome_of
 from quintain.trajectory import Trajectory
 
 VERSION = 1
@@ -70,14 +70,14 @@ def bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
     db.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def columns_of(outcome: Outcome) -> tuple[str, str, int, float]:
+def columns_of(outcome: MemberOutcome) -> tuple[str, str, int, float]:
     """`outcome` as the columns `OUTCOME`."""
     return outcome.status.value, json.dumps(outcome.scores), outcome.tokens, outcome.elapsed_s
 
 
-def outcome_from(status: str, scores: str, tokens: int, elapsed_s: float) -> Outcome:
+def outcome_from(status: str, scores: str, tokens: int, elapsed_s: float) -> MemberOutcome:
     """The outcome that the columns `OUTCOME` hold."""
-    return Outcome(Status(status), tuple(json.loads(scores)), tokens, elapsed_s)
+    return MemberOutcome(MemberStatus(status), tuple(json.loads(scores)), tokens, elapsed_s)
 
 
 def _fill_in(db: sqlite3.Connection) -> None:

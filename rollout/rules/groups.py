@@ -31,7 +31,7 @@ ROUNDING = 1e-12
 """Rewards that differ by less than this share of the largest are equal, as they are to the trainer."""
 
 
-class Status(StrEnum):
+class MemberStatus(StrEnum):
     """How a member ended."""
 
     OK = "ok"  # with a reward
@@ -47,10 +47,10 @@ class Drop(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MemberOutcome:
     """What the rules need of a finished trajectory; `scores` must differ within a group for it to teach anything."""
 
-    status: Status
+    status: MemberStatus
     scores: tuple[float, ...] = ()
     tokens: int = 0
     elapsed_s: float = 0.0
@@ -73,13 +73,13 @@ class Rewards:
 
 def outcome_of(
     trajectory: Trajectory, rewards: Rewards = Rewards(), *, straggler: bool = False, elapsed_s: float | None = None
-) -> Outcome:
+) -> MemberOutcome:
     """What the rules need of `trajectory`; `elapsed_s` counts all of its attempts, by default the last one."""
     took = trajectory.elapsed_s if elapsed_s is None else elapsed_s
     if trajectory.failure is None:
-        return Outcome(Status.OK, rewards.of(trajectory), trajectory.output_tokens, took)
-    status = Status.STRAGGLER if straggler else Status.FAILED
-    return Outcome(status, (), trajectory.output_tokens, took)
+        return MemberOutcome(MemberStatus.OK, rewards.of(trajectory), trajectory.output_tokens, took)
+    status = MemberStatus.STRAGGLER if straggler else MemberStatus.FAILED
+    return MemberOutcome(status, (), trajectory.output_tokens, took)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +92,26 @@ class Rules:
     refills: int | None = None
 
 
-def wanted(outcomes: Mapping[int, Outcome], members: int, oversample: int) -> range:
+def wanted(outcomes: Mapping[int, MemberOutcome], members: int, oversample: int) -> range:
     """The members that the group needs: the first `members`, and an extra for each that failed."""
-    failed = sum(outcome.status is Status.FAILED for outcome in outcomes.values())
+    failed = sum(outcome.status is MemberStatus.FAILED for outcome in outcomes.values())
     return range(members + min(oversample, failed))
 
 
-def complete(outcomes: Mapping[int, Outcome], members: int, oversample: int) -> bool:
+def complete(outcomes: Mapping[int, MemberOutcome], members: int, oversample: int) -> bool:
     """Whether every member that the group needs has ended."""
     return all(member in outcomes for member in wanted(outcomes, members, oversample))
 
 
-def left_out(outcomes: Mapping[int, Outcome], members: int) -> frozenset[int]:
+def left_out(outcomes: Mapping[int, MemberOutcome], members: int) -> frozenset[int]:
     """The members of a complete group that are not handed over: the first that failed, one for each extra."""
-    failed = [member for member in sorted(outcomes) if outcomes[member].status is Status.FAILED]
+    failed = [member for member in sorted(outcomes) if outcomes[member].status is MemberStatus.FAILED]
     return frozenset(failed[: max(0, len(outcomes) - members)])
 
 
-def teaches(outcomes: Mapping[int, Outcome]) -> Drop | None:
+def teaches(outcomes: Mapping[int, MemberOutcome]) -> Drop | None:
     """Why a complete group teaches nothing, None if it does."""
-    rows = [outcome.scores for outcome in outcomes.values() if outcome.status is Status.OK]
+    rows = [outcome.scores for outcome in outcomes.values() if outcome.status is MemberStatus.OK]
     if len(rows) < 2:
         return Drop.TOO_FEW
     return Drop.ZERO_VARIANCE if all(_equal(column) for column in zip(*rows, strict=True)) else None
@@ -177,7 +177,7 @@ class OpenGroup:
     place: int
     task_index: int
     dropped: Drop | None = None
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    outcomes: dict[int, MemberOutcome] = field(default_factory=dict)
 
 
 class Groups:
@@ -210,7 +210,7 @@ class Groups:
             return []
         return [m for m in wanted(group.outcomes, rules.members, rules.oversample) if m not in group.outcomes]
 
-    def record(self, place: int, member: int, outcome: Outcome) -> None:
+    def record(self, place: int, member: int, outcome: MemberOutcome) -> None:
         """A member ended. The first outcome of a member stands."""
         self._window[place].outcomes.setdefault(member, outcome)
 
@@ -230,7 +230,7 @@ class Groups:
     def drop(self, place: int, reason: Drop) -> int:
         """The group is dropped; the number of its tokens that would have been trained on."""
         self._window[place].dropped = reason
-        return sum(o.tokens for o in self._window[place].outcomes.values() if o.status is Status.OK)
+        return sum(o.tokens for o in self._window[place].outcomes.values() if o.status is MemberStatus.OK)
 
     def is_dropped(self, place: int) -> bool:
         """Whether the group was dropped."""
@@ -249,7 +249,7 @@ class Groups:
 
     def finished_s(self, place: int) -> list[float]:
         """How long the members took that ended with a reward."""
-        return [o.elapsed_s for o in self._window[place].outcomes.values() if o.status is Status.OK]
+        return [o.elapsed_s for o in self._window[place].outcomes.values() if o.status is MemberStatus.OK]
 
     def _step(self) -> list[OpenGroup]:
         return list(islice((g for g in self._window.values() if g.dropped is None), self.rules.groups))

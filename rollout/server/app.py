@@ -30,9 +30,9 @@ from quintain.rollout.server.monitor import Monitor
 from quintain.rollout.server.requests import read_request, wait_of
 from quintain.rollout.server.session_pages import finished_page, gateway_pages
 from quintain.rollout.server.task_pages import RunPages
-from quintain.rollout.server.task_runs import RunLimits, Runs
+from quintain.rollout.server.task_runs import RunLimits, TaskRuns
 from quintain.rollout.weights.folders import sweep
-from quintain.rollout.wire import MSGPACK, AdmitRequest, Health, Progress, PublishAnswer, PublishRequest, Stats
+from quintain.rollout.wire import MSGPACK, AdmitRequest, BatchProgress, Health, PublishAnswer, PublishRequest, Stats
 from quintain.serving.app import Page, application, json_answer, metrics_page
 from quintain.serving.tokens import Tokens
 from quintain.trajectory import Group
@@ -78,7 +78,7 @@ class _Faces:
     ) -> None:
         self.scheduler, self.trajectories, self.gateway, self.sessions = scheduler, trajectories, gateway, sessions
         self.boot = uuid.uuid4().hex
-        self.runs = Runs(scheduler, limits)
+        self.runs = TaskRuns(scheduler, limits)
         self.control = Control(scheduler, self.runs, gateway)
         self.monitor = Monitor(scheduler.engine.stats, self.runs.sweep)
         self.metrics = rollout_metrics(scheduler, self.runs, self.control, self.monitor, gateway)
@@ -123,7 +123,7 @@ class _Faces:
             if self.control.drained:  # it will never be complete
                 self.control.check_admitting()
             total = scheduler.plan.groups * scheduler.plan.members
-            return _json(Progress(scheduler.journal.progress(step, scheduler.plan.groups), total), 202)
+            return _json(BatchProgress(scheduler.journal.progress(step, scheduler.plan.groups), total), 202)
         self.metrics.add("batches_total")
         if self.trajectories is not None:
             await asyncio.to_thread(write_trajectories, self.trajectories, step, groups)

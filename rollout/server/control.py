@@ -16,7 +16,7 @@ from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.gateway.gateway import Gateway
 from quintain.rollout.scheduler import Scheduler
-from quintain.rollout.server.task_runs import Runs
+from quintain.rollout.server.task_runs import TaskRuns
 from quintain.rollout.weights.canary import Canary, Mismatch
 from quintain.rollout.wire import DrainReport, PublishRequest
 from quintain.serving.refusals import Refused, refused
@@ -33,7 +33,7 @@ class _State:
 class Control:
     """The controls of one `scheduler` and its `runs`."""
 
-    def __init__(self, scheduler: Scheduler, runs: Runs, gateway: Gateway | None = None) -> None:
+    def __init__(self, scheduler: Scheduler, runs: TaskRuns, gateway: Gateway | None = None) -> None:
         self._scheduler, self._runs, self._gateway = scheduler, runs, gateway
         self._state = _State()
         self._lock = asyncio.Lock()

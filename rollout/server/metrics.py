@@ -14,7 +14,7 @@ from quintain.rollout.gateway.gateway import Gateway
 from quintain.rollout.scheduler import Counters, Scheduler
 from quintain.rollout.server.control import Control
 from quintain.rollout.server.monitor import Monitor
-from quintain.rollout.server.task_runs import Runs
+from quintain.rollout.server.task_runs import TaskRuns
 from quintain.serving.metrics import Metrics
 
 AGES = (0, 1, 2, 4, 8, 16)
@@ -22,7 +22,7 @@ AGES = (0, 1, 2, 4, 8, 16)
 
 
 def rollout_metrics(
-    scheduler: Scheduler, runs: Runs, control: Control, monitor: Monitor, gateway: Gateway | None = None
+    scheduler: Scheduler, runs: TaskRuns, control: Control, monitor: Monitor, gateway: Gateway | None = None
 ) -> Metrics:
     """Everything that is measured, declared once."""
     metrics = Metrics("quintain_rollout_")

@@ -13,7 +13,7 @@ from quintain.failure import Stage
 from quintain.rollout.server.control import Control
 from quintain.rollout.server.requests import read_request, whole_number
 from quintain.rollout.server.streams import Stream
-from quintain.rollout.server.task_runs import Runs
+from quintain.rollout.server.task_runs import TaskRuns
 from quintain.rollout.wire import RunRequest, RunState
 from quintain.serving.app import Page, json_answer
 
@@ -21,7 +21,7 @@ from quintain.serving.app import Page, json_answer
 class RunPages:
     """The pages over `runs`."""
 
-    def __init__(self, runs: Runs, control: Control) -> None:
+    def __init__(self, runs: TaskRuns, control: Control) -> None:
         self._runs, self._control = runs, control
 
     def pages(self) -> tuple[Page, ...]:
@@ -59,7 +59,7 @@ class RunPages:
 class _Groups:
     """A run as a feed."""
 
-    def __init__(self, runs: Runs, run: str) -> None:
+    def __init__(self, runs: TaskRuns, run: str) -> None:
         self._runs, self._run = runs, run
 
     def get(self, cursor: int) -> bytes | None:

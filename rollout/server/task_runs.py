@@ -24,7 +24,7 @@ from quintain.rollout.engines.base import Sampling
 from quintain.rollout.episodes.episode import EpisodeSpec
 from quintain.rollout.rules.order import derive_seed
 from quintain.rollout.scheduler import Plan, Scheduler
-from quintain.rollout.wire import RunRequest, RunState, RunStatus
+from quintain.rollout.wire import RunRequest, RunState, TaskRunStatus
 from quintain.serving.refusals import refused
 from quintain.trajectory import Group
 
@@ -45,7 +45,7 @@ class RunLimits:
     lease_s: float = 3600.0
 
 
-class Run:
+class TaskRun:
     """One run. `changed` is set, and replaced, whenever something new can be said of it."""
 
     def __init__(self, name: str, request: RunRequest, sampling: Sampling, now: float) -> None:
@@ -64,14 +64,14 @@ class Run:
         self.changed = asyncio.Event()
 
 
-class Runs:
+class TaskRuns:
     """The runs of one server. `clock` (seconds) is for leases only."""
 
     def __init__(self, scheduler: Scheduler, limits: RunLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.results = Results(limits.result_bytes)
         self._scheduler, self._clock = scheduler, clock
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, TaskRun] = {}
 
     @property
     def under_way(self) -> int:
@@ -83,7 +83,7 @@ class Runs:
         """Episodes of runs under way that have not ended."""
         return sum(run.total - run.done for run in self._runs.values() if run.state is RunState.RUNNING)
 
-    def submit(self, request: RunRequest) -> RunStatus:
+    def submit(self, request: RunRequest) -> TaskRunStatus:
         """Begin a run. Raises Refused for what makes no sense (400), or does not fit now (429)."""
         sampling = check_request(request, self._scheduler.plan, self.limits)
         if request.run in self._runs:
@@ -98,16 +98,16 @@ class Runs:
             raise _full(f"{self.episodes_left} episodes wait or run, and {self.limits.episodes} is the most")
         if len(self._runs) >= self.limits.kept:
             raise _full(f"{self.limits.kept} runs are kept, forget (DELETE) those that are fetched")
-        run = Run(request.run or uuid.uuid4().hex, request, sampling, self._clock())
+        run = TaskRun(request.run or uuid.uuid4().hex, request, sampling, self._clock())
         self._runs[run.name] = run
         self.results.open(run.name)
         run.job = asyncio.create_task(self._work(run))
         return self.status(run.name)
 
-    def status(self, name: str) -> RunStatus:
+    def status(self, name: str) -> TaskRunStatus:
         """Where a run stands; this renews its lease. Raises Refused (404)."""
         run = self._find(name)
-        return RunStatus(
+        return TaskRunStatus(
             name,
             run.state,
             run.done,
@@ -153,7 +153,7 @@ class Runs:
         self.results.acknowledge(name, cursor)
         self._free()
 
-    async def cancel(self, name: str) -> RunStatus:
+    async def cancel(self, name: str) -> TaskRunStatus:
         """End a run; its finished groups stay. Returns when its episodes have ended. Raises Refused (404)."""
         run = self._find(name)
         if run.job is not None and not run.job.done():
@@ -163,7 +163,7 @@ class Runs:
                 run.state = RunState.CANCELLED
         return self.status(name)
 
-    async def forget(self, name: str) -> RunStatus:
+    async def forget(self, name: str) -> TaskRunStatus:
         """End a run and forget its groups. Raises Refused (404)."""
         status = await self.cancel(name)
         if self._runs.pop(name, None) is not None:  # another may have forgotten it while its episodes ended
@@ -183,7 +183,7 @@ class Runs:
         for name in list(self._runs):
             await self.forget(name)
 
-    async def _work(self, run: Run) -> None:
+    async def _work(self, run: TaskRun) -> None:
         # as many again as can run wait for a place, so that neither a slow group nor this loop leaves one empty
         ahead = 2 * self._scheduler.plan.max_concurrency
         try:
@@ -202,7 +202,7 @@ class Runs:
         run.request = replace(run.request, indices=(), tasks=())  # they may be megabytes, and the run is kept a while
         run.tell()
 
-    async def _one(self, run: Run, place: int) -> None:
+    async def _one(self, run: TaskRun, place: int) -> None:
         request, before = run.request, 0
 
         def progress(done: int) -> None:
@@ -227,7 +227,7 @@ class Runs:
         self.results.put(run.name, packed)
         run.tell()
 
-    async def _inline(self, run: Run, place: int, progress: Callable[[int], None]) -> Group:
+    async def _inline(self, run: TaskRun, place: int, progress: Callable[[int], None]) -> Group:
         """The group of a task that the request holds in full."""
         plan, request = self._scheduler.plan, run.request
         name, task = f"{run.name}-{place}", request.tasks[place]
@@ -250,7 +250,7 @@ class Runs:
         ]
         return Group(name, place, tuple(await self._scheduler.run_episodes(specs, progress)))
 
-    def _find(self, name: str) -> Run:
+    def _find(self, name: str) -> TaskRun:
         run = self._runs.get(name)
         if run is None:
             message = f"there is no run {name[:64]!r}: it was forgotten, or this server has been started again"

@@ -21,18 +21,18 @@ import psutil
 import pytest
 
 from quintain.envs import Action, EnvClient, Environment, Failure, FailureError
-from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.lifeline import Lifeline
 
 SAMPLES = Path(__file__).parent / "samples.py"
 
 _SERVE = """
 import json, sys
-from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.serving.serve import serve_env
 from quintain.failure import QuintainError
 arguments = json.loads(sys.argv[1])
-limits = Limits(**arguments.pop("limits"))
+limits = EnvironmentLimits(**arguments.pop("limits"))
 try:
     serve_env(arguments.pop("spec"), json_ready=True, limits=limits, **arguments)
 except QuintainError as error:
@@ -43,9 +43,9 @@ except QuintainError as error:
 class Server:
     """A server process and what it has written."""
 
-    def __init__(self, spec: str, log: Path, *, limits: Limits | None = None, **arguments: Any) -> None:
+    def __init__(self, spec: str, log: Path, *, limits: EnvironmentLimits | None = None, **arguments: Any) -> None:
         self.log = log
-        arguments = {"workers": 1, "spec": spec, "limits": asdict(limits or Limits()), **arguments}
+        arguments = {"workers": 1, "spec": spec, "limits": asdict(limits or EnvironmentLimits()), **arguments}
         self.lifeline = Lifeline()
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from quintain.envs import Action, FailureError, Limits
+from quintain.envs import Action, EnvironmentLimits, FailureError
 from quintain.failure import FailureKind, Stage
 
 # A deadline and the second within which a slot must be free again; the machine that runs the tests may be busy.
@@ -18,7 +18,7 @@ SLACK_S = 1.5
 @pytest.fixture(scope="module")
 def strict(serve_all):
     """One slot and short deadlines. Its tests leave it as they found it: two workers, the slot free."""
-    return serve_all("Probe", limits=Limits(step_s=STEP_S, reset_s=STEP_S, max_episodes=1))
+    return serve_all("Probe", limits=EnvironmentLimits(step_s=STEP_S, reset_s=STEP_S, max_episodes=1))
 
 
 @pytest.mark.parametrize(("says", "killed"), [("hang", False), ("block", True), ("sleep 1000", True), ("deaf", True)])
@@ -50,7 +50,7 @@ async def test_a_reset_that_hangs_is_ended_too(strict, task, killed, opened):
 
 
 async def test_a_blocked_worker_takes_only_its_own_episodes_with_it(serve, failed):
-    server = serve("Probe", workers=2, limits=Limits(step_s=STEP_S))
+    server = serve("Probe", workers=2, limits=EnvironmentLimits(step_s=STEP_S))
     server.wait_metric("workers", lambda n: n == 3)
     async with server.client() as client:
         tasks = client.tasks("train")

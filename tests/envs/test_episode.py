@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from quintain.envs.base import Action
-from quintain.envs.serving.episode import Episode, Join, Refuse, Replay, Run, State
+from quintain.envs.serving.episode import Episode, EpisodeState, Join, PlayTurn, Refuse, Replay
 from quintain.failure import Failure, FailureKind, Stage
 
 BROKEN = Failure.of(FailureKind.CRASHED, Stage.STEP, "broken")
@@ -23,15 +23,15 @@ class Life(RuleBasedStateMachine):
         self.episode: Episode[str] = Episode()
         self.played: list[Action] = []
         self.answers: list[object] = []
-        self.left: set[State] = set()
-        self.state = State.CREATED
+        self.left: set[EpisodeState] = set()
+        self.state = EpisodeState.CREATED
 
     def now(self) -> None:
         if self.episode.state is not self.state:
             self.left.add(self.state)
             self.state = self.episode.state
 
-    @precondition(lambda self: self.episode.state is State.CREATED)
+    @precondition(lambda self: self.episode.state is EpisodeState.CREATED)
     @rule()
     def open(self):
         self.episode.opened()
@@ -40,7 +40,7 @@ class Life(RuleBasedStateMachine):
     @rule(turn=st.integers(-1, 6), action=actions)
     def ask(self, turn, action):
         decision = self.episode.ask(turn, action)
-        if self.state is State.CLOSED:
+        if self.state is EpisodeState.CLOSED:
             assert isinstance(decision, Refuse)
         elif 0 <= turn < len(self.played):
             if action != self.played[turn]:
@@ -49,19 +49,19 @@ class Life(RuleBasedStateMachine):
                 assert decision == Replay(self.answers[turn])
             else:
                 assert decision == Join()
-        elif self.state is State.RUNNING and turn == len(self.played) == len(self.answers):
-            assert decision == Run()
+        elif self.state is EpisodeState.RUNNING and turn == len(self.played) == len(self.answers):
+            assert decision == PlayTurn()
             self.played.append(action)
         else:
             assert isinstance(decision, Refuse)
 
-    @precondition(lambda self: self.episode.state is State.RUNNING and self.episode.busy)
+    @precondition(lambda self: self.episode.state is EpisodeState.RUNNING and self.episode.busy)
     @rule(ended=st.booleans())
     def answer(self, ended):
         self.answers.append(f"answer {len(self.answers)}")
         self.episode.answered(self.answers[-1], ended=ended)
         self.now()
-        assert self.state is (State.DONE if ended else State.RUNNING)
+        assert self.state is (EpisodeState.DONE if ended else EpisodeState.RUNNING)
 
     @precondition(lambda self: self.episode.live)
     @rule()
@@ -97,7 +97,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_kept_of_a_closed_episode(self):
-        if self.episode.state is State.CLOSED:
+        if self.episode.state is EpisodeState.CLOSED:
             assert not self.episode.actions
             assert not self.episode.answers
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from quintain.envs import Action, Limits
+from quintain.envs import Action, EnvironmentLimits
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ async def test_a_thousand_episodes_at_once_share_a_few_connections(serve):
 
 async def test_more_episodes_than_slots_and_connections_all_come_to_their_end(serve):
     # those that wait for a slot hold connections, and those that hold slots need one to go on
-    server = serve("Guess", limits=Limits(max_episodes=2, queue=100))
+    server = serve("Guess", limits=EnvironmentLimits(max_episodes=2, queue=100))
     async with server.client(max_connections=4) as client:
         tasks = client.tasks("train")
 

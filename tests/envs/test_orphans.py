@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from quintain.envs import Action, FailureError, Limits, Task, user
+from quintain.envs import Action, EnvironmentLimits, FailureError, Task, user
 from quintain.failure import FailureKind
 
 
@@ -37,7 +37,7 @@ async def test_a_killed_server_is_noticed_within_the_clients_patience_and_leaves
 
 
 async def test_a_blocked_worker_and_its_children_do_not_outlive_a_killed_server(serve, gone, until, opened, failed):
-    server = serve("Probe", limits=Limits(step_s=60))
+    server = serve("Probe", limits=EnvironmentLimits(step_s=60))
     async with server.client(patience_s=0.5) as client:
         env = await opened(client)
         await env.step(Action.text("spawn"))

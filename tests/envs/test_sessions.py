@@ -12,7 +12,7 @@ import pytest
 from quintain.envs import Action, FailureError
 from quintain.envs.options import bind
 from quintain.envs.registry import resolve
-from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.serving.sessions import Sessions
 from quintain.envs.serving.wire import CreateEpisode, StepRequest
 from quintain.envs.workers.host import Host
@@ -38,7 +38,7 @@ class Table:
         self.clock = Clock()
         self.metrics = Metrics("quintain_env_")
         self.host = Host(bind(resolve(f"{SAMPLES}:Probe")), "probe")
-        self.sessions = Sessions(Inline(self.host), Limits(**limits), self.metrics, clock=self.clock)
+        self.sessions = Sessions(Inline(self.host), EnvironmentLimits(**limits), self.metrics, clock=self.clock)
 
     async def create(self, episode_id: str, task: int = 0) -> dict:
         return json.loads(await self.sessions.create(CreateEpisode("train", task, episode_id=episode_id)))
@@ -297,4 +297,4 @@ async def test_a_create_that_makes_no_sense_is_refused(request_, why):
 
 def test_a_limit_that_allows_nothing_is_a_mistake():
     with pytest.raises(QuintainError, match="the limit step_s must be more than 0, not 0"):
-        Limits(step_s=0)
+        EnvironmentLimits(step_s=0)

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from quintain.envs import Action, EnvClient, FailureError, Limits
+from quintain.envs import Action, EnvClient, EnvironmentLimits, FailureError
 from quintain.failure import FailureKind
 
 
@@ -29,7 +29,7 @@ async def test_a_worker_that_is_killed_costs_its_episodes_and_is_replaced(serve,
 
 
 async def test_a_client_that_vanishes_costs_nothing_after_its_lease(serve, opened, failed):
-    server = serve("Probe", limits=Limits(lease_s=0.5, max_episodes=1))
+    server = serve("Probe", limits=EnvironmentLimits(lease_s=0.5, max_episodes=1))
     await opened(server.client())  # and never closed
     server.wait_metric("episodes_live", lambda n: n == 0, timeout_s=10)
     assert server.metric('episodes_total{how="expired"}') == 1
@@ -92,7 +92,7 @@ async def test_a_lost_answer_is_asked_for_again_and_nothing_is_played_twice(serv
 
 
 async def test_a_full_server_is_asked_again_until_there_is_room(serve, opened):
-    server = serve("Probe", limits=Limits(max_episodes=1, queue=1, queue_s=0.2))
+    server = serve("Probe", limits=EnvironmentLimits(max_episodes=1, queue=1, queue_s=0.2))
     async with server.client() as client:
         first = await opened(client)
         second = asyncio.create_task(opened(client))
@@ -103,7 +103,7 @@ async def test_a_full_server_is_asked_again_until_there_is_room(serve, opened):
 
 
 async def test_a_client_gives_up_on_a_full_server_when_its_time_is_up(serve, opened):
-    server = serve("Probe", limits=Limits(max_episodes=1, queue=1, queue_s=0.1))
+    server = serve("Probe", limits=EnvironmentLimits(max_episodes=1, queue=1, queue_s=0.1))
     async with server.client(timeout_s=1.0) as client:
         await opened(client)
         with pytest.raises(FailureError) as error:
@@ -112,7 +112,7 @@ async def test_a_client_gives_up_on_a_full_server_when_its_time_is_up(serve, ope
 
 
 async def test_episodes_that_never_begin_are_given_up_in_time_wherever_they_wait(serve, opened):
-    server = serve("Probe", limits=Limits(max_episodes=1))
+    server = serve("Probe", limits=EnvironmentLimits(max_episodes=1))
     async with server.client(timeout_s=1.0, max_connections=2) as client:  # one of them for creating
         await opened(client)
         began = time.monotonic()

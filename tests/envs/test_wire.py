@@ -262,11 +262,11 @@ def test_a_server_without_workers_plays_the_same_episodes(serve):
 async def test_a_server_without_a_living_worker_says_that_it_is_not_well():
     from quintain.envs.serving.server import EnvApp
     from quintain.envs.serving.sessions import Sessions
-    from quintain.envs.workers.pool import WorkerPool
+    from quintain.envs.workers.pool import EnvironmentWorkers
     from quintain.serving.metrics import Metrics
 
     metrics = Metrics("quintain_env_")
-    app = EnvApp(Sessions(WorkerPool("math", {}, 1), Limits(), metrics), metrics)  # never started
+    app = EnvApp(Sessions(EnvironmentWorkers("math", {}, 1), Limits(), metrics), metrics)  # never started
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app.asgi), base_url="http://here") as http:
         assert failure(await http.get("/health"))[:2] == (503, "unreachable")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.tool_calls import FORMATS, Call, Unreadable, looks_like_a_call, read_calls, split_calls
+from quintain.tool_calls import FORMATS, Call, UnreadableCall, looks_like_a_call, read_calls, split_calls
 
 SCHEMAS = {"get": {"properties": {"text": {"type": "string"}, "count": {"type": "integer"}}}}
 CALL = Call("get", {"text": "5", "count": 5})
@@ -91,7 +91,7 @@ def test_a_malformed_call_is_text_and_for_the_judge_unreadable(body: str) -> Non
     text = f"<tool_call>{body}</tool_call>"
     assert split_calls(text, "hermes", SCHEMAS).said == text
     assert not split_calls(text, "hermes", SCHEMAS).calls
-    assert isinstance(read_calls(text, SCHEMAS), Unreadable)
+    assert isinstance(read_calls(text, SCHEMAS), UnreadableCall)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_malformed_call_is_text_and_for_the_judge_unreadable(body: str) -> Non
 )
 def test_a_call_in_no_known_format_is_unreadable_and_not_an_answer_without_calls(text: str) -> None:
     assert looks_like_a_call(text)
-    assert isinstance(read_calls(text, SCHEMAS), Unreadable)
+    assert isinstance(read_calls(text, SCHEMAS), UnreadableCall)
 
 
 def test_prose_and_formulas_do_not_look_like_calls() -> None:

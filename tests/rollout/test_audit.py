@@ -12,7 +12,7 @@ from rich.console import Console
 
 from quintain.codec import from_json, to_json
 from quintain.failure import QuintainError
-from quintain.rollout.journal.audit import Report, audit
+from quintain.rollout.journal.audit import AuditReport, audit
 from quintain.rollout.journal.journal import Journal
 
 from .stage import IDENTITY
@@ -34,7 +34,7 @@ def cooked(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(finished, tmp_path / "journal.db"))
 
 
-def printed(report: Report) -> str:
+def printed(report: AuditReport) -> str:
     console = Console(file=io.StringIO(), width=120)
     console.print(report.table())
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def test_the_table_shows_the_balance_and_the_json_is_the_same_report(finished: P
     assert "+ dropped" in text
     assert "zero_variance" in text
     assert "WRONG" not in text
-    assert from_json(to_json(report), Report) == report
+    assert from_json(to_json(report), AuditReport) == report
 
 
 CONSUMED = "(SELECT place FROM groups WHERE consumed_at = 1 LIMIT 1)"

@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.embedded.batcher import Cohort, Limits, admit, in_order, plan
-from quintain.rollout.engines.embedded.kv import Slots, padded_rows, padded_tokens
+from quintain.rollout.engines.embedded.batcher import BatchLimits, Cohort, admit, in_order, plan
+from quintain.rollout.engines.embedded.kv import KVCache, padded_rows, padded_tokens
 from quintain.rollout.engines.embedded.sampler import draw, uniform
 
 # --- the cohort -------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ prompts_st = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_
 
 @given(prompts_st, st.integers(1, 40))
 def test_every_row_is_read_once_from_its_own_prompt_and_each_prompt_once(prompts, budget) -> None:
-    readings = plan(prompts, Limits(rows=8, cache_tokens=1000, prefill_tokens=budget))
+    readings = plan(prompts, BatchLimits(rows=8, cache_tokens=1000, prefill_tokens=budget))
     rows = [row for reading in readings for row in reading.rows]
     assert sorted(rows) == list(range(len(prompts)))
     read = Counter(prompt for reading in readings for prompt in reading.prompts)
@@ -90,7 +90,7 @@ def test_every_row_is_read_once_from_its_own_prompt_and_each_prompt_once(prompts
 
 @given(prompts_st, st.integers(1, 40))
 def test_a_prefill_stays_within_its_tokens_unless_it_is_a_single_prompt(prompts, budget) -> None:
-    for reading in plan(prompts, Limits(rows=8, cache_tokens=1000, prefill_tokens=budget)):
+    for reading in plan(prompts, BatchLimits(rows=8, cache_tokens=1000, prefill_tokens=budget)):
         padded = len(reading.prompts) * max(map(len, reading.prompts))
         assert padded <= budget or len(reading.prompts) == 1
 
@@ -101,7 +101,7 @@ def test_a_prefill_stays_within_its_tokens_unless_it_is_a_single_prompt(prompts,
 )  # fmt: skip
 def test_what_is_admitted_fits_and_one_row_always_does(waiting, running, rows, cache_tokens) -> None:
     running = running[:rows]
-    count = admit(waiting, running, Limits(rows, cache_tokens, 100))
+    count = admit(waiting, running, BatchLimits(rows, cache_tokens, 100))
     everything = [*running, *waiting[:count]]
     assert len(everything) <= max(rows, len(running))
     if count and len(everything) > 1:
@@ -245,7 +245,7 @@ class SlotsMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.slots = Slots()
+        self.slots = KVCache()
         self.model: list[list[torch.Tensor]] = []  # row -> keys of each layer [H, length, D]; values are twice those
         self.generator = torch.Generator().manual_seed(0)
 
@@ -297,7 +297,7 @@ TestSlots.settings = settings(max_examples=40, stateful_step_count=20, deadline=
 
 
 def test_the_time_dimension_shrinks_when_the_longest_row_leaves() -> None:
-    slots = Slots()
+    slots = KVCache()
     keys = part([200, 5], torch.Generator().manual_seed(0))
     slots.admit(keys, keys, [0, 1], [200, 5])
     slots.begin_step()
@@ -308,7 +308,7 @@ def test_the_time_dimension_shrinks_when_the_longest_row_leaves() -> None:
 
 
 def test_rows_that_could_not_be_admitted_leave_those_that_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    slots = Slots()
+    slots = KVCache()
     keys = part([5], torch.Generator().manual_seed(0))
     slots.admit(keys, keys, [0], [5])
 

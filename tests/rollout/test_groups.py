@@ -14,12 +14,12 @@ from quintain.messages import assistant
 from quintain.rollout.rules.groups import (
     Drop,
     Groups,
-    Outcome,
+    MemberOutcome,
+    MemberStatus,
     Patience,
     Rewards,
     Rules,
     Standing,
-    Status,
     complete,
     judge,
     left_out,
@@ -29,11 +29,11 @@ from quintain.rollout.rules.groups import (
 )
 from quintain.trajectory import Ending, Finish, Trajectory, Turn, VersionSpan
 
-OK, FAILED, STRAGGLER = Status.OK, Status.FAILED, Status.STRAGGLER
+OK, FAILED, STRAGGLER = MemberStatus.OK, MemberStatus.FAILED, MemberStatus.STRAGGLER
 
 
-def outcome(status: Status, score: float = 0.0, elapsed_s: float = 1.0) -> Outcome:
-    return Outcome(status, (score,) if status is OK else (), 5, elapsed_s)
+def outcome(status: MemberStatus, score: float = 0.0, elapsed_s: float = 1.0) -> MemberOutcome:
+    return MemberOutcome(status, (score,) if status is OK else (), 5, elapsed_s)
 
 
 def trajectory(reward: float | None, **parts: float) -> Trajectory:
@@ -43,15 +43,15 @@ def trajectory(reward: float | None, **parts: float) -> Trajectory:
     return Trajectory("i", "g", "t", 0, 0, 1, (turn,), ending, reward, failure, parts, elapsed_s=2.0)
 
 
-STATUSES = st.lists(st.sampled_from(list(Status)), min_size=12, max_size=12)
+STATUSES = st.lists(st.sampled_from(list(MemberStatus)), min_size=12, max_size=12)
 
 
 @given(st.integers(1, 6), st.integers(0, 4), STATUSES, st.randoms())
 def test_the_members_of_a_group_are_the_same_in_whatever_order_they_end(
-    members: int, oversample: int, statuses: list[Status], random: object
+    members: int, oversample: int, statuses: list[MemberStatus], random: object
 ) -> None:
     def play(pick: object) -> tuple[list[int], list[int]]:
-        ended: dict[int, Outcome] = {}
+        ended: dict[int, MemberOutcome] = {}
         while not complete(ended, members, oversample):
             missing = [member for member in wanted(ended, members, oversample) if member not in ended]
             assert len(missing) <= members  # never more in flight than a group has
@@ -91,7 +91,7 @@ def test_an_extra_member_starts_when_one_failed_and_not_before() -> None:
     ],
 )
 def test_a_group_teaches_nothing_without_two_different_rewards(
-    outcomes: Sequence[tuple[Status, float]], reason: Drop | None
+    outcomes: Sequence[tuple[MemberStatus, float]], reason: Drop | None
 ) -> None:
     assert teaches({at: outcome(*each) for at, each in enumerate(outcomes)}) == reason
 
@@ -102,14 +102,14 @@ def test_rewards_are_compared_as_the_trainer_compares_them() -> None:
     assert Rewards((("right", 2.0), ("brief", -2.0))).of(row) == (1.0,)
     assert Rewards((("right", 2.0), ("brief", -2.0)), apart=True).of(row) == (2.0, -1.0)
     assert math.isnan(Rewards((("wrong", 1.0),)).of(row)[0])
-    apart = [Outcome(OK, (1.0, 0.0)), Outcome(OK, (0.0, 1.0))]
+    apart = [MemberOutcome(OK, (1.0, 0.0)), MemberOutcome(OK, (0.0, 1.0))]
     assert teaches(dict(enumerate(apart))) is None, "equal in sum, and not apart"
 
 
 def test_the_outcome_of_a_failure_has_no_reward() -> None:
-    assert outcome_of(trajectory(None)) == Outcome(FAILED, (), 2, 2.0)
-    assert outcome_of(trajectory(None), straggler=True, elapsed_s=9.0) == Outcome(STRAGGLER, (), 2, 9.0)
-    assert outcome_of(trajectory(0.25)) == Outcome(OK, (0.25,), 2, 2.0)
+    assert outcome_of(trajectory(None)) == MemberOutcome(FAILED, (), 2, 2.0)
+    assert outcome_of(trajectory(None), straggler=True, elapsed_s=9.0) == MemberOutcome(STRAGGLER, (), 2, 9.0)
+    assert outcome_of(trajectory(0.25)) == MemberOutcome(OK, (0.25,), 2, 2.0)
 
 
 def in_order(ends: Sequence[Standing], groups: int, refills: int) -> list[int]:

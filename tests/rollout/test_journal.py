@@ -20,7 +20,7 @@ from quintain.failure import Failure, FailureError, FailureKind, QuintainError, 
 from quintain.messages import assistant
 from quintain.rollout.journal.audit import audit
 from quintain.rollout.journal.journal import Journal, Pending
-from quintain.rollout.rules.groups import Drop, Outcome, Status
+from quintain.rollout.rules.groups import Drop, MemberOutcome, MemberStatus
 from quintain.trajectory import Ending, Finish, Trajectory, Turn, VersionSpan
 
 IDENTITY: dict[str, object] = {"seed": 0, "split": "train"}
@@ -198,7 +198,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged_and_the_journal_goes_on
     journal.record(0, trajectory(0, 0))
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
-    big = Outcome(Status.OK, (0.5,) * 100_000)
+    big = MemberOutcome(MemberStatus.OK, (0.5,) * 100_000)
     with pytest.raises(
         FailureError, match=r"cannot write the journal .* free space on its disk, then resume"
     ) as caught:

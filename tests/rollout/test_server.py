@@ -15,7 +15,7 @@ from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.fake import FakeEngine, hang_on
 from quintain.rollout.journal.parquet import read_trajectories
 from quintain.rollout.weights.canary import Canary
-from quintain.rollout.wire import Progress
+from quintain.rollout.wire import BatchProgress
 
 from .serving import served
 from .stage import canary, weights
@@ -46,9 +46,9 @@ def test_waiting_reports_progress_and_can_be_given_up(tmp_path: Path) -> None:
     class GiveUp(Exception):
         pass
 
-    seen: list[Progress] = []
+    seen: list[BatchProgress] = []
 
-    def poll(progress: Progress | None) -> None:
+    def poll(progress: BatchProgress | None) -> None:
         assert progress is not None
         seen.append(progress)
         raise GiveUp
@@ -60,7 +60,7 @@ def test_waiting_reports_progress_and_can_be_given_up(tmp_path: Path) -> None:
         client.publish(published, canary(published))
         with pytest.raises(GiveUp):
             client.batch(0)
-        assert seen == [Progress(5, 6)]
+        assert seen == [BatchProgress(5, 6)]
         client.close()
 
 

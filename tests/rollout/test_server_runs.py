@@ -14,7 +14,7 @@ import pytest
 
 from quintain.codec import from_builtins
 from quintain.envs import Action, LocalClient, Observation, Step, Task, user
-from quintain.envs.serving.limits import Limits
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.failure import FailureError, FailureKind
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.fake import FakeEngine, hang_on
@@ -269,7 +269,7 @@ def test_a_hung_environment_costs_its_own_episodes_and_nobody_else_s(tmp_path: P
     def scheduler() -> Scheduler:
         plan = stage.plan(attempts=1)
         journal = Journal(tmp_path / "journal.db", members=plan.members, identity=stage.IDENTITY)
-        client = LocalClient(Hangs, limits=Limits(step_s=1.0))
+        client = LocalClient(Hangs, limits=EnvironmentLimits(step_s=1.0))
         engine = FakeEngine(words=128)
         return Scheduler(plan, engine=engine, renderer=stage.RENDERER, make_env=client.episode, journal=journal)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quintain.rollout.journal.audit import Report, audit
+from quintain.rollout.journal.audit import AuditReport, audit
 from quintain.rollout.journal.journal import Journal
 
 from .stage import IDENTITY
@@ -40,7 +40,7 @@ SETUPS = st.builds(
 )
 
 
-def lived(setup: Setup) -> tuple[World, Report]:
+def lived(setup: Setup) -> tuple[World, AuditReport]:
     with tempfile.TemporaryDirectory() as folder:
         world = World(setup, Path(folder)).run()
         report = audit(world.path)

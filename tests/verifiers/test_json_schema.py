@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier
-from quintain.verifiers.rules.json_schema.read import Unreadable, read
+from quintain.verifiers.rules.json_schema.read import NotData, read
 
 PERSON = {
     "type": "object",
@@ -153,7 +153,7 @@ def test_what_json_and_yaml_write_is_read_again(value: Any) -> None:
 
 @given(st.text(max_size=60), st.sampled_from(["json", "yaml", "toml", "xml"]))
 def test_any_text_is_read_as_json_has_it_or_refused(text: str, syntax: str) -> None:
-    with suppress(Unreadable):
+    with suppress(NotData):
         json.dumps(read(text, syntax), allow_nan=False)
 
 

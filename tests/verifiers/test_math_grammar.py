@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quintain.verifiers.math.read.exact import Undefined, exact, is_true
 from quintain.verifiers.math.read.grammar import parse
-from quintain.verifiers.math.read.tree import Node, Refused, Unreadable
+from quintain.verifiers.math.read.tree import Node, Undecided, Unreadable
 
 SAME = [
     (r"\sin 2x", r"\sin(2x)"),
@@ -67,7 +67,7 @@ def test_arithmetic_has_its_exact_value(text: str, value: Fraction) -> None:
 
 @pytest.mark.parametrize("text", ["12 13", "4 4/9 2", "x 2", r"\frac{1}{2} 3", "1" * 1_001, "1e1001", "x" * 5_000])
 def test_what_is_ambiguous_or_too_large_is_refused(text: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(Undecided):
         parse(text)
 
 
@@ -98,7 +98,7 @@ def test_what_is_no_expression_is_unreadable(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["9^{9^{9^9}}", "2^{1000000}", "99999999!", "10^{10^{10}}"])
 def test_what_is_too_large_is_not_written_out(text: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(Undecided):
         exact(parse(text))
 
 
@@ -123,7 +123,7 @@ PIECES = [*"{}()[]x1^-!|_%/", "12", "\\sqrt", "\\frac", "\\sin", "\\pm"]
 def test_any_text_is_a_tree_or_is_none(text: str) -> None:
     try:
         tree = parse(text)
-    except (Refused, Unreadable):
+    except (Undecided, Unreadable):
         return
     assert parse(text) == tree
 
@@ -140,7 +140,7 @@ def parsed_or_none(text: str) -> Node | None:
     try:
         tree = parse(text)
         exact(tree)
-    except (Refused, Unreadable, Undefined):
+    except (Undecided, Unreadable, Undefined):
         return None
     return tree
 

@@ -18,7 +18,7 @@ from quintain.failure import FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier, verify_sync
 from quintain.verifiers.math import MathOptions, MathVerifier
-from quintain.verifiers.math.compare.fast import Question, decide
+from quintain.verifiers.math.compare.fast import EqualityQuestion, decide
 from quintain.verifiers.math.verifier import POLICY_VERSION
 
 HANGING = r"\int_0^{\pi} \frac{\sin(\cos(x^3))}{x^7+x+1} dx"
@@ -214,7 +214,7 @@ sys.exit(0 if verdict.score == 1.0 else 1)
 @given(st.text(max_size=300), st.sampled_from(["25", r"\frac{1}{2}", r"\sqrt{2}", "Tuesday", "5 km"]))
 def test_any_text_gets_a_verdict_or_a_question(answer: str, reference: str) -> None:
     found = decide(answer, reference, MathOptions())
-    if not isinstance(found, Question):
+    if not isinstance(found, EqualityQuestion):
         assert found.score in (0.0, 1.0)
 
 
@@ -228,7 +228,7 @@ def test_a_sum_in_a_sentence_is_judged_by_its_result(a: int, b: int) -> None:
     ):
         for reference, outcome in ((a + b, Outcome.CORRECT), (a + b + 1, Outcome.WRONG)):
             found = decide(text, reference, MathOptions())
-            assert not isinstance(found, Question)
+            assert not isinstance(found, EqualityQuestion)
             assert found.outcome is outcome, (text, reference)
 
 

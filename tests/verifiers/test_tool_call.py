@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.tool_calls import Call, Unreadable, read_calls
+from quintain.tool_calls import Call, UnreadableCall, read_calls
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, verify_sync
 from quintain.verifiers.rules.tool_call.match import matching
@@ -186,7 +186,7 @@ def test_prose_makes_no_call() -> None:
 @pytest.mark.parametrize("text", UNREADABLE, ids=[text[:30] for text in UNREADABLE])
 def test_what_tries_to_call_and_fails_is_unreadable(text: str) -> None:
     found = read_calls(text, ["get"])
-    assert isinstance(found, Unreadable) or (found == [] and text == "import os")
+    assert isinstance(found, UnreadableCall) or (found == [] and text == "import os")
 
 
 def test_nothing_is_right_where_nothing_is_to_be_called() -> None:

@@ -36,7 +36,7 @@ UNSEEN = -1e30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Block:
+class QueryBlock:
     """Queries start..stop, and the keys they see: the runs `keys`, in order. Places count over B·L.
 
     The first `open` keys are seen by every query; bias [Q, 1, S − open] is 0 where a query sees one of the others and
@@ -50,7 +50,7 @@ class Block:
     bias: Tensor
 
 
-def plan_blocks(exits: Indices, spans: Sequence[tuple[int, int]], queries: int = QUERIES) -> tuple[Block, ...]:
+def plan_blocks(exits: Indices, spans: Sequence[tuple[int, int]], queries: int = QUERIES) -> tuple[QueryBlock, ...]:
     """Blocks that cover `spans`, the places of each tree; exits [B·L] count over B·L too. Padding is in no block."""
     blocks = []
     for begin, end in spans:
@@ -64,7 +64,7 @@ def plan_blocks(exits: Indices, spans: Sequence[tuple[int, int]], queries: int =
             asked = np.arange(start, stop)[:, None]
             seen = (keys[fully:] <= asked) & (asked < exits[keys[fully:]])
             bias = torch.zeros(seen.shape).masked_fill_(torch.from_numpy(~seen), UNSEEN)
-            blocks.append(Block(start, stop, _runs(keys), fully, bias[:, None]))
+            blocks.append(QueryBlock(start, stop, _runs(keys), fully, bias[:, None]))
     return tuple(blocks)
 
 
@@ -85,7 +85,7 @@ def install(model: nn.Module) -> None:
     model.set_attn_implementation(NAME)  # type: ignore[operator]
 
 
-def block_arguments(blocks: tuple[Block, ...], device: torch.device) -> dict[str, Any]:
+def block_arguments(blocks: tuple[QueryBlock, ...], device: torch.device) -> dict[str, Any]:
     """What to pass to a decoder for blocks to reach its attention layers.
 
     The mask is empty, and 4-D, which transformers hands on as it is: it builds none of its own.
@@ -101,7 +101,7 @@ def _attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    token_blocks: tuple[Block, ...] | None = None,
+    token_blocks: tuple[QueryBlock, ...] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [B, H, L, D], key and value [B, K, L, D] to ([B, L, H, D], None)."""
@@ -131,7 +131,9 @@ class _BlockAttention(torch.autograd.Function):
     # Inside, tensors are head-major, [K, B·L, G, D]: the queries of a block and of one key head are then consecutive
     # rows, so that a block is a view and the heads that share keys share a matrix product.
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: tuple[Block, ...]) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: tuple[QueryBlock, ...]
+    ) -> Tensor:
         low, wide = low_precision(query), torch.promote_types(query.dtype, torch.float32)
         heads = key.shape[1]
         q = _head_major(query, heads, wide) * scale
@@ -182,25 +184,25 @@ def _batch_major(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return copy.view(rows, length, heads, x.shape[-1]).transpose(1, 2)
 
 
-def _asked(x: Tensor, block: Block) -> Tensor:
+def _asked(x: Tensor, block: QueryBlock) -> Tensor:
     """The block's queries of x [K, B·L, G, D], a view [K, Q·G, D]."""
     return x[:, block.start : block.stop].view(len(x), -1, x.shape[-1])
 
 
-def _seen(x: Tensor, block: Block) -> Tensor:
+def _seen(x: Tensor, block: QueryBlock) -> Tensor:
     """The block's keys of x [K, B·L, D], as [K, S, D]."""
     runs = [x[:, start:stop] for start, stop in block.keys]
     return runs[0] if len(runs) == 1 else torch.cat(runs, 1)
 
 
-def _weights(asked: Tensor, keys: Tensor, block: Block) -> Tensor:
+def _weights(asked: Tensor, keys: Tensor, block: QueryBlock) -> Tensor:
     """Attention weights [K, Q·G, S], exactly zero where a query does not see a key."""
     scores = torch.bmm(asked, keys.mT)
     scores.unflatten(1, (block.stop - block.start, -1))[..., block.open :].add_(block.bias)
     return scores.softmax(-1)
 
 
-def _add(into: Tensor, block: Block, x: Tensor) -> None:
+def _add(into: Tensor, block: QueryBlock, x: Tensor) -> None:
     """Add x [K, S, D] to the block's keys of `into` [K, B·L, D]."""
     at = 0
     for start, stop in block.keys:

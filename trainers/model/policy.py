@@ -62,7 +62,7 @@ def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "disable_adapter")
 
 
-class Reference:
+class ReferenceModel:
     """The policy before training: the model with its adapter off, or a frozen copy."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -25,7 +25,7 @@ from quintain.trainers.publishing.weights import WeightStore
 from quintain.trajectory import Segment
 
 
-class Publisher:
+class PolicyPublisher:
     """Publishes `learner`'s policy to `rollout`. `scratch` holds the weights where shared memory cannot."""
 
     def __init__(self, learner: Learner, rollout: RolloutClient, config: RolloutConfig, *, scratch: Path) -> None:

@@ -20,7 +20,7 @@ LIFETIME_S: Final = 1800.0
 """Of a grader's session. It ends by itself then, and another takes its place."""
 
 
-class Grader:
+class GraderProcess:
     """One grader. `fresh` says that it has served nobody yet."""
 
     def __init__(self, talk: Talk) -> None:
@@ -49,9 +49,9 @@ class Graders:
     def __init__(self, sandboxes: Sandboxes, limits: Limits) -> None:
         self._sandboxes = sandboxes
         self._limits = replace(limits, wall_s=LIFETIME_S, cpu_s=LIFETIME_S)
-        self._idle: list[Grader] = []
+        self._idle: list[GraderProcess] = []
 
-    async def take(self) -> Grader:
+    async def take(self) -> GraderProcess:
         """A grader that is ready. Raises FailureError where the sandbox breaks."""
         while self._idle:
             grader = self._idle.pop()
@@ -59,11 +59,11 @@ class Graders:
                 return grader
             await grader.talk.close()
         guest = await self._sandboxes.guest("grader_host")
-        grader = Grader(await Talk.begin(self._sandboxes.main, guest, self._limits))
+        grader = GraderProcess(await Talk.begin(self._sandboxes.main, guest, self._limits))
         await grader.ready()
         return grader
 
-    def give_back(self, grader: Grader) -> None:
+    def give_back(self, grader: GraderProcess) -> None:
         """It was heard to the end of an item."""
         grader.fresh = False
         self._idle.append(grader)

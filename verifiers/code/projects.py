@@ -49,7 +49,7 @@ def test_{nonce}_b():
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ProjectPlan:
     """What is run: the files, the canaries' ids, what of the solution was left out."""
 
     files: Mapping[str, bytes]
@@ -58,7 +58,7 @@ class Plan:
     configuration: str | None
 
 
-def plan_of(task: ProjectTask, solution: Mapping[str, str], nonce: str) -> Plan:
+def plan_of(task: ProjectTask, solution: Mapping[str, str], nonce: str) -> ProjectPlan:
     """The project with `solution` in it. Pure."""
     left_out = sorted(
         path for path in solution if path in task.files or any(STEERING.fullmatch(part) for part in path.split("/"))
@@ -71,7 +71,7 @@ def plan_of(task: ProjectTask, solution: Mapping[str, str], nonce: str) -> Plan:
         files[path] = files[path].rstrip(b"\n") + CANARIES.format(nonce=name, number=number).encode()
         canaries += [f"{path}::test_{name}_a", f"{path}::test_{name}_b"]
     configuration = next((name for name in CONFIGURATION if name in task.files), None)
-    return Plan(files, tuple(canaries), tuple(left_out), configuration)
+    return ProjectPlan(files, tuple(canaries), tuple(left_out), configuration)
 
 
 async def judge_project(
@@ -103,7 +103,7 @@ async def judge_project(
             await talk.close()
 
 
-async def _listen(talk: Talk, task: ProjectTask, plan: Plan, nonce: str, more: Mapping[str, Any]) -> Finding:
+async def _listen(talk: Talk, task: ProjectTask, plan: ProjectPlan, nonce: str, more: Mapping[str, Any]) -> Finding:
     """What the runner says: first of the reference, before it has loaded the solution; then of the tests, once."""
     checked = await talk.receive()
     if checked is None:

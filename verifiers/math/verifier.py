@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 from quintain.failure import QuintainError, one_line
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Item, Verifier
-from quintain.verifiers.math.compare.fast import Question, decide
+from quintain.verifiers.math.compare.fast import EqualityQuestion, decide
 from quintain.verifiers.math.options import MathOptions
 from quintain.verifiers.math.read.numbers import parse_plain
 from quintain.verifiers.workers.pool import WorkerPool
@@ -66,13 +66,13 @@ class MathVerifier(Verifier):
     async def verify(self, items: Sequence[Item], *, deadline_s: float | None = None) -> list[Verdict]:
         """A verdict for each of `items`, in order; `deadline_s` bounds each item, not the batch."""
         verdicts: dict[int, Verdict] = {}
-        questions: dict[int, Question] = {}
+        questions: dict[int, EqualityQuestion] = {}
         for index, item in enumerate(items):
             if index % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
             started = time.perf_counter()
             found = self._decide(item)
-            if isinstance(found, Question):
+            if isinstance(found, EqualityQuestion):
                 questions[index] = found
             else:
                 verdicts[index] = replace(found, elapsed_s=time.perf_counter() - started)
@@ -86,13 +86,13 @@ class MathVerifier(Verifier):
         if self._pool is not None:
             await self._pool.close()
 
-    def _decide(self, item: Item) -> Verdict | Question:
+    def _decide(self, item: Item) -> Verdict | EqualityQuestion:
         try:
             return decide(item.answer, item.reference, self.options)
         except Exception as error:  # the boundary: a flaw in reading one item costs that item
             return Verdict.failed(Outcome.CRASHED, one_line(f"{type(error).__name__}: {error}"))
 
-    async def _ask(self, questions: Sequence[Question], deadline_s: float | None) -> list[Verdict]:
+    async def _ask(self, questions: Sequence[EqualityQuestion], deadline_s: float | None) -> list[Verdict]:
         if self._pool is None:
             return [_without_math_verify(question) for question in questions]
         verdicts = await self._pool.run(
@@ -105,7 +105,7 @@ class MathVerifier(Verifier):
         ]
 
 
-def question_item(question: Question) -> dict[str, Any]:
+def question_item(question: EqualityQuestion) -> dict[str, Any]:
     """What a worker is sent of a question."""
     return {
         "answer": question.answer,
@@ -121,7 +121,7 @@ def make_math_verifier(**options: Any) -> MathVerifier:
     return MathVerifier(MathOptions.of(options))
 
 
-def _without_math_verify(question: Question) -> Verdict:
+def _without_math_verify(question: EqualityQuestion) -> Verdict:
     """The base install knows plain numbers: another answer is unparsable, another reference unusable."""
     if parse_plain(question.reference) is None:
         message = f"the reference {question.reference[:100]!r} is no plain number: {INSTALL}"

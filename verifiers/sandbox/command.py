@@ -21,7 +21,7 @@ from typing import Final
 from quintain.failure import QuintainError
 from quintain.verifiers.sandbox.capture import Capture
 from quintain.verifiers.sandbox.cgroups import SLACK_BYTES, UNBOUNDED, SlotGroup
-from quintain.verifiers.sandbox.handle import ENVIRONMENT, KeeperGone, KeeperHandle, ZygoteHandle
+from quintain.verifiers.sandbox.handle import ENVIRONMENT, JailZygote, KeeperGone, KeeperHandle
 from quintain.verifiers.sandbox.interface import Execution, Limits, Program
 from quintain.verifiers.sandbox.jail import keeper as wire
 from quintain.verifiers.sandbox.jail.guest import HEADER
@@ -161,7 +161,7 @@ class Command:
     def __init__(
         self,
         keeper: KeeperHandle,
-        zygote: ZygoteHandle,
+        zygote: JailZygote,
         group: SlotGroup,
         command: bytes,
         limits: Limits,

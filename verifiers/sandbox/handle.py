@@ -210,7 +210,7 @@ def order(kind: int) -> bytes:
     return wire.ORDER.pack(kind, 0.0, 0.0, 0.0, 0, 0, 0, False)
 
 
-class ZygoteHandle:
+class JailZygote:
     """Starts the zygote, has it make a keeper for each slot, and starts again what dies."""
 
     def __init__(self, spec: ZygoteSpec, keepers: Sequence[KeeperHandle], adopt: Callable[[int, int], None]) -> None:

@@ -21,7 +21,7 @@ from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verifiers.sandbox import cgroups
 from quintain.verifiers.sandbox.command import Command, Pipes, encode
-from quintain.verifiers.sandbox.handle import Facts, KeeperGone, KeeperHandle, ZygoteHandle, ZygoteSpec
+from quintain.verifiers.sandbox.handle import Facts, JailZygote, KeeperGone, KeeperHandle, ZygoteSpec
 from quintain.verifiers.sandbox.interface import (
     Execution,
     Limits,
@@ -72,7 +72,7 @@ class NamespaceSandbox(Sandbox):
         self._prepared = dict(prepared or {})
         self._use_groups = control_groups and user is None
         self._starting = Starting(self._start)
-        self._zygote: ZygoteHandle | None = None
+        self._zygote: JailZygote | None = None
         self._groups: list[cgroups.SlotGroup] = []
         self._slots: Slots[KeeperHandle] = Slots([])
 
@@ -163,7 +163,7 @@ class NamespaceSandbox(Sandbox):
         uids = slot_uids(_read("/proc/self/uid_map"), self._count)
         keepers = [KeeperHandle(slot, uid) for slot, uid in enumerate(uids)]
         self._groups = await asyncio.to_thread(self._make_groups)
-        self._zygote = ZygoteHandle(spec, keepers, self._adopt)
+        self._zygote = JailZygote(spec, keepers, self._adopt)
         try:
             facts = await self._zygote.start()
             for keeper in keepers:

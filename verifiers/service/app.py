@@ -17,13 +17,13 @@ from quintain.verifiers.service.fusion import FusionPages
 from quintain.verifiers.service.jobs import Jobs
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.pages import VerifyPages
-from quintain.verifiers.service.policy import Policy
+from quintain.verifiers.service.policy import AccessPolicy
 
 
 class ServiceApp:
     """The application; `tokens`, where there are some, are asked for everywhere but at `/health` and `/v1/ping`."""
 
-    def __init__(self, policy: Policy, limits: ServiceLimits, tokens: Tokens) -> None:
+    def __init__(self, policy: AccessPolicy, limits: ServiceLimits, tokens: Tokens) -> None:
         metrics = Metrics("quintain_verify_")
         share = limits.queue_items // 2 if len(tokens.secrets) > 1 else limits.queue_items
         self._jobs = Jobs(policy, limits, metrics, share=max(1, share))

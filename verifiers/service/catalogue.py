@@ -11,16 +11,16 @@ from quintain.failure import QuintainError
 from quintain.verifiers.base import Verifier
 from quintain.verifiers.registry import available_verifiers, get_verifier, verifier_class
 from quintain.verifiers.service.limits import ServiceLimits
-from quintain.verifiers.service.policy import Policy
+from quintain.verifiers.service.policy import AccessPolicy
 from quintain.verifiers.service.wire import VerifierInfo, VerifierList
 
 
-async def offers(policy: Policy, limits: ServiceLimits) -> VerifierList:
+async def offers(policy: AccessPolicy, limits: ServiceLimits) -> VerifierList:
     """All verifiers that are installed, those that this server does not offer too, with the reason."""
     return VerifierList(tuple([await _offer(name, policy, limits) for name in available_verifiers()]))
 
 
-async def _offer(name: str, policy: Policy, limits: ServiceLimits) -> VerifierInfo:
+async def _offer(name: str, policy: AccessPolicy, limits: ServiceLimits) -> VerifierInfo:
     found = await asyncio.to_thread(verifier_class, name)  # it may import much
     schema = await asyncio.to_thread(found.options_schema) if found is not None else {}
     names = schema.get("properties", {})
@@ -46,7 +46,7 @@ async def _version(name: str, options: Mapping[str, Any]) -> str:
         return verifier.version
 
 
-def _wants_options(schema: Mapping[str, Any], name: str, policy: Policy) -> bool:
+def _wants_options(schema: Mapping[str, Any], name: str, policy: AccessPolicy) -> bool:
     """Whether all that the verifier `name` lacks are options that clients may give."""
     lacking = set(schema.get("required", ())) - set(policy.presets.get(name, {}))
     found = verifier_class(name)

@@ -24,7 +24,7 @@ from quintain.verifiers.base import Cost
 from quintain.verifiers.service.cache import VerdictCache, key_prefix
 from quintain.verifiers.service.job import Job, Pace
 from quintain.verifiers.service.limits import ServiceLimits
-from quintain.verifiers.service.policy import Policy
+from quintain.verifiers.service.policy import AccessPolicy
 from quintain.verifiers.service.quotas import Places, Quotas
 from quintain.verifiers.service.wire import MAX_ITEMS, VerifyRequest
 from quintain.verifiers.shared import Kept, Verifiers
@@ -52,7 +52,9 @@ def pace_of(cost: Cost) -> Pace:
 class Jobs:
     """All jobs of one server. `policy` says what may be asked for; `share` is one token's part of the queue."""
 
-    def __init__(self, policy: Policy, limits: ServiceLimits, metrics: Metrics, *, share: int | None = None) -> None:
+    def __init__(
+        self, policy: AccessPolicy, limits: ServiceLimits, metrics: Metrics, *, share: int | None = None
+    ) -> None:
         self.limits = limits
         self.metrics = metrics
         self.cache = VerdictCache(limits.cache_bytes)

@@ -22,7 +22,7 @@ from quintain.serving.refusals import read, refused
 from quintain.verifiers.service.catalogue import offers
 from quintain.verifiers.service.job import Job
 from quintain.verifiers.service.jobs import Jobs
-from quintain.verifiers.service.policy import Policy
+from quintain.verifiers.service.policy import AccessPolicy
 from quintain.verifiers.service.wire import NDJSON, StreamEnd, VerifyRequest
 
 CHUNK_CHARS: Final = 1 << 16
@@ -35,7 +35,7 @@ THREAD_BYTES: Final = 1 << 20
 class VerifyPages:
     """The pages over `jobs`."""
 
-    def __init__(self, jobs: Jobs, policy: Policy) -> None:
+    def __init__(self, jobs: Jobs, policy: AccessPolicy) -> None:
         self._jobs = jobs
         self._policy = policy
         self._offers: str | None = None

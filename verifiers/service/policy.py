@@ -40,7 +40,7 @@ MAX_PARTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class AccessPolicy:
     """`allow` names verifiers (`judge`) and options (`judge.url`) that clients may use although they are the
     operator's; `presets` has the operator's own options, by verifier. Raises QuintainError for a name there is not.
     """

@@ -22,7 +22,7 @@ from typing import Final
 from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
 from quintain.serving.tokens import Tokens
 from quintain.verifiers.service.limits import ServiceLimits
-from quintain.verifiers.service.policy import Policy
+from quintain.verifiers.service.policy import AccessPolicy
 
 TOKEN_ENV: Final = "QUINTAIN_VERIFY_TOKEN"
 ANSWER_S: Final = 2
@@ -34,7 +34,7 @@ def serve_verifiers(
     host: str = "127.0.0.1",
     port: int = 0,
     tokens: Tokens | None = None,
-    policy: Policy | None = None,
+    policy: AccessPolicy | None = None,
     limits: ServiceLimits | None = None,
     json_ready: bool = False,
     lifeline_fd: int | None = None,
@@ -48,7 +48,7 @@ def serve_verifiers(
     """
     from quintain.lifeline import hold_lifeline
 
-    tokens, policy, limits = tokens or Tokens(), policy or Policy(), limits or ServiceLimits()
+    tokens, policy, limits = tokens or Tokens(), policy or AccessPolicy(), limits or ServiceLimits()
     hold_lifeline(lifeline_fd, grace_s=limits.grace_s + ANSWER_S + 5.0)
     check_bind(host, bool(tokens), f"{TOKEN_ENV} or a file of tokens")
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
@@ -65,7 +65,7 @@ def read_tokens(token_env: str, token_file: Path | None) -> Tokens:
 
 
 async def _serve(
-    sock: socket.socket, policy: Policy, limits: ServiceLimits, tokens: Tokens, ready: Callable[[], None]
+    sock: socket.socket, policy: AccessPolicy, limits: ServiceLimits, tokens: Tokens, ready: Callable[[], None]
 ) -> None:
     from quintain.serving.run import quiet_server
     from quintain.verifiers.service.app import ServiceApp

@@ -18,7 +18,7 @@ from quintain.verifiers.workers.wire import messages
 READ_BYTES = 1 << 16
 
 
-class Channel:
+class SocketChannel:
     """One end of a socket pair: `on_message` gets each message, `on_end` the news that the peer is gone."""
 
     def __init__(

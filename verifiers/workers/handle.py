@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quintain.verifiers.workers.channel import Channel
+from quintain.verifiers.workers.channel import SocketChannel
 from quintain.verifiers.workers.wire import encode
 
 CLOSE_TIMEOUT_S: Final = 5.0
@@ -57,7 +57,7 @@ class ZygoteHandle:
             except OSError:
                 ours.close()
                 raise
-        self._control = Channel(loop, ours, self._on_message, lambda: self._end(self._how_it_ended()))
+        self._control = SocketChannel(loop, ours, self._on_message, lambda: self._end(self._how_it_ended()))
         self._control.send(
             encode(
                 {

@@ -27,7 +27,7 @@ from typing import Any, Final, Self
 from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.workers.channel import Channel
+from quintain.verifiers.workers.channel import SocketChannel
 from quintain.verifiers.workers.handle import WorkerSpec, ZygoteHandle
 from quintain.verifiers.workers.queue import FairQueue
 from quintain.verifiers.workers.replies import how_it_died, verdict_of_death, verdict_of_reply
@@ -64,7 +64,7 @@ class _Worker:
 
     token: int
     pid: int | None = None
-    channel: Channel | None = None
+    channel: SocketChannel | None = None
     items: deque[tuple[_Batch, int]] = field(default_factory=deque)
     due: float = math.inf
     timer: asyncio.TimerHandle | None = None
@@ -200,7 +200,7 @@ class WorkerPool:
         self._tokens += 1
         worker = _Worker(self._tokens)
         self._workers[worker.token] = worker
-        worker.channel = Channel(
+        worker.channel = SocketChannel(
             loop,
             zygote.spawn(worker.token),
             lambda message: self._on_message(worker, message),

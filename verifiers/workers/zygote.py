@@ -50,14 +50,14 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     parent = int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's business; it reaches the whole group
-    zygote = Zygote(control, parent)
+    zygote = WorkerZygote(control, parent)
     try:
         zygote.serve()
     finally:
         zygote.kill_all()
 
 
-class Zygote:
+class WorkerZygote:
     """The state of the zygote: its live workers, by token."""
 
     def __init__(self, control: socket.socket, parent: int) -> None:

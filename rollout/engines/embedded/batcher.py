@@ -22,7 +22,7 @@ from quintain.rollout.engines.embedded.kv import padded_rows, padded_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """How much fits: rows at once, tokens of the cache (rows x padded length), tokens of one prefill."""
 
     rows: int
@@ -39,7 +39,7 @@ class Reading:
     source: tuple[int, ...]
 
 
-def admit(waiting: Sequence[int], running: Sequence[int], limits: Limits) -> int:
+def admit(waiting: Sequence[int], running: Sequence[int], limits: BatchLimits) -> int:
     """How many of `waiting` may start. Both are the most tokens each row may come to hold."""
     longest = max(running, default=0)
     count = 0
@@ -52,7 +52,7 @@ def admit(waiting: Sequence[int], running: Sequence[int], limits: Limits) -> int
     return count
 
 
-def plan(prompts: Sequence[Sequence[int]], limits: Limits) -> list[Reading]:
+def plan(prompts: Sequence[Sequence[int]], limits: BatchLimits) -> list[Reading]:
     """How to read `prompts`, in batches of similar lengths, each distinct prompt once."""
     sharing: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):

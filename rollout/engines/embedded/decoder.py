@@ -19,15 +19,15 @@ from quintain.codec import Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, Sampling
 from quintain.rollout.engines.contract import spans_between
-from quintain.rollout.engines.embedded.batcher import Limits, Reading, admit, plan
-from quintain.rollout.engines.embedded.kv import Slots
+from quintain.rollout.engines.embedded.batcher import BatchLimits, Reading, admit, plan
+from quintain.rollout.engines.embedded.kv import KVCache
 from quintain.rollout.engines.embedded.network import Network
 from quintain.rollout.engines.embedded.sampler import draw
 from quintain.trajectory import Finish
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class DecodeRow:
     """One request and what has been sampled for it. `limit` is the most tokens it may get; `owner` the engine's."""
 
     prompt: list[int]
@@ -63,41 +63,41 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class EndedRows:
     """Rows that have ended: with all their tokens, or with a failure."""
 
-    finished: tuple[Row, ...] = ()
-    failed: tuple[tuple[Row, Failure], ...] = ()
+    finished: tuple[DecodeRow, ...] = ()
+    failed: tuple[tuple[DecodeRow, Failure], ...] = ()
 
 
 class Decoder:
     """Decodes rows with `network`. `version` is stamped on what it samples."""
 
-    def __init__(self, network: Network, limits: Limits) -> None:
+    def __init__(self, network: Network, limits: BatchLimits) -> None:
         self.network = network
         self.limits = limits
         self.version = 0
         self.prompt_tokens = 0
         self.output_tokens = 0
-        self._slots = Slots()
-        self._rows: list[Row] = []  # in the order of their slots
-        self._again: list[Row] = []  # to be read again: their caches are of older weights
+        self._slots = KVCache()
+        self._rows: list[DecodeRow] = []  # in the order of their slots
+        self._again: list[DecodeRow] = []  # to be read again: their caches are of older weights
 
     def __len__(self) -> int:
         return len(self._rows) + len(self._again)
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[DecodeRow]:
         """Everything running."""
         return [*self._again, *self._rows]
 
-    def room(self, waiting: Sequence[Row]) -> int:
+    def room(self, waiting: Sequence[DecodeRow]) -> int:
         """How many of `waiting` may start now."""
         return admit([row.most_tokens for row in waiting], [row.most_tokens for row in self.rows], self.limits)
 
-    def advance(self, new: Sequence[Row]) -> Outcome:
+    def advance(self, new: Sequence[DecodeRow]) -> EndedRows:
         """Read what is new, then sample one token for every row that was running."""
-        ended: list[Outcome] = []
+        ended: list[EndedRows] = []
         stepping = bool(self._rows)
         joining, self._again = [*self._again, *new], []
         if stepping:
@@ -105,12 +105,12 @@ class Decoder:
         for reading in plan([row.prompt + row.tokens for row in joining], self.limits):
             rows = [joining[index] for index in reading.rows]
             ended.append(self._guarded(lambda reading=reading, rows=rows: self._read(reading, rows), rows))
-        return Outcome(
+        return EndedRows(
             tuple(row for outcome in ended for row in outcome.finished),
             tuple(pair for outcome in ended for pair in outcome.failed),
         )
 
-    def remove(self, gone: Sequence[Row]) -> None:
+    def remove(self, gone: Sequence[DecodeRow]) -> None:
         """Free the slots of the rows `gone`."""
         leaving = {id(row) for row in gone}
         self._again = [row for row in self._again if id(row) not in leaving]
@@ -138,18 +138,18 @@ class Decoder:
                     result[index] = values
         return result
 
-    def _guarded(self, work: Any, rows: list[Row]) -> Outcome:
+    def _guarded(self, work: Any, rows: list[DecodeRow]) -> EndedRows:
         """`work`'s outcome, or the failure of all of `rows` where it raises."""
         try:
-            outcome: Outcome = work()
+            outcome: EndedRows = work()
         except Exception as error:
             self.remove(rows)
             failure = failure_of(error, Stage.GENERATE)
-            return Outcome(failed=tuple((row, failure) for row in rows))
+            return EndedRows(failed=tuple((row, failure) for row in rows))
         self.remove([*outcome.finished, *(row for row, _ in outcome.failed)])
         return outcome
 
-    def _read(self, reading: Reading, rows: list[Row]) -> Outcome:
+    def _read(self, reading: Reading, rows: list[DecodeRow]) -> EndedRows:
         lengths = [len(prompt) for prompt in reading.prompts]
         read = self.network.prefill(_padded(reading.prompts), lengths)
         self.prompt_tokens += sum(len(row.prompt) for row in rows if not row.tokens)
@@ -157,22 +157,22 @@ class Decoder:
         self._rows += rows
         return self._sample(read.logits[list(reading.source)], rows)
 
-    def _step(self) -> Outcome:
+    def _step(self) -> EndedRows:
         rows = list(self._rows)
         last = [row.tokens[-1] for row in rows]
         ids = torch.tensor(last + [0] * (self._slots.rows - len(last)))
         return self._sample(self.network.step(ids, self._slots)[: len(rows)], rows)
 
-    def _sample(self, logits: torch.Tensor, rows: list[Row]) -> Outcome:
+    def _sample(self, logits: torch.Tensor, rows: list[DecodeRow]) -> EndedRows:
         drawn = draw(logits, [row.sampling for row in rows], [len(row.tokens) for row in rows])
-        broken: list[tuple[Row, Failure]] = []
+        broken: list[tuple[DecodeRow, Failure]] = []
         for row, token, logprob in zip(rows, drawn.ids, drawn.logprobs, strict=True):
             if logprob != logprob:
                 broken.append((row, _NOT_FINITE))
             else:
                 row.take(token, logprob, self.version)
                 self.output_tokens += 1
-        return Outcome(tuple(row for row in rows if row.finish is not None), tuple(broken))
+        return EndedRows(tuple(row for row in rows if row.finish is not None), tuple(broken))
 
 
 _NOT_FINITE = Failure.of(

@@ -32,9 +32,9 @@ from quintain.codec import Floats, Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows
-from quintain.rollout.engines.embedded.batcher import Cohort, Limits, in_order
+from quintain.rollout.engines.embedded.batcher import BatchLimits, Cohort, in_order
 from quintain.rollout.engines.embedded.checkpoint import read_weights
-from quintain.rollout.engines.embedded.decoder import Decoder, Row, failure_of
+from quintain.rollout.engines.embedded.decoder import Decoder, DecodeRow, failure_of
 from quintain.rollout.engines.embedded.network import open_network
 
 T = TypeVar("T")
@@ -105,13 +105,13 @@ class EmbeddedEngine:
         opened = open_network(model, dtype, max_length)
         self._max_length = opened.max_length
         self._words = opened.network.words
-        limits = Limits(max_batch, max(1, cache_bytes // opened.token_bytes), prefill_tokens)
+        limits = BatchLimits(max_batch, max(1, cache_bytes // opened.token_bytes), prefill_tokens)
         self._decoder = Decoder(opened.network, limits)
         self._decoder.version = version
         self._expected = expected
         self._cohort = Cohort() if expected is not None else None
-        self._gathering: list[tuple[str, Row]] = []  # lockstep: not yet part of a cohort
-        self._ready: deque[Row] = deque()  # may start as soon as there is room
+        self._gathering: list[tuple[str, DecodeRow]] = []  # lockstep: not yet part of a cohort
+        self._ready: deque[DecodeRow] = deque()  # may start as soon as there is room
         self._paused = False
         self._stopping = False
         self._busy_s = 0.0
@@ -139,7 +139,7 @@ class EmbeddedEngine:
         prompt = as_ints(prompt_ids)
         limit = check_request(prompt, sampling, max_length=self._max_length, words=self._words)
         reply = _Reply.here()
-        row = Row(prompt.tolist(), sampling, limit, owner=reply)
+        row = DecodeRow(prompt.tolist(), sampling, limit, owner=reply)
         expected = self._expected() if self._expected else 0
         self._put(_Command(lambda: self._submit(session, row, expected), reply))
         try:
@@ -279,14 +279,14 @@ class EmbeddedEngine:
         for row, failure in outcome.failed:
             row.owner.settle(failure=failure)
 
-    def _submit(self, session: str, row: Row, expected: int) -> None:
+    def _submit(self, session: str, row: DecodeRow, expected: int) -> None:
         if self._cohort is None:
             self._ready.append(row)
         else:
             self._gathering.append((session, row))
             self._cohort.expected = expected
 
-    def _cancel(self, row: Row) -> None:
+    def _cancel(self, row: DecodeRow) -> None:
         self._gathering = [pair for pair in self._gathering if pair[1] is not row]
         self._ready = deque(other for other in self._ready if other is not row)
         self._decoder.remove([row])
@@ -330,5 +330,5 @@ class EmbeddedEngine:
                 reply.settle(failure=failure)
 
 
-def _rank(session: str, row: Row) -> tuple[str, bytes, int]:
+def _rank(session: str, row: DecodeRow) -> tuple[str, bytes, int]:
     return session, np.array(row.prompt, dtype=np.int32).tobytes(), row.sampling.seed

@@ -36,7 +36,7 @@ def padded_tokens(tokens: int) -> int:
     return -(-tokens // _TIME_BLOCK) * _TIME_BLOCK
 
 
-class Slots:
+class KVCache:
     """The key/value cache of a running batch. `lengths` is how many positions each row has filled."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quintain.rollout.engines.embedded.kv import Slots
+from quintain.rollout.engines.embedded.kv import KVCache
 from quintain.rollout.engines.embedded.modules import layout_of
 from quintain.rollout.engines.embedded.network import Layout, Prefilled, flat_pairs, target_logprobs
 from quintain.rollout.engines.embedded.packing import Linear, pack
@@ -102,7 +102,7 @@ class LlamaNetwork:
         ends = torch.arange(len(lengths)) * width + torch.tensor(lengths) - shared - 1
         return Prefilled(self._weights.head(hidden[ends]), [keys for keys, _ in cache], [values for _, values in cache])
 
-    def step(self, ids: Tensor, slots: Slots) -> Tensor:
+    def step(self, ids: Tensor, slots: KVCache) -> Tensor:
         """Read one more token `ids` [B] in each of the padded rows of `slots`; the logits after it [B, V]."""
         mask = slots.begin_step()
         rows, tokens, heads, size = len(ids), slots.tokens, self._kv_heads, self._head_size

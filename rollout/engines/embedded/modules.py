@@ -20,7 +20,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from transformers.utils import logging
 
 from quintain.failure import QuintainError
-from quintain.rollout.engines.embedded.kv import Slots
+from quintain.rollout.engines.embedded.kv import KVCache
 from quintain.rollout.engines.embedded.network import Layout, Prefilled, flat_pairs, target_logprobs
 
 
@@ -100,7 +100,7 @@ class ModuleNetwork:
         at = torch.tensor([ends.index(length - 1) if options else length - 1 for length in lengths])
         return Prefilled(logits[torch.arange(len(lengths)), at], [x.k for x in layers], [x.v for x in layers])
 
-    def step(self, ids: Tensor, slots: Slots) -> Tensor:
+    def step(self, ids: Tensor, slots: KVCache) -> Tensor:
         """Read one more token `ids` [B] in each of the padded rows of `slots`; the logits after it [B, V]."""
         mask = slots.begin_step()
         layers: list[CacheLayerMixin] = [_InSlots(slots, index) for index in range(self._layers)]
@@ -216,7 +216,7 @@ class _Collect(_Layer):
 class _InSlots(_Layer):
     """Writes one decode step's keys and values into the slots."""
 
-    def __init__(self, slots: Slots, index: int) -> None:
+    def __init__(self, slots: KVCache, index: int) -> None:
         super().__init__()
         self._slots, self._index = slots, index
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from quintain.failure import QuintainError
 from quintain.rollout.engines.dtypes import torch_dtype
-from quintain.rollout.engines.embedded.kv import Slots
+from quintain.rollout.engines.embedded.kv import KVCache
 
 _SCORED_POSITIONS = 512  # at once through the head: V float32 numbers each
 _PROBE_TOKENS = 8
@@ -63,7 +63,7 @@ class Network(Protocol):
         """Read the prompts `ids` [n, S] of `lengths`."""
         ...
 
-    def step(self, ids: Tensor, slots: Slots) -> Tensor:
+    def step(self, ids: Tensor, slots: KVCache) -> Tensor:
         """Read one more token `ids` [B] in each of the padded rows of `slots`; the logits after it [B, V]."""
         ...
 
@@ -81,7 +81,7 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class LoadedNetwork:
     """A checked network, the longest sequence it may hold, and the bytes that one cached token takes."""
 
     network: Network
@@ -89,7 +89,7 @@ class Opened:
     token_bytes: int
 
 
-def open_network(model: Any, dtype: str, max_length: int | None) -> Opened:
+def open_network(model: Any, dtype: str, max_length: int | None) -> LoadedNetwork:
     """The fastest network for `model`, which is a folder or a transformers model.
 
     A model object may be taken over: converted to `dtype`, its weights changed by later loads. Raises QuintainError
@@ -113,7 +113,7 @@ def open_network(model: Any, dtype: str, max_length: int | None) -> Opened:
             network = make()
             error, token_bytes = _probe(network, probe, reference)
             if error <= _TOLERANCE[kind]:
-                return Opened(network, length, token_bytes)
+                return LoadedNetwork(network, length, token_bytes)
     raise QuintainError(
         f"{type(loaded).__name__} decodes differently with its cache in slots than on its own, so the embedded engine "
         "cannot sample from it faithfully: use the vLLM engine for this model"
@@ -127,7 +127,7 @@ def _probe(network: Network, probe: Tensor, reference: Tensor) -> tuple[float, i
     """
     lengths = [_PROBE_TOKENS - 2, _PROBE_TOKENS - 5]
     read = network.prefill(torch.stack([probe[: lengths[0]]] * 2), lengths)
-    slots = Slots()
+    slots = KVCache()
     slots.admit(read.keys, read.values, [0, 1], lengths)
     got = [read.logits]
     for ahead in range(2):

@@ -19,7 +19,7 @@ from quintain.rollout.engines.vllm.dialect import Chunk
 from quintain.trajectory import Finish
 
 
-class Answer:
+class PartialCompletion:
     """The answer to one request, `limit` tokens at most."""
 
     def __init__(self, prompt: Ints, sampling: Sampling, limit: int) -> None:

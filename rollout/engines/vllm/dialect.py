@@ -21,7 +21,7 @@ NOT_FINITE = -9000.0
 """vLLM writes -9999 for a log-probability that is NaN or minus infinity."""
 
 
-class Dialect(StrEnum):
+class CompletionApi(StrEnum):
     """Which endpoint: the value is its path."""
 
     GENERATE = "/inference/v1/generate"
@@ -48,7 +48,7 @@ class Chunk:
 
 
 def generate_body(
-    dialect: Dialect, model: str, ids: Sequence[int], sampling: Sampling, limit: int, *, salt: str, interval: int
+    dialect: CompletionApi, model: str, ids: Sequence[int], sampling: Sampling, limit: int, *, salt: str, interval: int
 ) -> dict[str, Any]:
     """A streaming request for at most `limit` tokens after `ids`; prefixes are shared among equal `salt` only."""
     settings = {
@@ -66,22 +66,22 @@ def generate_body(
         "skip_special_tokens": False,
     }
     common = {"model": model, "stream": True, "cache_salt": salt}
-    if dialect is Dialect.GENERATE:
+    if dialect is CompletionApi.GENERATE:
         inside = settings | {"detokenize": False, "stream_interval": interval}
         return common | {"token_ids": list(ids), "sampling_params": inside}
     return common | settings | {"prompt": list(ids), "return_token_ids": True, "add_special_tokens": False}
 
 
-def score_body(dialect: Dialect, model: str, ids: Sequence[int], *, salt: str) -> dict[str, Any]:
+def score_body(dialect: CompletionApi, model: str, ids: Sequence[int], *, salt: str) -> dict[str, Any]:
     """A request for the log-probabilities of `ids` themselves; one token is sampled, since none cannot be asked for."""
     settings: dict[str, Any] = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
     common = {"model": model, "stream": False, "cache_salt": salt}
-    if dialect is Dialect.GENERATE:
+    if dialect is CompletionApi.GENERATE:
         return common | {"token_ids": list(ids), "sampling_params": settings | {"detokenize": False}}
     return common | settings | {"prompt": list(ids), "add_special_tokens": False}
 
 
-def read_chunk(dialect: Dialect, line: str) -> Chunk | None:
+def read_chunk(dialect: CompletionApi, line: str) -> Chunk | None:
     """What one `data:` line of a stream says; None where it says nothing about tokens.
 
     Malformed where it is wrong, BrokenOff where the server gives up.
@@ -98,7 +98,7 @@ def read_chunk(dialect: Dialect, line: str) -> Chunk | None:
         ids = choice.get("token_ids") or []
         if not ids:
             return Chunk((), (), choice.get("finish_reason"), _versions(choice))
-        if dialect is Dialect.GENERATE:
+        if dialect is CompletionApi.GENERATE:
             logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
         else:
             logprobs = choice["logprobs"]["token_logprobs"]
@@ -111,10 +111,10 @@ def read_chunk(dialect: Dialect, line: str) -> Chunk | None:
     return Chunk(ids, logprobs, choice.get("finish_reason"), _versions(choice))
 
 
-def read_score(dialect: Dialect, answer: Mapping[str, Any], ids: Sequence[int]) -> Floats:
+def read_score(dialect: CompletionApi, answer: Mapping[str, Any], ids: Sequence[int]) -> Floats:
     """The log-probabilities [L - 1] of `ids` in the answer to a `score_body`. Malformed where they are not there."""
     try:
-        holder = answer if dialect is Dialect.GENERATE else answer["choices"][0]
+        holder = answer if dialect is CompletionApi.GENERATE else answer["choices"][0]
         told = holder["prompt_logprobs"]
         pairs = zip(told[1:], ids[1:], strict=True)
         values = [float(entry[str(int(token))]["logprob"]) for entry, token in pairs]

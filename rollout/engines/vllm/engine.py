@@ -24,8 +24,8 @@ from quintain.codec import Floats, Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows
-from quintain.rollout.engines.vllm.answer import Answer
-from quintain.rollout.engines.vllm.fleet import Attempt, Fleet, Member, total_load
+from quintain.rollout.engines.vllm.answer import PartialCompletion
+from quintain.rollout.engines.vllm.fleet import Fleet, Member, ReplicaRequest, total_load
 from quintain.rollout.engines.vllm.replica import ReplicaDown
 from quintain.rollout.weights.canary import TOLERANCE
 
@@ -68,7 +68,9 @@ class VLLMEngine:
         prompt = as_ints(prompt_ids)
         limit = check_request(prompt, sampling, max_length=self._max_length, words=self._words)
         self._begin()
-        task = asyncio.ensure_future(self._answer(Answer(prompt, self._known_stops(sampling), limit), session))
+        task = asyncio.ensure_future(
+            self._answer(PartialCompletion(prompt, self._known_stops(sampling), limit), session)
+        )
         self._busy_since = self._busy_since if self._tasks else time.monotonic()
         self._tasks.add(task)
         try:
@@ -167,7 +169,7 @@ class VLLMEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._fleet.close()
 
-    async def _answer(self, answer: Answer, session: str) -> Completion:
+    async def _answer(self, answer: PartialCompletion, session: str) -> Completion:
         self._prompt_tokens += len(answer.prompt)
         moved, failed = False, 0
         while answer.finish is None:
@@ -187,7 +189,7 @@ class VLLMEngine:
                 self._fleet.leave(attempt)
         return answer.completion()
 
-    async def _attempt(self, attempt: Attempt, answer: Answer, *, moved: bool) -> None:
+    async def _attempt(self, attempt: ReplicaRequest, answer: PartialCompletion, *, moved: bool) -> None:
         """Sample on the attempt's replica until the answer ends or sampling stops there. ReplicaDown where it died."""
         member, holdings = attempt.member, self._fleet.holdings
         answer.begin(holdings.version, moved=moved)

@@ -37,7 +37,7 @@ SETTLE_S = 1.0
 """How long requests that a pause ends may take to say so."""
 
 
-class Attempt:
+class ReplicaRequest:
     """A request on a replica. `interrupt` ends it from outside: `down` where the replica is to blame."""
 
     def __init__(self, member: Member, on_keep: Callable[[], None]) -> None:
@@ -75,7 +75,7 @@ class Member:
         self.frozen = False  # its server is paused
         self.broken = False  # it must be started anew, however healthy it looks
         self.restarts = 0
-        self.attempts: set[Attempt] = set()
+        self.attempts: set[ReplicaRequest] = set()
         self.last_sign = 0.0
         self.load = Load()
         self.before = Load()  # what the servers before this one had counted
@@ -129,7 +129,7 @@ class Fleet:
         """Why no replica is left nor will be, or None."""
         return self.members[0].gone if all(member.gone is not None for member in self.members) else None
 
-    async def enter(self, session: str, on_keep: Callable[[], None]) -> Attempt:
+    async def enter(self, session: str, on_keep: Callable[[], None]) -> ReplicaRequest:
         """A place for a request, once the gate is open and somebody is up.
 
         FailureError where nobody will be, but not at once: so the owner can end everything with its prompts pending,
@@ -141,7 +141,7 @@ class Fleet:
                 member = self.members[index]
                 if not member.attempts:
                     member.sign()  # an idle one owes no sign of life
-                attempt = Attempt(member, on_keep)
+                attempt = ReplicaRequest(member, on_keep)
                 member.attempts.add(attempt)
                 return attempt
             if self.lost is not None:
@@ -149,7 +149,7 @@ class Fleet:
                 self._refuse_if_lost()
             await self._changed.wait()
 
-    def leave(self, attempt: Attempt) -> None:
+    def leave(self, attempt: ReplicaRequest) -> None:
         """The request has ended."""
         if attempt.down is None:
             self._router.done(attempt.member.index)
@@ -292,7 +292,7 @@ class Fleet:
         await member.replica.pause(keep=True)
         member.frozen = True
 
-    async def _interrupt(self, attempts: Sequence[Attempt]) -> None:
+    async def _interrupt(self, attempts: Sequence[ReplicaRequest]) -> None:
         for attempt in attempts:
             attempt.interrupt()
         for attempt in attempts:

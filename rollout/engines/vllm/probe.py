@@ -15,7 +15,7 @@ import httpx
 
 from quintain.calling.connections import http_client
 from quintain.failure import QuintainError, one_line
-from quintain.rollout.engines.vllm.dialect import Dialect, read_score
+from quintain.rollout.engines.vllm.dialect import CompletionApi, read_score
 
 OLDEST = (0, 32)
 """The first version whose weight transfer and pauses this speaks. Newer ones are taken as they come."""
@@ -40,7 +40,7 @@ class Found:
 
     model: str
     max_length: int
-    dialect: Dialect
+    dialect: CompletionApi
 
 
 def probe(url: str, wanted: Wanted, *, api_key: str | None, report: Callable[[str], None]) -> Found:
@@ -90,25 +90,27 @@ class _Probe:
             )
         return model, length
 
-    def _dialect(self, model: str) -> Dialect:
+    def _dialect(self, model: str) -> CompletionApi:
         """The better endpoint, if the server has it."""
         body = {"model": model, "token_ids": [0, 0], "sampling_params": {"max_tokens": 1, "detokenize": False}}
-        answer = self.http.post(Dialect.GENERATE.value, json=body)
+        answer = self.http.post(CompletionApi.GENERATE.value, json=body)
         if answer.status_code == 200:
-            return Dialect.GENERATE
+            return CompletionApi.GENERATE
         if answer.status_code not in (403, 404):
             raise self._wrong(f"cannot sample: {self._said(answer)}")
         if self.wanted.keep:
             raise self._wrong("does not say which weights sampled a token, which kv: keep needs: --enable-scale-out")
-        self.report(f"vLLM at {self.url} was started without --enable-scale-out: using {Dialect.COMPLETIONS.value}")
-        return Dialect.COMPLETIONS
+        self.report(
+            f"vLLM at {self.url} was started without --enable-scale-out: using {CompletionApi.COMPLETIONS.value}"
+        )
+        return CompletionApi.COMPLETIONS
 
     def _vocabulary(self, model: str) -> None:
         last = self.wanted.words - 1
         answer = self._ask(model, [last, last], prompt_logprobs=0)
         if answer.status_code != 200:
             raise self._wrong(f"serves another model ({model}): it refuses token id {last}: {self._said(answer)}")
-        read_score(Dialect.COMPLETIONS, answer.json(), [last, last])
+        read_score(CompletionApi.COMPLETIONS, answer.json(), [last, last])
 
     def _logprobs(self, model: str) -> None:
         """With top_k 1 the only token left has probability one, where the distribution sampled from is reported."""
@@ -148,7 +150,7 @@ class _Probe:
 
     def _ask(self, model: str, ids: list[int], **settings: Any) -> httpx.Response:
         body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, **settings}
-        return self.http.post(Dialect.COMPLETIONS.value, json=body)
+        return self.http.post(CompletionApi.COMPLETIONS.value, json=body)
 
     def _said(self, answer: httpx.Response) -> str:
         return one_line(answer.text, 200) or f"status {answer.status_code}"

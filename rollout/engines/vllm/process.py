@@ -24,7 +24,7 @@ HOST_MODULE = "quintain.rollout.engines.vllm.host"
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class ServerLaunch:
     """How to start a server: `python` has vLLM, `flags` are those of its command line but for host and port."""
 
     name: str
@@ -37,7 +37,7 @@ class Launch:
 class Process:
     """The server that `launch` describes. Its port is chosen when it first starts, and stays the same."""
 
-    def __init__(self, launch: Launch, lifeline: Lifeline) -> None:
+    def __init__(self, launch: ServerLaunch, lifeline: Lifeline) -> None:
         self.launch = launch
         self.port = _free_port()
         self._lifeline = lifeline

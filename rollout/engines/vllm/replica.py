@@ -20,7 +20,7 @@ from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.vllm.dialect import (
     BrokenOff,
     Chunk,
-    Dialect,
+    CompletionApi,
     Load,
     Malformed,
     generate_body,
@@ -45,7 +45,7 @@ class Replica:
     """The server at `url`, which calls its model `model`. Waits at most `patience_s` for any answer but a stream's."""
 
     def __init__(
-        self, url: str, *, model: str, dialect: Dialect, api_key: str | None, interval: int, patience_s: float
+        self, url: str, *, model: str, dialect: CompletionApi, api_key: str | None, interval: int, patience_s: float
     ) -> None:
         self.url, self.model, self.dialect = url, model, dialect
         self._interval, self._patience_s = interval, patience_s

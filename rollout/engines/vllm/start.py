@@ -22,7 +22,7 @@ from quintain.lifeline import Lifeline
 from quintain.rollout.engines.vllm.engine import VLLMEngine
 from quintain.rollout.engines.vllm.fleet import Fleet, Member
 from quintain.rollout.engines.vllm.probe import OLDEST, Found, Wanted, probe
-from quintain.rollout.engines.vllm.process import Launch, Process
+from quintain.rollout.engines.vllm.process import Process, ServerLaunch
 from quintain.rollout.engines.vllm.replica import LOOK_S, Replica
 from quintain.rollout.engines.vllm.weights import Holdings
 from quintain.rollout.vllm_plugin import BACKEND
@@ -145,7 +145,9 @@ def _processes(config: ExperimentConfig, options: VLLMConfig, logs: Path) -> lis
     line = flags(config, options, cpu=cpu)
     return [
         Process(
-            Launch(f"vllm-{index}", python, line, logs / f"vllm-{index}.log", environ(config, options, index, cpu=cpu)),
+            ServerLaunch(
+                f"vllm-{index}", python, line, logs / f"vllm-{index}.log", environ(config, options, index, cpu=cpu)
+            ),
             lifeline,
         )
         for index in range(options.count)

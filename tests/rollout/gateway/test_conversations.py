@@ -24,7 +24,7 @@ from quintain.rollout.gateway.conversations import (
     STARTED,
     TOOLS_CHANGED,
     Conversations,
-    Said,
+    RecordedTurn,
 )
 from quintain.trajectory import Ending, Finish, Trajectory, VersionSpan, extends, to_segments
 
@@ -50,7 +50,7 @@ def sample(ids: list[int], *, closed: bool = True, logprob: float = -0.5) -> Com
     return Completion(out, logprobs, finish, (VersionSpan(0, 0, len(out)),) if len(out) else ())
 
 
-def speak(talk: Conversations, messages: list[Message], said: str, tools: tuple[ToolSpec, ...] = ()) -> Said:
+def speak(talk: Conversations, messages: list[Message], said: str, tools: tuple[ToolSpec, ...] = ()) -> RecordedTurn:
     prompt = talk.prompt(messages, tools)
     return talk.record(prompt, sample([ord(c) for c in said]), assistant(said))
 

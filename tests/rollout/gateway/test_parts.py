@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quintain.codec import as_floats, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
-from quintain.rollout.chat.tool_calls import Said, parser_of
+from quintain.rollout.chat.tool_calls import ParsedOutput, parser_of
 from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion, Sampling
 from quintain.rollout.gateway.calls import cut, first_stop
@@ -32,22 +32,22 @@ TOOL = ToolSpec(FunctionSpec("add", "sums", {"type": "object"}))
 @pytest.mark.parametrize(
     ("parser", "text", "said"),
     [
-        ("hermes", "plain", Said("plain")),
-        ("hermes", "", Said("")),
-        ("hermes", CALL, Said(None, (CALLED,))),
-        ("hermes", f"I add.\n{CALL}\n{CALL}", Said("I add.", (CALLED, CALLED))),
-        ("hermes", '<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}\n', Said(None, (CALLED,))),
-        ("hermes", '<tool_call>{"name": "add", "arg', Said('<tool_call>{"name": "add", "arg')),
-        ("hermes", "<tool_call>add(1)</tool_call>", Said("<tool_call>add(1)</tool_call>")),
-        ("hermes", '{"name": "add", "arguments": {"a": 1}}', Said('{"name": "add", "arguments": {"a": 1}}')),
-        ("whole", '{"name": "add", "parameters": {"a": 1}}', Said(None, (CALLED,))),
-        ("whole", "[add(a=1)]", Said(None, (CALLED,))),
-        ("whole", "It is 1.", Said("It is 1.")),
-        ("whole", CALL, Said(CALL)),
-        ("none", CALL, Said(CALL)),
+        ("hermes", "plain", ParsedOutput("plain")),
+        ("hermes", "", ParsedOutput("")),
+        ("hermes", CALL, ParsedOutput(None, (CALLED,))),
+        ("hermes", f"I add.\n{CALL}\n{CALL}", ParsedOutput("I add.", (CALLED, CALLED))),
+        ("hermes", '<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}\n', ParsedOutput(None, (CALLED,))),
+        ("hermes", '<tool_call>{"name": "add", "arg', ParsedOutput('<tool_call>{"name": "add", "arg')),
+        ("hermes", "<tool_call>add(1)</tool_call>", ParsedOutput("<tool_call>add(1)</tool_call>")),
+        ("hermes", '{"name": "add", "arguments": {"a": 1}}', ParsedOutput('{"name": "add", "arguments": {"a": 1}}')),
+        ("whole", '{"name": "add", "parameters": {"a": 1}}', ParsedOutput(None, (CALLED,))),
+        ("whole", "[add(a=1)]", ParsedOutput(None, (CALLED,))),
+        ("whole", "It is 1.", ParsedOutput("It is 1.")),
+        ("whole", CALL, ParsedOutput(CALL)),
+        ("none", CALL, ParsedOutput(CALL)),
     ],
 )
-def test_calls_are_read_and_what_is_malformed_stays_text(parser: str, text: str, said: Said) -> None:
+def test_calls_are_read_and_what_is_malformed_stays_text(parser: str, text: str, said: ParsedOutput) -> None:
     assert parser_of(parser)(text, ["add"]) == said
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.vllm.answer import Answer
+from quintain.rollout.engines.vllm.answer import PartialCompletion
 from quintain.rollout.engines.vllm.dialect import Chunk
 from quintain.trajectory import Finish, check_spans
 
@@ -18,11 +18,11 @@ def chunk(*ids: int) -> Chunk:
     return Chunk(ids, [-float(token) for token in ids])
 
 
-def answer(limit: int = 10, stop: int = 99) -> Answer:
-    return Answer(PROMPT, Sampling(limit, stop_ids=(stop,)), limit)
+def answer(limit: int = 10, stop: int = 99) -> PartialCompletion:
+    return PartialCompletion(PROMPT, Sampling(limit, stop_ids=(stop,)), limit)
 
 
-def spans(done: Answer) -> list[tuple[int, int, int]]:
+def spans(done: PartialCompletion) -> list[tuple[int, int, int]]:
     return [(span.version, span.start, span.end) for span in done.completion().versions]
 
 

@@ -10,7 +10,7 @@ import pytest
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.vllm.dialect import (
     BrokenOff,
-    Dialect,
+    CompletionApi,
     Malformed,
     generate_body,
     read_chunk,
@@ -19,7 +19,7 @@ from quintain.rollout.engines.vllm.dialect import (
     score_body,
 )
 
-BOTH = pytest.mark.parametrize("dialect", list(Dialect))
+BOTH = pytest.mark.parametrize("dialect", list(CompletionApi))
 
 
 def line(**choice: Any) -> str:
@@ -31,7 +31,7 @@ def content(*values: float) -> dict[str, Any]:
 
 
 @BOTH
-def test_no_seed_is_ever_sent_and_every_bias_is_spelled_out(dialect: Dialect) -> None:
+def test_no_seed_is_ever_sent_and_every_bias_is_spelled_out(dialect: CompletionApi) -> None:
     body = generate_body(dialect, "m", [1, 2], Sampling(5, seed=7, top_k=3), 5, salt="s", interval=8)
     settings = body.get("sampling_params", body)
     assert "seed" not in settings
@@ -43,23 +43,23 @@ def test_no_seed_is_ever_sent_and_every_bias_is_spelled_out(dialect: Dialect) ->
 
 
 def test_both_dialects_chunks_are_read() -> None:
-    one = read_chunk(Dialect.GENERATE, line(token_ids=[4, 5], logprobs=content(-1.0, -2.0), finish_reason=None))
+    one = read_chunk(CompletionApi.GENERATE, line(token_ids=[4, 5], logprobs=content(-1.0, -2.0), finish_reason=None))
     assert one is not None
     assert (one.ids, one.logprobs, one.finish) == ([4, 5], [-1.0, -2.0], None)
     two = read_chunk(
-        Dialect.COMPLETIONS, line(token_ids=[4], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop")
+        CompletionApi.COMPLETIONS, line(token_ids=[4], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop")
     )
     assert two is not None
     assert (two.ids, two.logprobs, two.finish) == ([4], [-1.0], "stop")
     versions = [{"version": "a-1", "start": 0, "end": 3}, {"version": "a-2", "start": 3, "end": 4}]
-    last = read_chunk(Dialect.GENERATE, line(token_ids=[], finish_reason="abort", weight_versions=versions))
+    last = read_chunk(CompletionApi.GENERATE, line(token_ids=[], finish_reason="abort", weight_versions=versions))
     assert last is not None
     assert (last.ids, last.finish, last.versions) == ((), "abort", [("a-1", 0), ("a-2", 3)])
 
 
 @pytest.mark.parametrize("text", ["", ": ping", "data: [DONE]", 'data: {"choices": [], "usage": {}}'])
 def test_lines_without_tokens_say_nothing(text: str) -> None:
-    assert read_chunk(Dialect.GENERATE, text) is None
+    assert read_chunk(CompletionApi.GENERATE, text) is None
 
 
 @pytest.mark.parametrize(
@@ -74,22 +74,22 @@ def test_lines_without_tokens_say_nothing(text: str) -> None:
 )
 def test_a_chunk_that_is_wrong_is_malformed_never_made_up(text: str) -> None:
     with pytest.raises(Malformed):
-        read_chunk(Dialect.GENERATE, text)
+        read_chunk(CompletionApi.GENERATE, text)
 
 
 def test_an_error_within_a_stream_is_the_servers_trouble() -> None:
     with pytest.raises(BrokenOff, match="engine died"):
-        read_chunk(Dialect.GENERATE, 'data: {"error": {"message": "the engine died", "code": 500}}')
+        read_chunk(CompletionApi.GENERATE, 'data: {"error": {"message": "the engine died", "code": 500}}')
 
 
 def test_scores_are_those_of_the_prompts_own_tokens() -> None:
     told = [None, {"6": {"logprob": -3.0}, "9": {"logprob": -0.5}}, {"7": {"logprob": -4.0}}]
-    assert read_score(Dialect.GENERATE, {"prompt_logprobs": told}, [5, 6, 7]).tolist() == [-3.0, -4.0]
+    assert read_score(CompletionApi.GENERATE, {"prompt_logprobs": told}, [5, 6, 7]).tolist() == [-3.0, -4.0]
     answer = {"choices": [{"prompt_logprobs": told}]}
-    assert read_score(Dialect.COMPLETIONS, answer, [5, 6, 7]).tolist() == [-3.0, -4.0]
+    assert read_score(CompletionApi.COMPLETIONS, answer, [5, 6, 7]).tolist() == [-3.0, -4.0]
     for ids in ([5, 6], [5, 6, 8]):
         with pytest.raises(Malformed):
-            read_score(Dialect.GENERATE, {"prompt_logprobs": told}, ids)
+            read_score(CompletionApi.GENERATE, {"prompt_logprobs": told}, ids)
 
 
 def test_loads_of_several_engines_are_added_and_the_fullest_cache_counts() -> None:

@@ -13,7 +13,7 @@ from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm import fleet
 from quintain.rollout.engines.vllm.dialect import Load
-from quintain.rollout.engines.vllm.fleet import Attempt, Fleet, Member, total_load
+from quintain.rollout.engines.vllm.fleet import Fleet, Member, ReplicaRequest, total_load
 from quintain.rollout.engines.vllm.replica import ReplicaDown
 from quintain.rollout.engines.vllm.weights import Holdings
 
@@ -165,11 +165,11 @@ async def test_a_replica_that_was_only_out_of_sight_keeps_its_weights_and_one_st
 
 
 async def test_when_a_replica_is_lost_its_requests_are_told_and_its_sessions_move(scene: Scene) -> None:
-    attempts: dict[str, Attempt] = {f"{i}": await scene.fleet.enter(f"{i}", nothing) for i in range(6)}
+    attempts: dict[str, ReplicaRequest] = {f"{i}": await scene.fleet.enter(f"{i}", nothing) for i in range(6)}
     lost = [session for session, attempt in attempts.items() if attempt.member.index == 1]
     assert len(lost) == 2
 
-    async def run(attempt: Attempt) -> str | None:
+    async def run(attempt: ReplicaRequest) -> str | None:
         try:
             async with attempt.running():
                 await asyncio.Event().wait()

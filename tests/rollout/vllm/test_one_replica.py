@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.engines.base import Sampling, Weights
-from quintain.rollout.engines.vllm.dialect import Dialect
+from quintain.rollout.engines.vllm.dialect import CompletionApi
 from quintain.rollout.engines.vllm.engine import VLLMEngine
 from quintain.rollout.engines.vllm.probe import Wanted, probe
 from quintain.rollout.engines.vllm.start import open_vllm
@@ -205,7 +205,7 @@ async def test_adapters_swap_under_names_of_their_versions(engine: VLLMEngine, t
 async def test_the_fallback_endpoint_gives_the_same_tokens_and_scores(engine: VLLMEngine, tmp_path: Path) -> None:
     await engine.load(publish(tmp_path / "1", 1))
     (expected,) = await engine.score([PROMPT])
-    engine._fleet.members[0].replica.dialect = Dialect.COMPLETIONS
+    engine._fleet.members[0].replica.dialect = CompletionApi.COMPLETIONS
     running = await in_flight(engine)
     await engine.load(publish(tmp_path / "2", 2))
     done = await running
@@ -251,7 +251,7 @@ async def test_a_server_that_lacks_something_is_refused_in_one_line(server: VLLM
     good = Wanted(words=49152, max_length=MAX_LENGTH, keep=True, folder=True, adapters=True)
     said = real.Said()
     found = await asyncio.to_thread(probe, url, good, api_key=None, report=said)
-    assert (found.max_length, found.dialect, said.lines) == (MAX_LENGTH, Dialect.GENERATE, [])
+    assert (found.max_length, found.dialect, said.lines) == (MAX_LENGTH, CompletionApi.GENERATE, [])
     for change, line in (({"words": 60000}, "serves another model"), ({"max_length": 4096}, "--max-model-len 4096")):
         wanted = Wanted(**{**{name: getattr(good, name) for name in Wanted.__slots__}, **change})
         with pytest.raises(QuintainError, match=line):

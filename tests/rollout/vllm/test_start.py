@@ -18,7 +18,7 @@ import pytest
 from quintain.config import ExperimentConfig, VLLMConfig
 from quintain.failure import QuintainError
 from quintain.lifeline import Lifeline
-from quintain.rollout.engines.vllm.process import Launch, Process
+from quintain.rollout.engines.vllm.process import Process, ServerLaunch
 from quintain.rollout.engines.vllm.start import environ, flags, open_vllm
 
 from .real import living
@@ -54,8 +54,8 @@ def stand_in(tmp_path: Path) -> Path:
     return tmp_path / "path"
 
 
-def launch(folder: Path, path: Path, *args: str) -> Launch:
-    return Launch("vllm-0", sys.executable, list(args), folder / "logs" / "vllm-0.log", {"PYTHONPATH": str(path)})
+def launch(folder: Path, path: Path, *args: str) -> ServerLaunch:
+    return ServerLaunch("vllm-0", sys.executable, list(args), folder / "logs" / "vllm-0.log", {"PYTHONPATH": str(path)})
 
 
 def test_a_killed_server_takes_its_children_along_and_keeps_its_log(tmp_path: Path, stand_in: Path) -> None:
@@ -92,8 +92,9 @@ import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from quintain.lifeline import Lifeline
-from quintain.rollout.engines.vllm.process import Launch, Process
-launch = Launch("vllm-0", sys.executable, [], Path({str(tmp_path)!r}) / "log", {{"PYTHONPATH": {str(stand_in)!r}}})
+from quintain.rollout.engines.vllm.process import ServerLaunch, Process
+log = Path({str(tmp_path)!r}) / "log"
+launch = ServerLaunch("vllm-0", sys.executable, [], log, {{"PYTHONPATH": {str(stand_in)!r}}})
 process = Process(launch, Lifeline())
 process.start()
 print(process.pid, flush=True)

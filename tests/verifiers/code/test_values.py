@@ -101,7 +101,7 @@ def test_whatever_json_comes_in_is_a_value_or_is_refused(plain: Any) -> None:
     text = json.dumps(plain)
     try:
         value = values.loads(text)
-    except values.Refused:
+    except values.NotTransferable:
         return
     if not hasattr(value, "__next__"):
         values.encode(value)  # what comes in could have gone out
@@ -112,7 +112,7 @@ def test_whatever_json_comes_in_is_a_value_or_is_refused(plain: Any) -> None:
 def test_whatever_bytes_come_in_are_a_value_or_are_refused(data: bytes) -> None:
     try:
         values.loads(data)
-    except values.Refused:
+    except values.NotTransferable:
         return
 
 
@@ -156,7 +156,7 @@ SUBCLASSES = [Member.ONE, Pair(1), MyInt(1), MyStr("a"), MyList(), MyDict(), MyF
     "wrap", [lambda v: v, lambda v: [1, (v,)], lambda v: {"a": v}], ids=["bare", "nested", "in a dict"]
 )
 def test_what_is_of_no_known_type_does_not_cross_however_deep(value: Any, wrap: Any) -> None:
-    with pytest.raises(values.Refused):
+    with pytest.raises(values.NotTransferable):
         values.encode(wrap(value))
 
 
@@ -173,15 +173,15 @@ def test_nesting_crosses_up_to_the_limit_and_no_further(depth: int) -> None:
     if depth < values.MAX_DEPTH:
         assert values.loads(values.dumps(value)) == value
     else:
-        with pytest.raises(values.Refused, match="deep"):
+        with pytest.raises(values.NotTransferable, match="deep"):
             values.encode(value)
 
 
 def test_a_value_of_too_many_parts_is_refused_on_both_sides() -> None:
     shared = [0] * 1000
-    with pytest.raises(values.Refused, match="parts"):
+    with pytest.raises(values.NotTransferable, match="parts"):
         values.encode([[shared] * 100] * 100)
-    with pytest.raises(values.Refused):
+    with pytest.raises(values.NotTransferable):
         values.decode(["l"] + [0] * values.MAX_PARTS)
 
 

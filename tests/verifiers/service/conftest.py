@@ -31,7 +31,7 @@ from quintain.verifiers import registry
 registry.BUILT_IN = {**registry.BUILT_IN, "probe": "probe_verifier:make_probe_verifier"}
 from quintain.serving.tokens import Tokens
 from quintain.verifiers.service.limits import ServiceLimits
-from quintain.verifiers.service.policy import Policy
+from quintain.verifiers.service.policy import AccessPolicy
 from quintain.verifiers.service.serve import serve_verifiers
 given = json.loads(sys.argv[1])
 serve_verifiers(
@@ -39,7 +39,7 @@ serve_verifiers(
     port=given["port"],
     limits=ServiceLimits(**given["limits"]),
     tokens=Tokens(given["tokens"]),
-    policy=Policy(frozenset(given["allow"]), given["presets"], workers=given["workers"]),
+    policy=AccessPolicy(frozenset(given["allow"]), given["presets"], workers=given["workers"]),
 )
 """
 

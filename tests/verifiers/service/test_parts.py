@@ -20,7 +20,7 @@ from quintain.verifiers.service.cache import ENTRY_BYTES, VerdictCache, key_of, 
 from quintain.verifiers.service.job import Pace
 from quintain.verifiers.service.jobs import Jobs
 from quintain.verifiers.service.limits import ServiceLimits
-from quintain.verifiers.service.policy import OPERATOR_OPTIONS, Policy, option_names
+from quintain.verifiers.service.policy import OPERATOR_OPTIONS, AccessPolicy, option_names
 from quintain.verifiers.service.wire import VerifyItem, VerifyRequest
 from quintain.verifiers.shared import Verifiers
 
@@ -53,11 +53,11 @@ def test_nothing_that_points_somewhere_is_a_clients_to_set(name):
 
 def test_a_name_that_the_operator_misspells_is_said_at_the_start():
     with pytest.raises(QuintainError, match=r"no verifier 'jugde' to allow or set.*did you mean 'judge'"):
-        Policy(frozenset({"jugde"}))
+        AccessPolicy(frozenset({"jugde"}))
     with pytest.raises(QuintainError, match="no verifier 'sqll'"):
-        Policy(presets={"sqll": {}})
+        AccessPolicy(presets={"sqll": {}})
     with pytest.raises(QuintainError, match=r"no option 'database' to allow.*did you mean 'databases'"):
-        Policy(frozenset({"sql.database"}))
+        AccessPolicy(frozenset({"sql.database"}))
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_a_name_that_the_operator_misspells_is_said_at_the_start():
 )
 def test_code_runs_where_and_as_large_as_the_operator_has_it(options, message):
     with pytest.raises(QuintainError, match=message):
-        Policy().options("code", options, LIMITS)
+        AccessPolicy().options("code", options, LIMITS)
     with pytest.raises(QuintainError, match=message):
-        Policy().options("rubric", {"parts": [{"verifier": "code", "options": options}]}, LIMITS)
-    assert Policy().options("code", {"limits": {"wall_s": 20}}, LIMITS) == {"limits": {"wall_s": 20}}
+        AccessPolicy().options("rubric", {"parts": [{"verifier": "code", "options": options}]}, LIMITS)
+    assert AccessPolicy().options("code", {"limits": {"wall_s": 20}}, LIMITS) == {"limits": {"wall_s": 20}}
 
 
 def test_the_number_of_workers_is_the_operators_wherever_there_are_some():
-    policy = Policy(workers=3)
+    policy = AccessPolicy(workers=3)
     assert policy.options("math", {}, LIMITS) == {"workers": 3}
     assert policy.options("exact", {}, LIMITS) == {}
     parts = [{"verifier": "math"}, {"verifier": "exact"}]
@@ -197,7 +197,7 @@ async def judge(jobs: Jobs, holder: str, *answers: str, **more: Any) -> list[Out
 async def test_holders_of_tokens_take_turns_in_a_verifiers_line(probe, tmp_path, monkeypatch, waiting):
     """However many of Ann's items wait, each second item that begins is Bob's, as long as he has some."""
     monkeypatch.setattr("quintain.verifiers.service.jobs.pace_of", lambda cost: Pace(batch=1, lanes=1))
-    jobs, gate = Jobs(Policy(), LIMITS, Metrics("x_")), tmp_path / "go"
+    jobs, gate = Jobs(AccessPolicy(), LIMITS, Metrics("x_")), tmp_path / "go"
     held = asyncio.create_task(judge(jobs, "zoe", f"wait {gate}"))
     await asyncio.to_thread(waiting, gate.with_suffix(".begun").exists)
     (verifier,) = [job._verifier for job in jobs._live]
@@ -215,7 +215,7 @@ async def test_holders_of_tokens_take_turns_in_a_verifiers_line(probe, tmp_path,
 
 
 async def test_a_job_that_is_cancelled_gives_everything_back(probe, tmp_path, waiting):
-    jobs, gate = Jobs(Policy(), LIMITS, Metrics("x_")), tmp_path / "never"
+    jobs, gate = Jobs(AccessPolicy(), LIMITS, Metrics("x_")), tmp_path / "never"
     job = asyncio.create_task(judge(jobs, "ann", "right", *(f"wait {gate} {n}" for n in range(99))))
     await asyncio.to_thread(waiting, lambda: any(tmp_path.glob("*.begun")))
     job.cancel()
@@ -231,7 +231,7 @@ async def test_a_reference_that_is_nested_too_deeply_is_no_accident(probe):
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    jobs = Jobs(Policy(), LIMITS, Metrics("x_"))
+    jobs = Jobs(AccessPolicy(), LIMITS, Metrics("x_"))
     asked = VerifyRequest("probe", (VerifyItem("right", deep), VerifyItem("right")))
     async with jobs.job(asked, "ann") as job:
         assert [encoded.outcome for encoded in await job.all()] == [Outcome.BAD_REFERENCE, Outcome.CORRECT]

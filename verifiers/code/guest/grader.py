@@ -28,7 +28,7 @@ from typing import Any
 
 from . import values
 from .asserts import ERROR, FAIL, PASS, counting, defined, is_stub, mentioned, names
-from .wire import Channel, TooLong
+from .wire import StdioChannel, TooLong
 from .worker import BUILT_IN, MAX_MESSAGE_CHARS, crosses, describe, text_of
 
 CHECK = "check"
@@ -63,7 +63,7 @@ class Ended(BaseException):
         self.found: Found = (status, message)
 
 
-def run(channel: Channel, job: dict[str, Any]) -> None:
+def run(channel: StdioChannel, job: dict[str, Any]) -> None:
     """Run one item's tests, say what was found, and end this process."""
     random.seed(0)
     gc.set_threshold(GARBAGE)
@@ -106,7 +106,7 @@ class Grader:
     """The tests of one item: `job` has `entry`, `prompt`, `setup`, `tests` (texts), `cases` (arguments, and the
     results that are accepted), `listed`, `partial` and `in_place`."""
 
-    def __init__(self, channel: Channel | Echo, job: dict[str, Any]) -> None:
+    def __init__(self, channel: StdioChannel | Echo, job: dict[str, Any]) -> None:
         self._channel = channel
         self._job = job
         self._entry = job["entry"]
@@ -303,24 +303,24 @@ class Grader:
         try:
             call = [self._calls, name, values.encode(list(args)), values.encode(kwargs)]
             self._channel.send(b"C" + json.dumps(call, separators=(",", ":")).encode())
-        except (values.Refused, TooLong) as error:
+        except (values.NotTransferable, TooLong) as error:
             # Later arguments may be made from what the solution gave: not the reference's fault.
             self._end("bad_reference" if self._calls == 1 else "wrong_answer", f"an argument does not cross: {error}")
         answer = self._channel.receive()
         try:
             return self._result(values.parse(answer), args)
-        except values.Refused as error:
+        except values.NotTransferable as error:
             return self._end("tampering", f"the solution's process sent what it never sends: {error}")
 
     def _result(self, reply: Any, args: tuple[Any, ...]) -> Any:
         """What the call gives. Raises Refused for what no worker sends."""
         if type(reply) is not list or len(reply) < 3 or type(reply[0]) is not int or reply[0] != self._calls:
-            raise values.Refused("no answer to this call")
+            raise values.NotTransferable("no answer to this call")
         kind, rest = reply[1], reply[2:]
         if kind == "ok" and len(rest) == 2 and type(rest[1]) is list:
             result = values.decode(rest[0])
             if rest[1] and not crosses(self._job["in_place"], result):
-                raise values.Refused("changes of arguments that nobody asked for")
+                raise values.NotTransferable("changes of arguments that nobody asked for")
             for change in rest[1]:
                 self._change(change, args)
             return result
@@ -330,20 +330,20 @@ class Grader:
             return self._end("wrong_answer", f"the solution gave {rest[0][:MAX_MESSAGE_CHARS]}, which cannot cross")
         if kind == "exit" and len(rest) == 1 and type(rest[0]) is str:
             return self._end("runtime_error", f"the solution raised {rest[0][:100]}")
-        raise values.Refused("an answer of no known kind")
+        raise values.NotTransferable("an answer of no known kind")
 
     def _change(self, change: Any, args: tuple[Any, ...]) -> None:
         """Have the solution's changes in an argument."""
         if type(change) is not list or len(change) != 2 or type(change[0]) is not int:
-            raise values.Refused("a malformed change of an argument")
+            raise values.NotTransferable("a malformed change of an argument")
         if not (0 <= change[0] < len(args) and values.update(args[change[0]], values.decode(change[1]))):
-            raise values.Refused("a change of an argument that cannot change so")
+            raise values.NotTransferable("a change of an argument that cannot change so")
 
     def _error(self, name: str, args: list[Any]) -> Exception:
         """The exception that the solution raised."""
         kind = BUILT_IN.get(name)
         if kind is None:
-            raise values.Refused("an exception of no builtin type")
+            raise values.NotTransferable("an exception of no builtin type")
         try:
             error = kind(*args)
         except Exception:  # it takes other arguments

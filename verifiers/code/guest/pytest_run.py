@@ -17,12 +17,12 @@ from typing import Any
 
 from . import values
 from .integrity import changed, fingerprint
-from .wire import Channel
+from .wire import StdioChannel
 
 
 def main() -> None:
     """Run one project."""
-    channel = Channel()
+    channel = StdioChannel()
     dumps, leave = json.dumps, os._exit
     job = values.parse(channel.receive())
     try:

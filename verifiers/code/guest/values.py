@@ -5,7 +5,8 @@ What always holds:
   method of tested code ever runs where its answer is judged;
 - `decode(encode(x))` equals `x` and has the same type throughout, -0.0, NaN, lone surrogates and integers of any size
   included; sharing is lost, so a value that contains itself does not cross;
-- depth and number of parts are bounded on both sides; whatever `decode` is given, it gives a value or raises Refused.
+- depth and number of parts are bounded on both sides; whatever `decode` is given, it gives a value or
+  raises NotTransferable.
 
 None, bool, str, finite floats and integers of 64 bits are JSON's own; everything else is a list that begins with its
 tag. Three kinds of value change on the way, as documented in `TAGS`: iterators are run through, a defaultdict's
@@ -58,35 +59,35 @@ VIEWS: dict[type, str] = {type({}.keys()): "k", type({}.values()): "v", type({}.
 MUTABLE = (list, dict, set, bytearray, deque, Counter, OrderedDict, defaultdict)
 
 
-class Refused(ValueError):
+class NotTransferable(ValueError):
     """This cannot cross; the message says what and why."""
 
 
 def dumps(value: Any) -> str:
-    """`value` as text. Raises Refused."""
+    """`value` as text. Raises NotTransferable."""
     return json.dumps(encode(value), separators=(",", ":"), allow_nan=False)
 
 
 def loads(text: str | bytes) -> Any:
-    """The value that `text` stands for. Raises Refused."""
+    """The value that `text` stands for. Raises NotTransferable."""
     return decode(parse(text))
 
 
 def parse(text: str | bytes) -> Any:
-    """JSON, without the liberties that Python's reader takes. Raises Refused."""
+    """JSON, without the liberties that Python's reader takes. Raises NotTransferable."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"not JSON: {str(error)[:200]}") from None
+        raise NotTransferable(f"not JSON: {str(error)[:200]}") from None
 
 
 def encode(value: Any) -> Any:
-    """`value` as JSON's own types. Raises Refused."""
+    """`value` as JSON's own types. Raises NotTransferable."""
     return _Encoder().encode(value, 0)
 
 
 def decode(plain: Any) -> Any:
-    """The value that `plain`, as `parse` gives it, stands for. Raises Refused."""
+    """The value that `plain`, as `parse` gives it, stands for. Raises NotTransferable."""
     return _Decoder().decode(plain, 0)
 
 
@@ -107,7 +108,7 @@ class _Encoder:
         if kind is float:
             return value if math.isfinite(value) else ["n", repr(value)]
         if depth >= MAX_DEPTH:
-            raise Refused(f"a value nested more than {MAX_DEPTH} deep")
+            raise NotTransferable(f"a value nested more than {MAX_DEPTH} deep")
         tag = SEQUENCES.get(kind)
         if tag is not None:
             return self._many(tag, value, depth)
@@ -144,7 +145,7 @@ class _Encoder:
                     return self._many("g", items, depth, False)
                 items.append(item)
             return self._many("g", items, depth, True)
-        raise Refused(f"a value of type {_name(kind)}")
+        raise NotTransferable(f"a value of type {_name(kind)}")
 
     def _many(self, tag: str, values: Any, depth: int, *first: Any) -> list[Any]:
         self._count(len(values))
@@ -162,7 +163,7 @@ class _Encoder:
     def _count(self, parts: int) -> None:
         self._left -= parts
         if self._left < 0:
-            raise Refused(f"a value of more than {MAX_PARTS:,} parts")
+            raise NotTransferable(f"a value of more than {MAX_PARTS:,} parts")
 
 
 class _Decoder:
@@ -175,19 +176,19 @@ class _Decoder:
         kind = type(plain)
         if kind is int:
             if not -SMALL <= plain < SMALL:
-                raise Refused("an integer that is too large for JSON")
+                raise NotTransferable("an integer that is too large for JSON")
             return plain
         if kind is float and not math.isfinite(plain):
-            raise Refused("a number that is too large for JSON")
+            raise NotTransferable("a number that is too large for JSON")
         if kind is not list:
             if kind is dict:
-                raise Refused("an object of JSON")
+                raise NotTransferable("an object of JSON")
             return plain
         self._left -= len(plain)
         if depth >= MAX_DEPTH or self._left < 0:
-            raise Refused("a value nested too deep, or of too many parts")
+            raise NotTransferable("a value nested too deep, or of too many parts")
         if not plain or type(plain[0]) is not str:
-            raise Refused("a list without a tag")
+            raise NotTransferable("a list without a tag")
         tag = plain[0]
         if tag in ("l", "t", "s", "f", "k", "v"):
             values = self._values(plain[1:], depth)
@@ -197,7 +198,9 @@ class _Decoder:
         try:
             return self._rare(tag, plain[1:], depth)
         except (ValueError, TypeError, KeyError, OverflowError, InvalidOperation, ZeroDivisionError) as error:
-            raise error if type(error) is Refused else Refused(f"a malformed {TAGS.get(tag, 'value')}") from None
+            raise (
+                error if type(error) is NotTransferable else NotTransferable(f"a malformed {TAGS.get(tag, 'value')}")
+            ) from None
 
     def _rare(self, tag: str, rest: list[Any], depth: int) -> Any:
         if tag == "i":
@@ -214,20 +217,20 @@ class _Decoder:
             parts = self._values(rest, depth)
             wanted, count = (float, 2) if tag == "c" else (int, 3 if tag == "r" else 2)
             if len(parts) != count or any(type(part) is not wanted for part in parts):
-                raise Refused(f"a malformed {TAGS[tag]}")
+                raise NotTransferable(f"a malformed {TAGS[tag]}")
             return {"c": complex, "r": range, "F": Fraction}[tag](*parts)
         if tag == "q":
             if not (rest[:1] == [None] or (type(rest[0]) is int and 0 <= rest[0] < SMALL)):
-                raise Refused("a malformed deque")
+                raise NotTransferable("a malformed deque")
             return deque(self._values(rest[1:], depth), rest[0])
         if tag == "e":
             name = _text(rest[:1]) if rest[:1] != [None] else None
             return defaultdict(FACTORIES[name] if name else None, self._pairs(rest[1:], depth))
         if tag == "g":
             if not rest or type(rest[0]) is not bool:
-                raise Refused("a malformed iterator")
+                raise NotTransferable("a malformed iterator")
             return _replay(self._values(rest[1:], depth), rest[0])
-        raise Refused(f"a list with the unknown tag {tag[:20]!r}")
+        raise NotTransferable(f"a list with the unknown tag {tag[:20]!r}")
 
     def _values(self, plain: list[Any], depth: int) -> list[Any]:
         decode, depth = self.decode, depth + 1
@@ -235,7 +238,7 @@ class _Decoder:
 
     def _pairs(self, plain: list[Any], depth: int) -> dict[Any, Any]:
         if len(plain) % 2:
-            raise Refused("a key without a value")
+            raise NotTransferable("a key without a value")
         values = self._values(plain, depth)
         return dict(zip(_hashable(values[::2]), values[1::2], strict=True))
 
@@ -289,19 +292,19 @@ def _hashable(values: list[Any]) -> Iterable[Any]:
         for value in values:
             hash(value)
     except TypeError as error:
-        raise Refused(str(error)) from None
+        raise NotTransferable(str(error)) from None
     return values
 
 
 def _text(rest: list[Any]) -> str:
     if len(rest) != 1 or type(rest[0]) is not str:
-        raise Refused("not one text")
+        raise NotTransferable("not one text")
     return rest[0]
 
 
 def _checked(value: int, fits: Any) -> int:
     if not fits(value):
-        raise Refused("a small integer in the form of a large one")
+        raise NotTransferable("a small integer in the form of a large one")
     return value
 
 

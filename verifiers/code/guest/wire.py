@@ -1,6 +1,6 @@
 """Frames on a pair of pipes: four bytes of length, then the body, one write for each frame.
 
-What always holds: after `Channel()` descriptors 0 and 1 of the process are no longer the channel (input is empty,
+What always holds: after `StdioChannel()` descriptors 0 and 1 of the process are no longer the channel (input is empty,
 output goes where errors go), so nothing that tested code prints is ever taken for a frame; a body is at most
 `MAX_FRAME_BYTES` long; a process whose other end is gone ends.
 """
@@ -27,7 +27,7 @@ def framed(body: bytes) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-class Channel:
+class StdioChannel:
     """The process's end: it takes over what was its standard input and output."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ import types
 from typing import Any
 
 from . import values
-from .wire import Channel, TooLong
+from .wire import StdioChannel, TooLong
 
 NAME = "solution"
 PASSED_ON = (type(None), bool, int, float, str)
@@ -42,7 +42,7 @@ WARM_CALLS = 20
 
 def main() -> None:
     """Serve one solution until the other end closes the channel."""
-    channel = Channel()
+    channel = StdioChannel()
     job = values.parse(channel.receive())
     code, status, message = compiled(job["sources"])
     if code is not None:
@@ -113,7 +113,7 @@ def find(space: dict[str, Any], name: str) -> Any:
     return found if callable(found) else None
 
 
-def serve(channel: Channel, space: dict[str, Any], in_place: str) -> None:
+def serve(channel: StdioChannel, space: dict[str, Any], in_place: str) -> None:
     """Answer calls."""
     while True:
         number, name, args, kwargs = values.parse(channel.receive())
@@ -137,7 +137,7 @@ def answer(space: dict[str, Any], name: str, plain_args: Any, plain_kwargs: Any,
     try:
         plain = values.encode(result)
         return ["ok", plain, changed(args, plain_args) if crosses(in_place, result) else []]
-    except values.Refused as error:
+    except values.NotTransferable as error:
         return ["refused", str(error)]
     except BaseException as error:  # an iterator that was run through
         return ["raise", *crossing(error)] if isinstance(error, Exception) else ["exit", type(error).__name__]

@@ -22,7 +22,7 @@ from quintain.verifiers.math.read import grammar
 from quintain.verifiers.math.read.exact import Undefined, exact
 from quintain.verifiers.math.read.numbers import rounds_to
 from quintain.verifiers.math.read.reading import BEYOND
-from quintain.verifiers.math.read.tree import Node, Refused, Unreadable, walk
+from quintain.verifiers.math.read.tree import Node, Undecided, Unreadable, walk
 
 EVALUATED_DIGITS: Final = 60
 """Precision to which numbers that are neither rational nor decimal are computed."""
@@ -43,7 +43,7 @@ _LATEX: Final = {"infinity": r"\infty ", "inf": r"\infty "}
 def same(answer: str, reference: str, close: Closeness) -> bool:
     """Whether two texts, each one expression, are the same mathematics.
 
-    Raises `Unreadable` where one of them is none that math-verify knows, `Refused` where the guard says no.
+    Raises `Unreadable` where one of them is none that math-verify knows, `Undecided` where the guard says no.
     """
     for text in (answer, reference):
         guard(text)
@@ -75,27 +75,27 @@ def readable(text: str) -> bool:
         if BEYOND.search(text) is None:
             return False
         _parsed(text)
-    except (Refused, Unreadable):
+    except (Undecided, Unreadable):
         return False
     return True
 
 
 def guard(text: str) -> None:
-    """Raise `Refused` for what a computer algebra system would compute for ever."""
+    """Raise `Undecided` for what a computer algebra system would compute for ever."""
     if len(text) > MAX_CHARS:
-        raise Refused(f"the expression has more than {MAX_CHARS} characters")
+        raise Undecided(f"the expression has more than {MAX_CHARS} characters")
     if any(len(digits) > MAX_DIGITS for digits in _DIGITS.findall(text)):
-        raise Refused(f"the expression has a number of more than {MAX_DIGITS} digits")
+        raise Undecided(f"the expression has a number of more than {MAX_DIGITS} digits")
     if any(int(power) > MAX_EXPONENT for power in _EXPONENT.findall(text)):
-        raise Refused(f"the expression has an exponent of more than {MAX_EXPONENT}")
+        raise Undecided(f"the expression has an exponent of more than {MAX_EXPONENT}")
     if _TOWER.search(text):
-        raise Refused("the expression has exponents upon exponents")
+        raise Undecided("the expression has exponents upon exponents")
     if "!!" in text.replace(" ", "") or any(int(n) > MAX_EXPONENT for n in _FACTORIAL.findall(text)):
-        raise Refused(f"the expression has a factorial of more than {MAX_EXPONENT}")
+        raise Undecided(f"the expression has a factorial of more than {MAX_EXPONENT}")
 
 
 def _must_be_small(tree: Node) -> None:
-    """Raise `Refused` where sympy, which works out every number at once, would write out one that is too long."""
+    """Raise `Undecided` where sympy, which works out every number at once, would write out one that is too long."""
     for part in walk(tree):
         with suppress(Undefined):
             exact(part)

@@ -4,7 +4,7 @@ How two numbers are compared, first match wins:
 1. both rational by their form: exactly, however long they are;
 2. approximately, to 50 digits: what differs by more than their last 25 is different;
 3. once more, to as many digits as the largest and the smallest number met on the way need, so that a term like
-   10^-300 is not lost. Numbers too large for that are equal where their trees are, else `Refused`.
+   10^-300 is not lost. Numbers too large for that are equal where their trees are, else `Undecided`.
 A decimal, which may have been rounded, may also stand for what it rounds (`numbers.rounds_to`); an item's own
 tolerances replace that rule.
 
@@ -25,14 +25,14 @@ from typing import Any, Final
 
 import mpmath
 
-from quintain.verifiers.math.compare.evaluate import Evaluation
+from quintain.verifiers.math.compare.evaluate import Approximation
 from quintain.verifiers.math.compare.matrices import matrix
 from quintain.verifiers.math.read.exact import Undefined, exact
 from quintain.verifiers.math.read.numbers import rounds_to
 from quintain.verifiers.math.read.tree import (
     Node,
     Op,
-    Refused,
+    Undecided,
     Unreadable,
     has_decimals,
     number,
@@ -70,7 +70,7 @@ class Closeness:
 
 
 def equal(answer: Node, reference: Node, close: Closeness) -> bool:
-    """Whether two expressions are equal. Raises `Refused` or `Unreadable` where that cannot be known."""
+    """Whether two expressions are equal. Raises `Undecided` or `Unreadable` where that cannot be known."""
     if answer == reference:
         return True
     one, other = matrix(answer), matrix(reference)
@@ -89,7 +89,7 @@ def _equal_scalars(answer: Node, reference: Node, close: Closeness) -> bool:
     names = symbols(answer) | symbols(reference)
     try:
         return _compared(answer, reference, names, close)
-    except Refused:
+    except Undecided:
         if folded(answer) == folded(reference):
             return True
         raise
@@ -127,8 +127,8 @@ def _equal_numbers(answer: Node, reference: Node, close: Closeness) -> bool:
 def value_of(node: Node) -> Any:
     """The real value of a number, to 50 digits, or None where it has none."""
     try:
-        return Evaluation(FIRST_DIGITS).of(node)
-    except (Undefined, Refused, Unreadable):
+        return Approximation(FIRST_DIGITS).of(node)
+    except (Undefined, Undecided, Unreadable):
         return None
 
 
@@ -141,7 +141,7 @@ def folded(node: Node) -> Node:
 
 
 def has_value(node: Node) -> bool:
-    """Whether `node` is defined anywhere. Raises `Refused` where it is too large to be computed."""
+    """Whether `node` is defined anywhere. Raises `Undecided` where it is too large to be computed."""
     cells = matrix(node)
     if cells is not None:
         return all(has_value(cell) for row in cells for cell in row)
@@ -150,7 +150,7 @@ def has_value(node: Node) -> bool:
     for values, complex_numbers in points(node, node, symbols(node)):
         try:
             if _exactly(node, values) is None:
-                Evaluation(FIRST_DIGITS, values, complex_numbers).of(node)
+                Approximation(FIRST_DIGITS, values, complex_numbers).of(node)
             return True
         except Undefined:
             continue
@@ -198,7 +198,7 @@ def _same_value(
     first: Undefined | None = None
     for base in bases:
         try:
-            if _numerically(answer, reference, close, Evaluation(0, values, complex_numbers, base), decimal):
+            if _numerically(answer, reference, close, Approximation(0, values, complex_numbers, base), decimal):
                 return True
         except Undefined as error:
             first = error
@@ -207,7 +207,7 @@ def _same_value(
     return False
 
 
-def _numerically(answer: Node, reference: Node, close: Closeness, model: Evaluation, decimal: bool) -> bool:
+def _numerically(answer: Node, reference: Node, close: Closeness, model: Approximation, decimal: bool) -> bool:
     orders, digits = 0, FIRST_DIGITS
     for attempt in range(3):
         runs = [replace(model, digits=digits + 10, scale=mpmath.mpf(1), orders=0) for _ in range(2)]
@@ -222,7 +222,7 @@ def _numerically(answer: Node, reference: Node, close: Closeness, model: Evaluat
         orders = max(run.orders for run in runs)
         digits = FIRST_DIGITS + 2 * orders + _literal_digits(answer) + _literal_digits(reference)
         if digits > MAX_DIGITS:
-            raise Refused("numbers too large, or too near to each other, to be told apart")
+            raise Undecided("numbers too large, or too near to each other, to be told apart")
     return True
 
 
@@ -252,7 +252,7 @@ def _near(one: Fraction, other: Fraction, decimal: bool, close: Closeness) -> bo
 def _exactly(node: Node, values: dict[str, Fraction]) -> Fraction | None:
     try:
         return exact(node, values)
-    except Refused:
+    except Undecided:
         return None
 
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 import mpmath
 
 from quintain.verifiers.math.compare.equality import FIRST_DIGITS, POINTS, RENAMED_VARIABLES, TRIALS, points
-from quintain.verifiers.math.compare.evaluate import Evaluation
+from quintain.verifiers.math.compare.evaluate import Approximation
 from quintain.verifiers.math.read.exact import Undefined, exact
-from quintain.verifiers.math.read.tree import Node, Refused, substituted, symbols
+from quintain.verifiers.math.read.tree import Node, Undecided, substituted, symbols
 
 FLIPPED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 """What a relation is when its sides change places, or its signs."""
@@ -79,8 +79,8 @@ def proportional(one: Node, other: Node) -> Fraction | None:
     found: list[Any] = []
     for values, complex_numbers in points(one, other, names or frozenset({"x"})):
         try:
-            above = Evaluation(FIRST_DIGITS, values, complex_numbers).of(one)
-            below = Evaluation(FIRST_DIGITS, values, complex_numbers).of(other)
+            above = Approximation(FIRST_DIGITS, values, complex_numbers).of(one)
+            below = Approximation(FIRST_DIGITS, values, complex_numbers).of(other)
         except Undefined:
             continue
         with mpmath.workdps(FIRST_DIGITS):
@@ -104,7 +104,7 @@ def linear_solution(node: Node, name: str) -> Callable[[dict[str, Fraction]], Fr
     def at(values: dict[str, Fraction], value: int) -> Fraction | None:
         try:
             return exact(node, {**values, name: Fraction(value)})
-        except (Undefined, Refused):
+        except (Undefined, Undecided):
             return None
 
     def solve(values: dict[str, Fraction]) -> Fraction | None:

@@ -2,7 +2,7 @@
 
 What always holds:
 - no value overflows or underflows into another: exponents are unbounded, and what would take too much memory or
-  time is `Refused` before it is computed;
+  time is `Undecided` before it is computed;
 - in the real numbers a root or logarithm outside its domain is `Undefined`, never silently complex;
 - odd roots of negative numbers are real there (`\\sqrt[3]{-8}` is -2), and principal in the complex numbers.
 
@@ -20,7 +20,7 @@ from typing import Any, Final
 import mpmath
 
 from quintain.verifiers.math.read.exact import Environment, Undefined, exact
-from quintain.verifiers.math.read.tree import Node, Op, Refused, Unreadable
+from quintain.verifiers.math.read.tree import Node, Op, Undecided, Unreadable
 
 MAX_EXPONENT: Final = 1 << 62
 """No power, exponential or factorial of more than this is computed, not even approximately."""
@@ -31,7 +31,7 @@ MAX_ARGUMENT_BITS: Final = 20_000
 
 
 @dataclass
-class Evaluation:
+class Approximation:
     """One evaluation to `digits` digits; it notes how large and how small the numbers on the way were.
 
     `complex_numbers`: whether roots and logarithms are the principal complex ones. `log_base`: what a bare
@@ -46,14 +46,14 @@ class Evaluation:
     orders: int = 0
 
     def of(self, node: Node) -> Any:
-        """The value of `node`. Raises `Undefined`, `Refused` or `Unreadable`."""
+        """The value of `node`. Raises `Undefined`, `Undecided` or `Unreadable`."""
         with mpmath.workdps(self.digits):
             try:
                 return self._value(node)
             except (ZeroDivisionError, ValueError, mpmath.libmp.ComplexResult) as error:
                 raise Undefined(str(error)) from None
             except (OverflowError, mpmath.mp.NoConvergence) as error:
-                raise Refused(str(error)) from None
+                raise Undecided(str(error)) from None
 
     def _value(self, node: Node) -> Any:
         value = self._raw(node)
@@ -120,7 +120,7 @@ class Evaluation:
                 raise Undefined("a division by zero")
             return mpmath.mpf(0 if exponent else 1)
         if abs(exponent) > MAX_EXPONENT:
-            raise Refused("a power too large to be computed")
+            raise Undecided("a power too large to be computed")
         whole = exact(node, self.values)
         if whole is not None and whole.denominator == 1:
             return base ** int(whole)
@@ -147,7 +147,7 @@ class Evaluation:
     def _unknown(self, name: str, args: list[Any]) -> Any:
         """A function nobody knows: some number that depends on its name and arguments alone."""
         if any(abs(mpmath.mag(arg)) > MAX_ARGUMENT_BITS for arg in args if arg):
-            raise Refused(f"{name} of a number too large")
+            raise Undecided(f"{name} of a number too large")
         key = name + "".join(mpmath.nstr(arg, 15) for arg in args)
         return mpmath.mpf(int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big")) / (1 << 44)
 
@@ -162,7 +162,7 @@ class Evaluation:
         if len(args) != 1:
             raise Unreadable(f"{name} of {len(args)} arguments")
         if one and abs(mpmath.mag(one)) > MAX_ARGUMENT_BITS:
-            raise Refused(f"{name} of a number too large, or too small")
+            raise Undecided(f"{name} of a number too large, or too small")
         if name in ("ln", "log"):
             natural = self._logarithm(one)
             return natural / mpmath.log(10) if name == "log" and self.log_base == 10 else natural
@@ -197,12 +197,12 @@ class Evaluation:
         """An argument of the gamma function, which takes long far from 0 where it is no positive real number."""
         positive = not mpmath.im(value) and mpmath.re(value) > 0
         if abs(value) > (MAX_GAMMA if positive else MAX_COMPLEX_GAMMA):
-            raise Refused("a factorial of a number too large")
+            raise Undecided("a factorial of a number too large")
         return value
 
     def _moderate(self, value: Any) -> Any:
         if abs(value) > MAX_EXPONENT:
-            raise Refused("an exponent too large to be computed")
+            raise Undecided("an exponent too large to be computed")
         return value
 
 

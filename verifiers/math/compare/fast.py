@@ -54,7 +54,7 @@ class Expression:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EqualityQuestion:
     """What the fast path leaves open: is `answer` the same as `reference`, under `policy`?"""
 
     answer: str
@@ -65,7 +65,7 @@ class Question:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Question:
+def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | EqualityQuestion:
     """The verdict on `answer`, or what is left to ask."""
     expected = read_reference(reference, options.reference)
     if isinstance(expected, str):
@@ -149,7 +149,7 @@ def _against_number(
     expected: Reference,
     options: MathOptions,
     detail: dict[str, Any],
-) -> Verdict | Question:
+) -> Verdict | EqualityQuestion:
     assert right.plain is not None
     if given.plain is None and (pointed := decimal_comma(given.text)) is not None:
         given = Expression(pointed, given.unit, parse_plain(pointed))
@@ -198,7 +198,7 @@ def _near(given: Plain, right: Plain, factor: Fraction, expected: Reference, opt
     return same(scaled, right, options.places)
 
 
-def _question(found: Extracted, expected: Reference, options: MathOptions, detail: dict[str, Any]) -> Question:
+def _question(found: Extracted, expected: Reference, options: MathOptions, detail: dict[str, Any]) -> EqualityQuestion:
     policy: dict[str, Any] = {
         "places": options.places,
         "units": options.units,
@@ -210,7 +210,7 @@ def _question(found: Extracted, expected: Reference, options: MathOptions, detai
         value = getattr(expected, name)
         if value is not None:
             policy[name] = str(value)  # the wire has 64 bits for a number
-    return Question(found.text, expected.text, found.groups, expected.groups, policy, detail)
+    return EqualityQuestion(found.text, expected.text, found.groups, expected.groups, policy, detail)
 
 
 def _scored(correct: bool, detail: dict[str, Any], **more: Any) -> Verdict:

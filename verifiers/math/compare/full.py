@@ -17,8 +17,8 @@ from quintain.verifiers.math.compare.equality import Closeness, has_value
 from quintain.verifiers.math.compare.judge import Judge
 from quintain.verifiers.math.read.numbers import decimal_comma
 from quintain.verifiers.math.read.reading import read
-from quintain.verifiers.math.read.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value
-from quintain.verifiers.math.read.tree import Refused, Unreadable
+from quintain.verifiers.math.read.shapes import Combined, Ratio, Relation, Shape, ShapeGroup, Span, Value
+from quintain.verifiers.math.read.tree import Undecided, Unreadable
 
 _WARM_UP: Final = (
     (r"2\sqrt{3}+1", r"1+\sqrt{12}"),
@@ -43,14 +43,14 @@ def check(item: dict[str, Any]) -> dict[str, Any]:
     try:
         reference = read(item["reference"], braces_group=item["reference_groups"])
         _must_be_read(reference)
-    except (Refused, Unreadable) as reason:
+    except (Undecided, Unreadable) as reason:
         return {"outcome": Outcome.BAD_REFERENCE, "message": f"{item['reference'][:100]!r} cannot be used: {reason}"}
     try:
         answer = read(item["answer"], braces_group=item["answer_groups"])
         equal = judge.same(answer, reference)
         if not equal:
             equal = _with_decimal_comma(judge, item, answer, reference)
-    except (Refused, Unreadable) as reason:
+    except (Undecided, Unreadable) as reason:
         return {"outcome": Outcome.UNPARSABLE, "detail": {"reason": one_line(str(reason), 200)}}
     except (MemoryError, RecursionError):
         raise
@@ -98,7 +98,7 @@ def _must_be_read(shape: Shape) -> None:
             raise Unreadable(f"{shape.text[:100]!r} is no expression")
         if shape.tree is not None and not has_value(shape.tree):
             raise Unreadable(f"{shape.text[:100]!r} has no value")
-    if isinstance(shape, Group):
+    if isinstance(shape, ShapeGroup):
         parts: tuple[Shape, ...] = shape.items
     elif isinstance(shape, Span):
         parts = (shape.low, shape.high)

@@ -29,7 +29,7 @@ from quintain.verifiers.math.compare.equality import Closeness
 from quintain.verifiers.math.compare.equations import FLIPPED, same_zeros
 from quintain.verifiers.math.compare.naming import is_name
 from quintain.verifiers.math.read.numbers import parse_plain
-from quintain.verifiers.math.read.shapes import Combined, Group, Ratio, Relation, Shape, Span, Value, Words
+from quintain.verifiers.math.read.shapes import Combined, Ratio, Relation, Shape, ShapeGroup, Span, Value, Words
 from quintain.verifiers.math.read.spelling import are_words, comparable, keeps_words, same_words, tokens_of
 from quintain.verifiers.math.read.tree import PI, Node, Op, Unreadable, number, symbols, walk
 from quintain.verifiers.math.read.units import conversion, split_unit
@@ -57,22 +57,26 @@ class Judge:
         if isinstance(answer, Relation) or isinstance(reference, Relation):
             return self._unwrapped(answer, reference)
         answer, reference = _alone(answer), _alone(reference)
-        if isinstance(reference, Group) and isinstance(answer, Value) and (vector := _vector(answer)) is not None:
+        if isinstance(reference, ShapeGroup) and isinstance(answer, Value) and (vector := _vector(answer)) is not None:
             answer = vector
-        elif isinstance(answer, Group) and isinstance(reference, Value) and (vector := _vector(reference)) is not None:
+        elif (
+            isinstance(answer, ShapeGroup)
+            and isinstance(reference, Value)
+            and (vector := _vector(reference)) is not None
+        ):
             reference = vector
-        if isinstance(answer, Value) and isinstance(reference, Group) and reference.kind == "list":  # 1/2 or 0.5
+        if isinstance(answer, Value) and isinstance(reference, ShapeGroup) and reference.kind == "list":  # 1/2 or 0.5
             return all(self.same(answer, item) for item in reference.items)
-        if isinstance(reference, Value) and isinstance(answer, Group) and answer.kind == "list":
+        if isinstance(reference, Value) and isinstance(answer, ShapeGroup) and answer.kind == "list":
             return all(self.same(item, reference) for item in answer.items)
-        if isinstance(reference, Group):
-            if isinstance(answer, Group):
+        if isinstance(reference, ShapeGroup):
+            if isinstance(answer, ShapeGroup):
                 return self._same_group(answer, reference)
             if isinstance(answer, Span | Combined):
                 return self._same_set(answer, reference)
             return False
         if isinstance(reference, Span | Combined):
-            return isinstance(answer, Span | Combined | Group) and self._same_set(answer, reference)
+            return isinstance(answer, Span | Combined | ShapeGroup) and self._same_set(answer, reference)
         if isinstance(reference, Ratio):
             return isinstance(answer, Ratio) and self._same_ratio(answer, reference)
         return isinstance(answer, Value) and isinstance(reference, Value) and self._same_value(answer, reference)
@@ -110,7 +114,7 @@ class Judge:
 
     # Groups
 
-    def _same_group(self, answer: Group, reference: Group) -> bool:
+    def _same_group(self, answer: ShapeGroup, reference: ShapeGroup) -> bool:
         kinds = {answer.kind, reference.kind}
         if kinds == {"set", "tuple"}:
             return False
@@ -138,7 +142,7 @@ class Judge:
                 return False
             return self.same(answer.low, reference.low) and self.same(answer.high, reference.high)
         for one, other in ((answer, reference), (reference, answer)):
-            if isinstance(one, Span) and isinstance(other, Group) and other.kind != "set":
+            if isinstance(one, Span) and isinstance(other, ShapeGroup) and other.kind != "set":
                 if len(other.items) != 2 or other.kind == "list" or not (one.low_open and one.high_open):
                     return False
                 return self.same(one.low, other.items[0]) and self.same(one.high, other.items[1])
@@ -200,7 +204,7 @@ class Judge:
         return self.relations_are_sets and self._solves(answer, reference)
 
     def _solves(self, relation: Relation, other: Shape) -> bool:
-        if not isinstance(other, Span | Combined | Group):
+        if not isinstance(other, Span | Combined | ShapeGroup):
             return False
         return real_sets.same(relation, other)
 
@@ -315,7 +319,7 @@ def _in_radians(answer: Value, reference: Value) -> tuple[Node, Node] | None:
     return converted[0], converted[1]
 
 
-def _vector(value: Value) -> Group | None:
+def _vector(value: Value) -> ShapeGroup | None:
     """A matrix of one column, or of one row, as the tuple of its entries."""
     if value.tree is None or value.tree.op is not Op.MATRIX:
         return None
@@ -323,11 +327,11 @@ def _vector(value: Value) -> Group | None:
     if len(rows) > 1 and any(len(row) > 1 for row in rows):
         return None
     cells = [cell for row in rows for cell in row]
-    return Group("tuple", tuple(Value("", None, cell) for cell in cells)) if len(cells) > 1 else None
+    return ShapeGroup("tuple", tuple(Value("", None, cell) for cell in cells)) if len(cells) > 1 else None
 
 
 def _alone(shape: Shape) -> Shape:
-    if isinstance(shape, Group) and shape.kind == "set" and len(shape.items) == 1:
+    if isinstance(shape, ShapeGroup) and shape.kind == "set" and len(shape.items) == 1:
         return shape.items[0]
     return shape
 

@@ -18,8 +18,8 @@ import mpmath
 
 from quintain.verifiers.math.compare.equality import rational, value_of
 from quintain.verifiers.math.read.exact import Undefined, exact
-from quintain.verifiers.math.read.shapes import Combined, Group, Relation, Shape, Span, Value
-from quintain.verifiers.math.read.tree import Node, Op, Refused, Unreadable, symbol, symbols
+from quintain.verifiers.math.read.shapes import Combined, Relation, Shape, ShapeGroup, Span, Value
+from quintain.verifiers.math.read.tree import Node, Op, Undecided, Unreadable, symbol, symbols
 
 SAME_DIGITS: Final = 40
 """Breakpoints that agree to so many digits are one."""
@@ -96,7 +96,7 @@ def _breakpoints(shape: Shape) -> Iterator[Fraction]:
     elif isinstance(shape, Combined):
         for part in shape.parts:
             yield from _breakpoints(part)
-    elif isinstance(shape, Group):
+    elif isinstance(shape, ShapeGroup):
         if shape.kind == "tuple" and len(shape.items) == 2:  # the open interval
             low, high = map(_end, shape.items)
             if _contains_nothing(low, high):
@@ -168,10 +168,10 @@ def _side(side: Value, name: str, at: Fraction) -> Fraction:
 def _contains(shape: Shape, probe: Fraction) -> bool:
     if isinstance(shape, Span):
         return _between(_end(shape.low), _end(shape.high), shape.low_open, shape.high_open, probe)
-    if isinstance(shape, Group) and shape.kind == "tuple":
+    if isinstance(shape, ShapeGroup) and shape.kind == "tuple":
         low, high = map(_end, shape.items)
         return _between(low, high, True, True, probe)
-    if isinstance(shape, Group):
+    if isinstance(shape, ShapeGroup):
         return any(
             _close(end, probe)
             if isinstance(item, Value) and isinstance(end := _end(item), Fraction)
@@ -188,7 +188,7 @@ def _contains(shape: Shape, probe: Fraction) -> bool:
         assert name is not None
         heights = [_side(side, name, probe) for side in shape.sides if isinstance(side, Value)]
         return all(_holds(op, *pair) for op, pair in zip(shape.ops, pairwise(heights), strict=True))
-    raise Refused("no set of real numbers")
+    raise Undecided("no set of real numbers")
 
 
 def _between(low: Fraction | int, high: Fraction | int, low_open: bool, high_open: bool, probe: Fraction) -> bool:

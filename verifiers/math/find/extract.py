@@ -41,7 +41,7 @@ from typing import Final
 from quintain.verifiers.math.find.prose import (
     EMPHASIS,
     STRONG,
-    Run,
+    MathRun,
     first,
     has_second_thoughts,
     is_bare,
@@ -57,7 +57,7 @@ from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import SCALES, parse_plain
 from quintain.verifiers.math.read.reading import has_words, read
 from quintain.verifiers.math.read.spelling import closing_brace, comparable, grouped, plain_spelling, unwrapped
-from quintain.verifiers.math.read.tree import Refused, Unreadable
+from quintain.verifiers.math.read.tree import Undecided, Unreadable
 from quintain.verifiers.math.read.units import parse_unit, split_unit
 from quintain.verifiers.text import text_after_thinking
 
@@ -280,7 +280,7 @@ def _from_prose(body: str) -> Extracted | None:
             words = unwrapped(sentence.strip(EMPHASIS + " "))
             if words and len(words.split()) <= MAX_WORDS and not sentence.endswith(":"):
                 return Extracted(words, "answer")
-    weak: Run | None = None
+    weak: MathRun | None = None
     for sentence in reversed(list(sentences(body))):
         run = last(sentence)
         if run is not None:
@@ -311,11 +311,11 @@ def reads_whole(text: str) -> bool:
     text = unwrapped(text)
     try:
         return not has_words(read(text))
-    except (Refused, Unreadable):
+    except (Undecided, Unreadable):
         return False
 
 
-def _of_run(run: Run, rule: str) -> Extracted | None:
+def _of_run(run: MathRun, rule: str) -> Extracted | None:
     return _extracted(run.text, rule, groups=run.groups)
 
 

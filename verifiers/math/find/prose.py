@@ -64,7 +64,7 @@ EMPHASIS: Final = "*_`\"'"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class MathRun:
     """A run of mathematics and the words of prose just before it; `groups`: all of it is LaTeX in delimiters."""
 
     text: str
@@ -95,7 +95,7 @@ def sentences(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def runs(sentence: str) -> Iterator[Run]:
+def runs(sentence: str) -> Iterator[MathRun]:
     """The runs of mathematics in `sentence`, in order."""
     run: list[str] = []
     prose: list[str] = []
@@ -127,7 +127,7 @@ def runs(sentence: str) -> Iterator[Run]:
     yield from _whole(run, prose, groups)
 
 
-def first(sentence: str, following: str = "") -> Run | None:
+def first(sentence: str, following: str = "") -> MathRun | None:
     """The first run with a digit or a command, else the first, with the alternatives that follow it.
 
     Nothing is what it is said not to be ("not 5 but 4"), or to be less or more than. `following` is the next
@@ -164,7 +164,7 @@ def is_bare(line: str) -> bool:
     return all(token.math or _list_word(token.text) for token in _tokens(line))
 
 
-def last(sentence: str) -> Run | None:
+def last(sentence: str) -> MathRun | None:
     """The last run with a digit or a command, with the alternatives that it is one of."""
     found = [run for run in runs(sentence) if STRONG.search(run.text) and not is_denied(run)]
     if not found:
@@ -175,7 +175,7 @@ def last(sentence: str) -> Run | None:
     return _with_alternatives(found[start:])
 
 
-def _with_alternatives(found: list[Run]) -> Run:
+def _with_alternatives(found: list[MathRun]) -> MathRun:
     together = [found[0]]
     for run in found[1:]:
         if not _hedged(run):
@@ -184,22 +184,22 @@ def _with_alternatives(found: list[Run]) -> Run:
     return found[0] if len(together) == 1 else _joined_runs(together)
 
 
-def _joined_runs(found: list[Run]) -> Run:
-    return Run(" , ".join(run.text for run in found), found[0].before, all(run.groups for run in found))
+def _joined_runs(found: list[MathRun]) -> MathRun:
+    return MathRun(" , ".join(run.text for run in found), found[0].before, all(run.groups for run in found))
 
 
-def _hedged(run: Run) -> bool:
+def _hedged(run: MathRun) -> bool:
     words = set(run.before)
     return len(run.before) <= MAX_HEDGE_WORDS and bool(words & _HEDGES) and not words & _DENIALS
 
 
-def is_denied(run: Run) -> bool:
+def is_denied(run: MathRun) -> bool:
     """Whether the words before `run` say that this is not it."""
     near = run.before[-MAX_DENIAL_WORDS:]
     return bool(_NEGATIONS & set(near[near.index(",") + 1 :] if "," in near else near))
 
 
-def _compared(run: Run) -> bool:
+def _compared(run: MathRun) -> bool:
     return len(run.before) > 1 and run.before[-1] in _COMPARISONS
 
 
@@ -207,7 +207,7 @@ def _list_word(word: str) -> bool:
     return word.lower().strip(",") in _LIST_WORDS
 
 
-def _whole(run: list[str], prose: list[str], groups: bool) -> Iterator[Run]:
+def _whole(run: list[str], prose: list[str], groups: bool) -> Iterator[MathRun]:
     words = run if any(map(_COMPARISON.search, run)) else ["," if _list_word(word) else word for word in run]
     text = _LOOSE_ENDS.sub("", re.sub(r",\s*,", ",", " ".join(words)).strip(" ,:;")).strip(" ,:;")
     if not ("[" in text or "]" in text):  # of (or 26) the second bracket is left; [1, 2) is an interval
@@ -217,7 +217,7 @@ def _whole(run: list[str], prose: list[str], groups: bool) -> Iterator[Run]:
         elif text.count("(") > text.count(")"):
             text = text.lstrip("( ") if text.startswith("(") else text
     if re.search(r"[A-Za-z0-9]", text):
-        yield Run(text, tuple(prose), groups)
+        yield MathRun(text, tuple(prose), groups)
 
 
 def _tokens(text: str) -> Iterator[_Token]:

@@ -1,6 +1,6 @@
 """The exact values of trees that are rational by their form. Fractions only: no import beyond the standard library.
 
-What always holds: the value is exact or there is none, and what would take too much memory or time is `Refused`
+What always holds: the value is exact or there is none, and what would take too much memory or time is `Undecided`
 before it is computed.
 """
 
@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Final
 
 from quintain.verifiers.math.read.grammar import parse
-from quintain.verifiers.math.read.tree import Node, Op, Refused, Unreadable
+from quintain.verifiers.math.read.tree import Node, Op, Undecided, Unreadable
 
 MAX_EXACT_BITS: Final = 400_000
 """Integers of more bits are not written out."""
@@ -41,7 +41,7 @@ def is_true(text: str) -> bool | None:
         values = {exact(parse(_THOUSANDS.sub("", side))) for side in sides}
     except Undefined:
         return False
-    except (Refused, Unreadable):
+    except (Undecided, Unreadable):
         return None
     return None if None in values else len(values) == 1
 
@@ -49,7 +49,7 @@ def is_true(text: str) -> bool | None:
 def exact(node: Node, values: Environment = NOTHING) -> Fraction | None:
     """The rational value of `node`, or None where it is not rational by its form.
 
-    Raises `Undefined` for a division by zero, `Refused` for a value of more than `MAX_EXACT_BITS`.
+    Raises `Undefined` for a division by zero, `Undecided` for a value of more than `MAX_EXACT_BITS`.
     """
     args: list[Fraction] = []
     if node.op is Op.NUMBER:
@@ -88,7 +88,7 @@ def exact(node: Node, values: Environment = NOTHING) -> Fraction | None:
 
 def _bounded(value: Fraction) -> Fraction:
     if value.numerator.bit_length() + value.denominator.bit_length() > 2 * MAX_EXACT_BITS:
-        raise Refused("a number too long to be computed exactly")
+        raise Undecided("a number too long to be computed exactly")
     return value
 
 
@@ -104,7 +104,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
         return base if exponent.numerator % 2 else Fraction(1)
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if abs(exponent.numerator) * bits > MAX_EXACT_BITS:
-        raise Refused("a power too large to be computed exactly")
+        raise Undecided("a power too large to be computed exactly")
     return base**exponent.numerator
 
 
@@ -145,11 +145,11 @@ def _exact_call(name: str, args: list[Fraction]) -> Fraction | None:
     whole = [int(arg) for arg in args]
     if name == "factorial" and whole[0] >= 0:
         if whole[0] > MAX_FACTORIAL:
-            raise Refused("a factorial too large to be computed exactly")
+            raise Undecided("a factorial too large to be computed exactly")
         return Fraction(math.factorial(whole[0]))
     if name == "binom" and len(whole) == 2 and whole[0] >= 0 and whole[1] >= 0:
         if whole[0] > MAX_FACTORIAL:
-            raise Refused("a binomial coefficient too large to be computed exactly")
+            raise Undecided("a binomial coefficient too large to be computed exactly")
         return Fraction(math.comb(whole[0], whole[1]))
     if name in ("gcd", "lcm") and whole:
         return Fraction(math.gcd(*whole) if name == "gcd" else math.lcm(*whole))

@@ -19,14 +19,14 @@ from typing import Final
 
 from quintain.verifiers.math.read.lexer import check_size, tokens
 from quintain.verifiers.math.read.primaries import Primaries
-from quintain.verifiers.math.read.tree import ONE, PI, Ambiguous, Node, Op, Refused, Unreadable, number
+from quintain.verifiers.math.read.tree import ONE, PI, Ambiguous, Node, Op, Undecided, Unreadable, number
 
 MAX_MATRIX_SIDE: Final = 12
 MAX_ALTERNATIVES: Final = 4
 
 
 def parse(text: str) -> Node:
-    """The tree of `text`. Raises `Unreadable` where it is none, `Refused` where it is ambiguous or too large."""
+    """The tree of `text`. Raises `Unreadable` where it is none, `Undecided` where it is ambiguous or too large."""
     check_size(text)
     parser = _Parser(tokens(text))
     node = parser.sum()
@@ -47,7 +47,7 @@ class _Parser(Primaries):
             if sign in ("pm", "mp"):
                 alternatives += 1
                 if alternatives > MAX_ALTERNATIVES:
-                    raise Refused(f"an expression has at most {MAX_ALTERNATIVES} signs \\pm")
+                    raise Undecided(f"an expression has at most {MAX_ALTERNATIVES} signs \\pm")
                 before = terms[0] if len(terms) == 1 else Node(Op.ADD, tuple(terms))
                 terms = [Node(Op.EITHER, (before, term), "+" if sign == "pm" else "-")]
             else:
@@ -151,7 +151,7 @@ class _Parser(Primaries):
         if not found or len({len(row) for row in found}) != 1:
             raise Unreadable("a matrix has rows of one length")
         if len(found) > MAX_MATRIX_SIDE or len(found[0]) > MAX_MATRIX_SIDE:
-            raise Refused(f"a matrix has at most {MAX_MATRIX_SIDE} rows and columns")
+            raise Undecided(f"a matrix has at most {MAX_MATRIX_SIDE} rows and columns")
         return Node(Op.MATRIX, tuple(Node(Op.ROW, row) for row in found))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from quintain.verifiers.math.read.tree import Node, Refused, Unreadable, number
+from quintain.verifiers.math.read.tree import Node, Undecided, Unreadable, number
 
 MAX_CHARS: Final = 4_000
 MAX_DEPTH: Final = 50
@@ -43,9 +43,9 @@ class Token:
 
 
 def check_size(text: str) -> None:
-    """Raise `Refused` for a text that is too long, or nested too deeply, to be looked at any closer."""
+    """Raise `Undecided` for a text that is too long, or nested too deeply, to be looked at any closer."""
     if len(text) > MAX_CHARS:
-        raise Refused(f"an expression has at most {MAX_CHARS} characters")
+        raise Undecided(f"an expression has at most {MAX_CHARS} characters")
     depth = deepest = 0
     for char in text:
         if char in "([{":
@@ -54,9 +54,9 @@ def check_size(text: str) -> None:
         elif char in ")]}":
             depth -= 1
     if deepest > MAX_DEPTH:
-        raise Refused(f"an expression has at most {MAX_DEPTH} brackets in each other")
+        raise Undecided(f"an expression has at most {MAX_DEPTH} brackets in each other")
     if text.count("^") + text.count("**") + text.count("_") > 4 * MAX_DEPTH:
-        raise Refused("an expression has at most a few hundred exponents")
+        raise Undecided("an expression has at most a few hundred exponents")
 
 
 def tokens(text: str) -> list[Token]:
@@ -79,7 +79,7 @@ def tokens(text: str) -> list[Token]:
         else:
             found.append(Token("sign", "^" if match["sign"] == "**" else match["sign"]))
         if len(found) > MAX_TOKENS:
-            raise Refused(f"an expression has at most {MAX_TOKENS} parts")
+            raise Undecided(f"an expression has at most {MAX_TOKENS} parts")
     found.append(Token("end", ""))
     return found
 
@@ -88,7 +88,7 @@ def literal(text: str) -> Node:
     """The number that `text` writes, exactly."""
     digits, _, power = text.lower().partition("e")
     if len(digits) > MAX_LITERAL_DIGITS or len(power) > 6 or abs(int(power or 0)) > MAX_POWER_OF_TEN:
-        raise Refused(f"a number in an expression has at most {MAX_LITERAL_DIGITS} digits")
+        raise Undecided(f"a number in an expression has at most {MAX_LITERAL_DIGITS} digits")
     value = Fraction(digits.rstrip(".") or "0") * Fraction(10) ** int(power or 0)
     return number(value, decimal="." in digits or bool(power))
 
@@ -122,4 +122,4 @@ class Cursor:
     def _deeper(self) -> None:
         self._depth += 1
         if self._depth > 2 * MAX_DEPTH:
-            raise Refused(f"an expression has at most {MAX_DEPTH} brackets, roots or signs in each other")
+            raise Undecided(f"an expression has at most {MAX_DEPTH} brackets, roots or signs in each other")

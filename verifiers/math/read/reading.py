@@ -30,18 +30,18 @@ from quintain.verifiers.math.read.shapes import (
     EMPTY,
     REALS,
     Combined,
-    Group,
     Kind,
     Ratio,
     Relation,
     Shape,
+    ShapeGroup,
     Span,
     Value,
     Words,
 )
 from quintain.verifiers.math.read.spelling import closing_brace, is_words, unwrapped
 from quintain.verifiers.math.read.splitting import THOUSANDS, closes_early, split, split_at
-from quintain.verifiers.math.read.tree import Ambiguous, Node, Op, Refused, Unreadable, mentions, number, with_sign
+from quintain.verifiers.math.read.tree import Ambiguous, Node, Op, Undecided, Unreadable, mentions, number, with_sign
 from quintain.verifiers.math.read.units import split_unit
 
 BEYOND: Final = re.compile(
@@ -77,7 +77,7 @@ _PARENTHESES: Final = {"(": ")", "[": "]"}
 
 
 def read(text: str, *, braces_group: bool = False, depth: int = 0, inside: bool = False) -> Shape:
-    """The shape of `text`, which is unwrapped. Raises `Refused` where it is too large or ambiguous.
+    """The shape of `text`, which is unwrapped. Raises `Undecided` where it is too large or ambiguous.
 
     `braces_group`: whether unescaped braces are only for grouping, as within `$…$`. `inside`: whether `text`
     comes from within brackets, where a comma separates.
@@ -86,7 +86,7 @@ def read(text: str, *, braces_group: bool = False, depth: int = 0, inside: bool 
         check_size(text)
         return _whole(_logical(text, braces_group) or read(_tidied(text), braces_group=braces_group, depth=1), text)
     if depth > MAX_DEPTH:
-        raise Refused(f"an answer has at most {MAX_DEPTH} lists in each other")
+        raise Undecided(f"an answer has at most {MAX_DEPTH} lists in each other")
     text = text.strip()
     groups = split(text, ";", inside=inside)
     if len(groups) > 1:
@@ -105,7 +105,7 @@ def read(text: str, *, braces_group: bool = False, depth: int = 0, inside: bool 
 
 def _whole(shape: Shape, text: str) -> Shape:
     """`shape`, or all of `text` as what it is where some of it could not be read: nothing is ever dropped."""
-    if isinstance(shape, Group) and shape.kind == "list" and not any(map(_is_broken, shape.items)):
+    if isinstance(shape, ShapeGroup) and shape.kind == "list" and not any(map(_is_broken, shape.items)):
         return shape
     return Words(text) if has_words(shape) else shape
 
@@ -121,7 +121,7 @@ def has_words(shape: Shape) -> bool:
             return True
         case Value():
             return False
-        case Group(items=parts) | Combined(parts=parts) | Ratio(parts=parts) | Relation(sides=parts):
+        case ShapeGroup(items=parts) | Combined(parts=parts) | Ratio(parts=parts) | Relation(sides=parts):
             return any(map(has_words, parts))
         case Span():
             return has_words(shape.low) or has_words(shape.high)
@@ -155,21 +155,21 @@ def _rows(found: re.Match[str]) -> str:
 
 def _group(kind: Kind, texts: list[str], braces_group: bool, depth: int, *, rows: bool = False) -> Shape:
     if len(texts) > MAX_ITEMS:
-        raise Refused(f"an answer has at most {MAX_ITEMS} parts")
+        raise Undecided(f"an answer has at most {MAX_ITEMS} parts")
     items: list[Shape] = []
     for text in texts:
         if not text.strip():
             continue
         item = read(text, braces_group=braces_group, depth=depth + 1, inside=True)
-        if rows and isinstance(item, Group) and item.kind == "list":
-            item = Group("tuple", item.items)  # p = 5, q = 2; p = 7, q = 2
-        if isinstance(item, Group) and item.kind == "list":
+        if rows and isinstance(item, ShapeGroup) and item.kind == "list":
+            item = ShapeGroup("tuple", item.items)  # p = 5, q = 2; p = 7, q = 2
+        if isinstance(item, ShapeGroup) and item.kind == "list":
             items.extend(item.items)
         else:
             items.append(item)
     if kind == "list" and len(items) == 1:
         return items[0]
-    return Group(kind, tuple(items))
+    return ShapeGroup(kind, tuple(items))
 
 
 def _relation(text: str, braces_group: bool, depth: int) -> Relation | Shape | None:
@@ -197,11 +197,11 @@ def _combination(text: str, braces_group: bool, depth: int) -> Combined | None:
     if all(op == "cap" for op in ops):
         return Combined("cap", tuple(parts))
     if "cup" in ops and "cap" in ops:
-        raise Refused("unions and intersections need brackets between them")
+        raise Undecided("unions and intersections need brackets between them")
     if "cup" in ops or "cap" in ops:
         if len(ops) > 1 and ops[0] in ("cup", "cap") and set(ops[1:]) <= {"setminus", "backslash", ""}:
-            raise Refused("unions and differences need brackets between them")
-        raise Refused("unions and differences need brackets between them")
+            raise Undecided("unions and differences need brackets between them")
+        raise Undecided("unions and differences need brackets between them")
     return Combined("minus", tuple(parts))
 
 
@@ -228,7 +228,7 @@ def _bracketed(text: str, braces_group: bool, depth: int) -> Shape | None:
         items = split(inner, ";", inside=True)
         items = items if len(items) > 1 else split(inner, ",", inside=True)
         found = _group("set", items, braces_group, depth)
-        return found if isinstance(found, Group) else Group("set", (found,))
+        return found if isinstance(found, ShapeGroup) else ShapeGroup("set", (found,))
     if (reversed_ends := _REVERSED.fullmatch(text)) is not None:  # ]2, 5[ is (2, 5)
         text = f"{'(' if text[0] == ']' else '['}{reversed_ends[1]}{')' if text[-1] == '[' else ']'}"
     if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or closes_early(text):
@@ -242,13 +242,13 @@ def _bracketed(text: str, braces_group: bool, depth: int) -> Shape | None:
             return read(text[1:-1], braces_group=braces_group, depth=depth + 1)
         return None
     if len(items) > MAX_ITEMS:
-        raise Refused(f"an answer has at most {MAX_ITEMS} parts")
+        raise Undecided(f"an answer has at most {MAX_ITEMS} parts")
     shapes = [read(item, braces_group=braces_group, depth=depth + 1, inside=True) for item in items]
     if len(shapes) == 2 and (text[0], text[-1]) != ("(", ")"):
         return Span(shapes[0], shapes[1], text[0] == "(", text[-1] == ")")
     if _PARENTHESES[text[0]] != text[-1]:
         raise Unreadable("brackets of two kinds around a tuple")
-    return Group("tuple", tuple(shapes))
+    return ShapeGroup("tuple", tuple(shapes))
 
 
 def _structured(text: str) -> bool:
@@ -283,7 +283,7 @@ def _value(text: str) -> Shape:
         return Value(value, unit, None, percent) if BEYOND.search(value) else Words(text)
     if mentions(tree, Op.EITHER):
         both = tuple(Value(value, unit, with_sign(tree, upper)) for upper in (True, False))
-        return Group("list", both)
+        return ShapeGroup("list", both)
     return Value(value, unit, tree, percent)
 
 

@@ -25,7 +25,7 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ShapeGroup:
     """Several shapes."""
 
     kind: Kind
@@ -74,7 +74,7 @@ class Words:
     text: str
 
 
-Shape = Value | Group | Span | Combined | Relation | Ratio | Words
+Shape = Value | ShapeGroup | Span | Combined | Relation | Ratio | Words
 
-EMPTY: Final = Group("set", ())
+EMPTY: Final = ShapeGroup("set", ())
 REALS: Final = Span(Value(r"-\infty", None, Node(Op.NEG, (INFINITY,))), Value(r"\infty", None, INFINITY), True, True)

@@ -17,11 +17,11 @@ class Unreadable(Exception):
     """The text is no expression of this grammar; somebody else may know it."""
 
 
-class Refused(Exception):
+class Undecided(Exception):
     """What the text says is ambiguous, or too large to be computed exactly: nobody shall guess."""
 
 
-class Ambiguous(Refused):
+class Ambiguous(Undecided):
     """It has two readings. As the text that it is, it can still be compared."""
 
 

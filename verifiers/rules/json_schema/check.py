@@ -12,7 +12,7 @@ from jsonschema_specifications import REGISTRY
 from referencing.exceptions import Unresolvable
 
 from quintain.verdict import Outcome
-from quintain.verifiers.rules.json_schema.read import Unreadable, read
+from quintain.verifiers.rules.json_schema.read import NotData, read
 from quintain.verifiers.text import shown
 
 MAX_PROBLEMS: Final = 5
@@ -28,7 +28,7 @@ def check(item: dict[str, Any]) -> dict[str, Any]:
         return _bad(f"it is no JSON Schema: {getattr(error, 'message', error)}")
     try:
         data = read(item["text"], item["syntax"], xml_scalars=item["xml_scalars"])
-    except Unreadable as error:
+    except NotData as error:
         return {"outcome": Outcome.UNPARSABLE, "detail": {"reason": shown(str(error))}}
     # A registry of its own: the default one fetches what a $ref names.
     validator = kind(schema, registry=REGISTRY, format_checker=FormatChecker() if item["check_formats"] else None)

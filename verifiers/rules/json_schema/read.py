@@ -1,7 +1,7 @@
 """Data as JSON has it, read from JSON, YAML, TOML or XML that may be hostile.
 
 What always holds: the result is made of dicts with text keys, lists, texts, finite numbers, booleans and None, at
-most `MAX_DEPTH` deep; whatever is not, raises `Unreadable`. A key given twice is refused in every syntax. Nothing is
+most `MAX_DEPTH` deep; whatever is not, raises `NotData`. A key given twice is refused in every syntax. Nothing is
 constructed, fetched or expanded: YAML has no tags beyond JSON's types and no aliases (so no alias bombs), XML has no
 document type (so no entities and no external DTD).
 
@@ -25,12 +25,12 @@ import yaml
 MAX_DEPTH: Final = 64
 
 
-class Unreadable(Exception):
+class NotData(Exception):
     """The text is not data in that syntax; the message says why."""
 
 
 def read(text: str, syntax: str, *, xml_scalars: str = "text") -> Any:
-    """The data in `text`. Raises `Unreadable`."""
+    """The data in `text`. Raises `NotData`."""
     readers: dict[str, Callable[[], Any]] = {
         "json": lambda: _json(text),
         "yaml": lambda: _yaml(text),
@@ -41,20 +41,20 @@ def read(text: str, syntax: str, *, xml_scalars: str = "text") -> Any:
         data = readers[syntax]()
         return _plain(data, MAX_DEPTH)
     except (RecursionError, MemoryError):
-        raise Unreadable("it is nested too deeply") from None
+        raise NotData("it is nested too deeply") from None
 
 
 def _json(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except ValueError as error:
-        raise Unreadable(f"it is no JSON: {error}") from None
+        raise NotData(f"it is no JSON: {error}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise Unreadable("a key is given twice")
+        raise NotData("a key is given twice")
     return found
 
 
@@ -65,10 +65,10 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise Unreadable("YAML aliases are not read")
+            raise NotData("YAML aliases are not read")
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Unreadable("it is nested too deeply")
+            raise NotData("it is nested too deeply")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -80,7 +80,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         for key, value in node.value
     ]
     if not all(isinstance(key, str) for key, _ in pairs):
-        raise Unreadable("a key is no text")
+        raise NotData("a key is no text")
     return _object(pairs)
 
 
@@ -95,14 +95,14 @@ def _yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # int("0b") in YAML's own constructors is a ValueError
-        raise Unreadable(f"it is no YAML: {getattr(error, 'problem', None) or error}") from None
+        raise NotData(f"it is no YAML: {getattr(error, 'problem', None) or error}") from None
 
 
 def _toml(text: str) -> Any:
     try:
         return tomllib.loads(text)
     except ValueError as error:
-        raise Unreadable(f"it is no TOML: {error}") from None
+        raise NotData(f"it is no TOML: {error}") from None
 
 
 def _xml(text: str, *, scalars: bool) -> Any:
@@ -116,7 +116,7 @@ def _xml(text: str, *, scalars: bool) -> Any:
     try:
         parser.Parse(text.strip().encode("utf-8", "surrogatepass"), True)
     except (expat.ExpatError, ValueError) as error:
-        raise Unreadable(f"it is no XML: {error}") from None
+        raise NotData(f"it is no XML: {error}") from None
     return tree.root
 
 
@@ -129,11 +129,11 @@ class _Tree:
         self._open: list[tuple[dict[str, Any], list[str]]] = [(self.root, [])]
 
     def refuse(self, *_: Any) -> None:
-        raise Unreadable("a document type in XML is not read")
+        raise NotData("a document type in XML is not read")
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         if len(self._open) > MAX_DEPTH:
-            raise Unreadable("it is nested too deeply")
+            raise NotData("it is nested too deeply")
         self._open.append(({f"@{key}": self._scalar(value) for key, value in attributes.items()}, []))
 
     def end(self, name: str) -> None:
@@ -166,20 +166,20 @@ class _Tree:
 def _plain(value: Any, depth: int) -> Any:
     """`value` as JSON has it."""
     if depth == 0:
-        raise Unreadable("it is nested too deeply")
+        raise NotData("it is nested too deeply")
     match value:
         case dict():
             if not all(isinstance(key, str) for key in value):
-                raise Unreadable("a key is no text")
+                raise NotData("a key is no text")
             return {key: _plain(part, depth - 1) for key, part in value.items()}
         case list():
             return [_plain(part, depth - 1) for part in value]
         case float():
             if not math.isfinite(value):
-                raise Unreadable("a number is infinite or none")
+                raise NotData("a number is infinite or none")
             return value
         case str() | bool() | int() | None:
             return value
         case datetime.datetime() | datetime.date() | datetime.time():
             return value.isoformat()
-    raise Unreadable(f"a {type(value).__name__} is no JSON")
+    raise NotData(f"a {type(value).__name__} is no JSON")

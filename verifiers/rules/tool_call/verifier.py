@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from quintain.tool_calls import MAX_CALLS, Call, Unreadable, read_calls
+from quintain.tool_calls import MAX_CALLS, Call, UnreadableCall, read_calls
 from quintain.verdict import Verdict
 from quintain.verifiers.options import Options
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
@@ -51,7 +51,7 @@ class ToolCallVerifier(PureVerifier):
         if not text and expected:
             return unparsable("there is no answer in the text")
         calls = read_calls(text, names)
-        if isinstance(calls, Unreadable):
+        if isinstance(calls, UnreadableCall):
             return unparsable(calls.reason)
         detail: dict[str, Any] = {"calls": [shown(call.name, 80) for call in calls]}
         if not expected or not calls:
