@@ -35,6 +35,11 @@ class Evaluation:
         return "no verdicts" if self.heldout is None else f"{self.heldout:.1%}"
 
 
+def heldout_at(step: int) -> str:
+    """What an evaluation after `step` steps is called."""
+    return f"held-out after {step} steps" if step else "held-out before training"
+
+
 def evaluation_of(groups: Sequence[Group], *, step: int, elapsed_s: float) -> Evaluation:
     """What `groups`, all of one evaluation, say."""
     rows = [trajectory for group in groups for trajectory in group.trajectories]

@@ -19,7 +19,7 @@ from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.algorithms.grpo import failures_of
 from quintain.trainers.checkpoint import Progress
-from quintain.trainers.heldout import Evaluation, evaluation_of
+from quintain.trainers.heldout import Evaluation, evaluation_of, heldout_at
 from quintain.trajectory import Group
 
 PUBLISH_ATTEMPTS = 2
@@ -126,10 +126,10 @@ class Loop:
     def _step(self) -> None:
         """One batch, one update, one line of metrics; those of publishing are of the weights it was sampled with."""
         step, began = self.progress.step, self.clock()
-        self.hooks.phase("sampling")
+        self.hooks.phase(f"sampling for step {step + 1}")
         groups = self._batch(step)
         sampled = self.clock()
-        self.hooks.phase("training")
+        self.hooks.phase(f"training step {step + 1}")
         metrics = self.policy.update(groups, step=step)
         done = self.clock()
         consumed = self.progress.consumed_groups + len(groups)
@@ -177,7 +177,7 @@ class Loop:
     def _evaluate(self, step: int) -> Evaluation:
         evaluation = self.config.evaluation
         assert evaluation is not None
-        self.hooks.phase("evaluating")
+        self.hooks.phase(heldout_at(step))
         began = self.clock()
         while True:
             try:
@@ -202,7 +202,7 @@ class Loop:
 
     def _publish(self, *, admit: bool) -> None:
         """Publish; a refusal is tried once more, since what is in place is unknown until one is accepted."""
-        self.hooks.phase("publishing")
+        self.hooks.phase(f"publishing version {self.progress.version}")
         began = self.clock()
         for attempt in range(1, PUBLISH_ATTEMPTS + 1):
             try:
@@ -230,7 +230,7 @@ class Loop:
         return replace(self.progress, train_wall_s=self.progress.train_wall_s + self.clock() - self._since)
 
     def _save(self) -> None:
-        self.hooks.phase("saving")
+        self.hooks.phase(f"saving step {self.progress.step}")
         self._saved = self.progress.step  # one attempt a step: a disk that is full now is full at the exit too
         self.policy.save(self._progress_now())
 

@@ -33,7 +33,8 @@ from quintain.evaluation.figures import Figures, figures_json, figures_of, figur
 from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
 from quintain.failure import QuintainError, one_line
 from quintain.launch.checks import check_model, heldout_size
-from quintain.launch.run_folder import RunFolder, new_run, with_dtypes_of
+from quintain.launch.display import PlainProgress
+from quintain.launch.run_folder import RunFolder, new_run, settle_dtypes, with_dtypes_of
 from quintain.launch.servers import start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.trajectory import Group, Trajectory
@@ -147,14 +148,13 @@ def _with_evaluation(config: ExperimentConfig, samples: int) -> ExperimentConfig
 
 def _with_dtypes(config: ExperimentConfig, folder: Path, console: Console) -> ExperimentConfig:
     """`config` with the number types of the evaluation in `folder`, or those chosen now; an episode depends on them."""
-    from quintain.rollout.engines.dtypes import settled
-
     if (folder / EVALUATION).is_file() and (folder / "config.yaml").is_file():
         config = with_dtypes_of(config, load_config(folder / "config.yaml"))
-    config, choice = settled(config)
-    if choice is not None:
-        console.print(choice, highlight=False, soft_wrap=True)
-    return config
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    return settle_dtypes(config, say=say, phase=say)
 
 
 class _Session:
@@ -172,6 +172,7 @@ class _Session:
         from quintain.envs.client import EnvClient
 
         environment, folder = self.config.environment, self._server_folder()
+        self.console.print("starting the environment server")
         url = start_environment(self.supervisor, self.config, folder)
         client = EnvClient(url, token=environment.token)
         about = asyncio.run(client.metadata())
@@ -239,7 +240,20 @@ class _Session:
 
     @contextmanager
     def _progress(self, total: int, before: list[Trajectory]) -> Iterator[Callable[[Trajectory], None]]:
-        """A bar with the episodes so far and what they say; yields what is told of another one."""
+        """Shows the episodes so far and what they say; yields what is told of another one."""
+        tally = _Tally(self.asked.pass_at)
+        for row in before:
+            tally.add(row)
+        if not self.console.is_terminal:
+            with PlainProgress(self.console) as lines:
+                lines.phase("playing episodes")
+
+                def told(row: Trajectory) -> None:
+                    tally.add(row)
+                    lines.progress(tally.episodes, total, f", {tally}")
+
+                yield told
+            return
         bar = Progress(
             TextColumn("episodes"),
             BarColumn(),
@@ -249,9 +263,6 @@ class _Session:
             console=self.console,
             transient=True,
         )
-        tally = _Tally(self.asked.pass_at)
-        for row in before:
-            tally.add(row)
         with bar:
             task = bar.add_task("episodes", total=total, completed=len(before), said=str(tally))
 
@@ -302,6 +313,11 @@ class _Tally:
         self._verified += 1
         self._sum += row.reward
         self._passed += row.reward >= self._pass_at
+
+    @property
+    def episodes(self) -> int:
+        """How many have finished."""
+        return self._verified + self._failed
 
     def __str__(self) -> str:
         if not self._verified:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quintain.config import ExperimentConfig
-from quintain.failure import QuintainError
+from quintain.failure import FailureError, QuintainError
 from quintain.task import size_of
 
 
@@ -30,12 +30,19 @@ def check_one_process(environ: Mapping[str, str]) -> None:
         )
 
 
+def check_split(config: ExperimentConfig, client: Any) -> None:
+    """QuintainError where the environment has no tasks to train on."""
+    split = config.environment.split
+    if _size(client, split, "environment.split") == 0:
+        raise QuintainError(f"environment.split: '{split}' has no tasks: choose another")
+
+
 def heldout_size(config: ExperimentConfig, client: Any) -> int:
     """How many held-out tasks to evaluate on. QuintainError where the split cannot give them."""
     evaluation = config.evaluation
     if evaluation is None:
         return 0
-    size = size_of(client.tasks(evaluation.split))
+    size = _size(client, evaluation.split, "evaluation.split")
     wanted = evaluation.num_tasks or size
     if wanted is None:
         raise QuintainError(
@@ -46,3 +53,11 @@ def heldout_size(config: ExperimentConfig, client: Any) -> int:
     if wanted == 0:
         raise QuintainError(f"evaluation.split: '{evaluation.split}' has no tasks: choose another, or leave it out")
     return wanted
+
+
+def _size(client: Any, split: str, field: str) -> int | None:
+    """The number of tasks in `split`, None where it is endless. QuintainError where the environment refuses it."""
+    try:
+        return size_of(client.tasks(split))
+    except FailureError as error:
+        raise QuintainError(f"{field}: {error.failure.message}") from None

@@ -1,12 +1,14 @@
-"""What a person sees of a run: a live line of progress, news as they come, and a table at the end.
+"""What a person sees of a run: what goes on now, how far it is, news as they come, and a table at the end.
 
-On a terminal the progress is drawn in place; elsewhere each step is one plain line, so logs stay readable.
+On a terminal progress is drawn in place; elsewhere it is plain lines, so that logs stay readable and are never silent
+for long: each phase as it begins, how far it is every `EVERY_S`, and each step as it ends.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +19,72 @@ from rich.text import Text
 
 from quintain.failure import one_line
 from quintain.trainers.heldout import Evaluation, Sample
+
+EVERY_S = 10.0
+"""How often plain lines say how far a phase is."""
+BRIEF_S = 2.0
+"""A phase of a step that is over sooner has no plain line of its own: the step's line is enough."""
+BEAT_S = 1.0
+
+
+class PlainProgress:
+    """Says on `console` what goes on, in plain lines, for as long as it is entered. May be told by several threads."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self._clock = console, clock
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beats, name="progress", daemon=True)
+        self._phase, self._counts, self._began = "", "", 0.0
+        self._said, self._wait = clock(), 0.0  # when the last line was, and how long after it the next one is due
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The end of what goes on. May be repeated."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        with self._lock:
+            self._print(text)
+
+    def phase(self, text: str, *, brief: bool = False) -> None:
+        """What goes on now, until the next phase or "". A `brief` one is not worth a line before `BRIEF_S`."""
+        with self._lock:
+            self._phase, self._counts, self._began = text, "", self._clock()
+            self._wait = BRIEF_S
+            if text and not brief:
+                self._print(text)
+
+    def progress(self, done: int, total: int, more: str = "") -> None:
+        """How far the phase is."""
+        with self._lock:
+            self._counts = f": {done} of {total}{more}"
+
+    def beat(self) -> None:
+        """Say how far the phase is, if that is due."""
+        with self._lock:
+            now = self._clock()
+            due = now - max(self._said, self._began) >= self._wait or now - self._said >= EVERY_S
+            if self._phase and due:
+                self._print(f"{self._phase}{self._counts or f' ({now - self._began:.0f} s)'}")
+
+    def _print(self, text: str) -> None:
+        self._said, self._wait = self._clock(), EVERY_S
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _beats(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            self.beat()
 
 
 class _TimeLeft(ProgressColumn):
@@ -32,40 +100,65 @@ def _minutes(seconds: float) -> str:
 
 
 class Display:
-    """Shows a run of `steps` steps on `console`."""
+    """Shows a run of `steps` steps on `console`, from its first second to its last step."""
 
-    def __init__(self, console: Console, *, steps: int, done: int = 0) -> None:
-        self.console, self.steps, self._first = console, steps, done
-        self._live = console.is_terminal
+    def __init__(self, console: Console, *, steps: int) -> None:
+        self.console, self.steps = console, steps
+        self._plain = None if console.is_terminal else PlainProgress(console)
+        self._first, self._stepped = 0, False
+        self._phase = ""
         self._began = time.monotonic()
         self._away_s = 0.0
-        self._progress = Progress(
+        self._drawn = Progress(
             TextColumn("[bold]step {task.completed}/{task.total}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[figures]}"),
             _TimeLeft(),
             TextColumn("[dim]{task.fields[phase]}"),
             console=console,
-            disable=not self._live,
+            disable=self._plain is not None,
         )
-        self._task = self._progress.add_task("train", total=steps, completed=done, figures="", phase="", left_s=None)
+        self._task = self._drawn.add_task("train", total=steps, completed=0, figures="", phase="", left_s=None)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        (self._plain or self._drawn).__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self.close()
+
+    def close(self) -> None:
+        """Nothing goes on any more: what is printed now comes after it. May be repeated."""
+        if self._plain is not None:
+            self._plain.close()
+        self._drawn.stop()
 
     def say(self, text: str) -> None:
         """One line of news."""
-        self.console.print(text, highlight=False)
+        if self._plain is not None:
+            self._plain.say(text)
+        else:
+            self.console.print(text, highlight=False)
 
     def phase(self, text: str) -> None:
-        """What is going on now."""
-        self._progress.update(self._task, phase=text)
+        """What goes on now."""
+        self._phase = text
+        if self._plain is not None:
+            self._plain.phase(text, brief=self._stepped)
+        self._drawn.update(self._task, phase=text)
+
+    def progress(self, done: int, total: int) -> None:
+        """How far the phase is."""
+        if self._plain is not None:
+            self._plain.progress(done, total)
+        self._drawn.update(self._task, phase=f"{self._phase}: {done} of {total}")
+
+    def begin(self, done: int) -> None:
+        """Steps begin to count now, after the `done` ones of an earlier attempt."""
+        self._first, self._began, self._away_s = done, time.monotonic(), 0.0
+        self._drawn.update(self._task, completed=done)
 
     def away(self, seconds: float) -> None:
         """Time that was not spent on steps (an evaluation)."""
@@ -73,12 +166,12 @@ class Display:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` (0, 1, ...) is done."""
-        done = step + 1
+        done, self._stepped = step + 1, True
         pace = (time.monotonic() - self._began - self._away_s) / max(1, done - self._first)
         figures = f"reward {metrics.get('reward', float('nan')):.2f}  {metrics['tokens_per_s']:.0f} tok/s"
         left = pace * (self.steps - done)
-        self._progress.update(self._task, completed=done, figures=figures, left_s=left)
-        if not self._live:
+        self._drawn.update(self._task, completed=done, figures=figures, left_s=left)
+        if self._plain is not None:
             self.say(f"step {done}/{self.steps}  {figures}  {metrics['step_time']:.1f} s  {_minutes(left)} left")
 
 

@@ -55,8 +55,11 @@ def serve_rollout(
 
     supervisor = Supervisor(restarts=config.rollout.restarts, report=report)
     try:
+        report("starting the environment server")
         environment = start_environment(supervisor, config, run)
-        config = settle_dtypes(config, run, report)
+        config = settle_dtypes(config, say=report, phase=report)
+        run.keep(config)
+        report("starting the engine")
         serve(
             run.path,
             environment=environment,

@@ -14,12 +14,23 @@ from typing import Any
 from quintain.config import ExperimentConfig, dump_config, load_config
 from quintain.failure import QuintainError
 
+Say = Callable[[str], None]
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Names of what is in a run's folder `path`."""
 
     path: Path
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with: until then it holds a config and logs only."""
+        return bool({path.name for path in self.path.iterdir()} - {"config.yaml", "logs"})
+
+    def keep(self, config: ExperimentConfig) -> None:
+        """Write the resolved config. OSError where it cannot be written."""
+        self.config.write_text(dump_config(config), encoding="utf-8")
 
     @property
     def config(self) -> Path:
@@ -47,16 +58,17 @@ class RunFolder:
 
 
 def new_run(config: ExperimentConfig, at: Path | None) -> RunFolder:
-    """Make the folder of a new run and write its resolved config. QuintainError where it exists or cannot be made."""
+    """Make the folder of a new run and write its resolved config; one in which no run has begun is taken over.
+
+    QuintainError where there is a run in it, or it cannot be made.
+    """
     path = at or _dated(Path(config.output_dir), config.name)
     try:
-        path.mkdir(parents=True, exist_ok=False)
+        path.mkdir(parents=True, exist_ok=True)
         run = RunFolder(path)
-        run.config.write_text(dump_config(config), encoding="utf-8")
-    except FileExistsError:
-        raise QuintainError(
-            f"{path} exists: give another --run-dir, or go on with it: --resume --run-dir {path}"
-        ) from None
+        if run.begun:
+            raise QuintainError(f"{path} exists: give another --run-dir, or go on with it: --resume --run-dir {path}")
+        run.keep(config)
     except OSError as error:
         raise QuintainError(f"cannot make the run directory {path}: {error.strerror}") from None
     return run
@@ -85,7 +97,7 @@ def resumed_run(config: ExperimentConfig, at: Path | None) -> tuple[RunFolder, E
         raise QuintainError(
             f"{at} was run with another {' and '.join(changed)}: resume with what {run.config} says, or start a new run"
         )
-    run.config.write_text(dump_config(config), encoding="utf-8")
+    run.keep(config)
     return run, config
 
 
@@ -99,13 +111,13 @@ def with_dtypes_of(config: ExperimentConfig, earlier: ExperimentConfig) -> Exper
     return config.model_copy(update={"model": model, "rollout": rollout})
 
 
-def settle_dtypes(config: ExperimentConfig, run: RunFolder, say: Callable[[str], None]) -> ExperimentConfig:
-    """`config` with a number type in place of each `auto`, as it then stands in the run's config.yaml. Loads torch."""
-    from quintain.rollout.engines.dtypes import settled
+def settle_dtypes(config: ExperimentConfig, *, say: Say, phase: Say) -> ExperimentConfig:
+    """`config` with a number type in place of each `auto`: measured now, and said. Loads torch where there is any."""
+    if "auto" in (config.model.compute_dtype, config.rollout.dtype):
+        phase("loading torch")
+        from quintain.rollout.engines.dtypes import settled
 
-    config, choice = settled(config)
-    if choice is not None:
-        run.config.write_text(dump_config(config), encoding="utf-8")
+        config, choice = settled(config)
         say(choice)
     return config
 

@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-
 from quintain.config import ExperimentConfig
 from quintain.launch.display import Display, before_after
 from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
 from quintain.launch.run_folder import RunFolder
 from quintain.rollout.client import RolloutClient
+from quintain.rollout.wire import Progress as Waiting
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
-from quintain.trainers.heldout import Evaluation
+from quintain.trainers.heldout import Evaluation, heldout_at
 from quintain.trainers.learner import Learner
 from quintain.trainers.loop import Hooks, Loop, Result, Stopped
 from quintain.trainers.publishing.publish import PolicyPublisher
@@ -33,11 +32,11 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """One run: its config and folder, where it speaks, and `check`, which raises `Stopped` or QuintainError."""
+    """One run: its config and folder, what shows it, and `check`, which raises `Stopped` or QuintainError."""
 
     config: ExperimentConfig
     run: RunFolder
-    console: Console
+    display: Display
     check: Callable[[], None]
     heldout: int
     began: float
@@ -47,27 +46,29 @@ class TrainingRun:
 
         Raises Interrupted, QuintainError and FailureError with the last whole step saved.
         """
-        learner = Learner(self.config, checkpoints=self.run.checkpoints, logs=self.run.logs, check=self.check)
-        progress = self._progress(learner, resume)
-        for line in learner.notes:
-            self.console.print(line, highlight=False)
-        with self._connected(learner, rollout()) as (client, publisher):
-            log = MetricsLog(self.run.metrics, from_step=progress.step)
-            with Display(self.console, steps=self.config.trainer.max_steps, done=progress.step) as display:
+        progress, loop = Progress(0, 0, 0, 0.0), None
+        try:
+            learner = Learner(self.config, checkpoints=self.run.checkpoints, logs=self.run.logs, check=self.check)
+            progress = self._progress(learner, resume)
+            for line in learner.notes:
+                self.display.say(line)
+            with self._connected(learner, rollout()) as (client, publisher):
+                log = MetricsLog(self.run.metrics, from_step=progress.step)
+                self.display.begin(progress.step)
                 loop = Loop(
                     self.config,
                     rollout=client,
                     policy=learner,
                     publisher=publisher,
-                    hooks=self._hooks(display, log, learner),
+                    hooks=self._hooks(log, learner),
                     progress=progress,
                     heldout=self.heldout,
                     began=self.began,
                 )
-                try:
-                    result = loop.run()
-                except Stopped:
-                    raise Interrupted(loop.progress.step) from None
+                result = loop.run()
+        except Stopped:
+            raise Interrupted((loop.progress if loop is not None else progress).step) from None
+        self.display.close()
         return self._conclude(result)
 
     def _progress(self, learner: Learner, resume: bool) -> Progress:
@@ -76,7 +77,7 @@ class TrainingRun:
 
     @contextmanager
     def _connected(self, learner: Learner, url: str) -> Iterator[tuple[RolloutClient, PolicyPublisher]]:
-        client = RolloutClient(url, poll=lambda progress: self.check())
+        client = RolloutClient(url, poll=self._poll)
         publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
             yield client, publisher
@@ -85,11 +86,18 @@ class TrainingRun:
             learner.close()
             client.close()
 
-    def _hooks(self, display: Display, log: MetricsLog, learner: Learner) -> Hooks:
+    def _poll(self, waiting: Waiting | None) -> None:
+        self.check()
+        if waiting is not None:
+            self.display.progress(waiting.done, waiting.total)
+
+    def _hooks(self, log: MetricsLog, learner: Learner) -> Hooks:
+        display = self.display
+
         def evaluated(result: Evaluation) -> None:
             display.away(result.elapsed_s)
             display.say(
-                f"held-out after {result.step} steps: {result.title} of {result.verified} verified,"
+                f"{heldout_at(result.step)}: {result.title} of {result.verified} verified,"
                 f" {result.failed} failed ({result.elapsed_s:.0f} s)"
             )
             figures = {name: value for name, value in asdict(result).items() if name not in ("step", "samples")}
@@ -121,8 +129,8 @@ class TrainingRun:
             shown = self.config.evaluation.samples_shown if self.config.evaluation else 0
             before = result.before or first_evaluation(self.run.metrics)  # a resumed run has it in its log alone
             for table in before_after(before, result.after, shown=shown):
-                self.console.print(table)
-        self.console.print(
+                self.display.console.print(table)
+        self.display.console.print(
             f"{progress.step} steps in {progress.train_wall_s:.0f} s of training; curve: {self.run.curve}",
             highlight=False,
             soft_wrap=True,

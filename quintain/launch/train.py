@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ from rich.console import Console
 
 from quintain.config import ExperimentConfig
 from quintain.failure import FailureError, QuintainError
-from quintain.launch.checks import check_model, check_one_process, heldout_size
+from quintain.launch.checks import check_model, check_one_process, check_split, heldout_size
+from quintain.launch.display import Display
 from quintain.launch.run_folder import RunFolder, new_run, resumed_run, settle_dtypes
 from quintain.launch.servers import start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
+
+CHECK_S = 0.5
+"""How often somebody who waits for a server looks whether to go on waiting."""
 
 
 def train(config: ExperimentConfig, *, resume: bool, run_dir: Path | None, as_json: bool) -> int:
@@ -34,21 +38,24 @@ def train(config: ExperimentConfig, *, resume: bool, run_dir: Path | None, as_js
     check_one_process(os.environ)
     check_model(config)
     run, config = resumed_run(config, run_dir) if resume else (new_run(config, run_dir), config)
-    console.print(f"run directory: {run.path}", highlight=False, soft_wrap=True)
-    how_to_go_on = f"quintain train {run.config} --resume --run-dir {run.path}"
-    supervisor = Supervisor(restarts=config.rollout.restarts, report=lambda text: console.print(text, highlight=False))
+    display = Display(console, steps=config.trainer.max_steps)
+    display.say(f"run directory: {run.path}")
+    how_to_go_on = f"go on with: quintain train {run.config} --resume --run-dir {run.path}"
+    supervisor = Supervisor(restarts=config.rollout.restarts, report=display.say)
     with _stop_signals() as stopping:
         try:
-            summary = _train(config, run, supervisor, stopping, console, began=began, resume=resume)
+            with display:
+                summary = _train(config, run, supervisor, stopping, display, began=began, resume=resume)
         except (QuintainError, FailureError) as error:
             detail = error.failure if isinstance(error, FailureError) else error
             console.print(f"Error: {detail}", style="red", highlight=False, soft_wrap=True)
-            console.print(f"go on with: {how_to_go_on}", highlight=False, soft_wrap=True)
+            if run.begun:
+                console.print(how_to_go_on, highlight=False, soft_wrap=True)
             return 1
         finally:
             supervisor.stop()
     if isinstance(summary, int):
-        console.print(f"stopped after step {summary}; go on with: {how_to_go_on}", highlight=False, soft_wrap=True)
+        console.print(f"stopped after step {summary}; {how_to_go_on}", highlight=False, soft_wrap=True)
         return 130
     if as_json:
         print(json.dumps(summary))
@@ -60,32 +67,44 @@ def _train(
     run: RunFolder,
     supervisor: Supervisor,
     stopping: list[int],
-    console: Console,
+    display: Display,
     *,
     began: float,
     resume: bool,
 ) -> dict[str, Any] | int:
     """The run's summary, or the number of whole steps after which it was stopped."""
+    from quintain.envs.client import EnvClient
+
+    display.phase("starting the environment server")
     environment = start_environment(supervisor, config, run)
-    config = settle_dtypes(config, run, lambda text: console.print(text, highlight=False, soft_wrap=True))
-    with ThreadPoolExecutor(1) as beside:  # the rollout server comes up while torch and the learner load
+    client = EnvClient(environment, token=config.environment.token)
+    check_split(config, client)
+    heldout = heldout_size(config, client)
+    config = settle_dtypes(config, say=display.say, phase=display.phase)
+    run.keep(config)
+    display.phase("loading the model and starting the rollout server")
+    with ThreadPoolExecutor(1) as beside:  # the rollout server comes up while the learner loads
         starting = beside.submit(start_rollout, supervisor, config, run, environment)
-
-        from quintain.envs.client import EnvClient
-        from quintain.launch.session import Interrupted, TrainingRun
-        from quintain.trainers.loop import Stopped
-
-        def check() -> None:
-            supervisor.check()
-            if stopping:
-                raise Stopped
-
-        heldout = heldout_size(config, EnvClient(environment, token=config.environment.token))
-        session = TrainingRun(config, run, console, check, heldout, began)
         try:
-            return session.train(lambda: starting.result().url, resume=resume)
+            from quintain.launch.session import Interrupted, TrainingRun
+            from quintain.trainers.loop import Stopped
+
+            def check() -> None:
+                supervisor.check()
+                if stopping:
+                    raise Stopped
+
+            def url() -> str:
+                while not wait([starting], timeout=CHECK_S).done:
+                    check()
+                return starting.result().url
+
+            return TrainingRun(config, run, display, check, heldout, began).train(url, resume=resume)
         except Interrupted as stopped:
             return stopped.step
+        except BaseException:
+            supervisor.stop()  # a server that is still coming up is not waited for
+            raise
 
 
 @contextmanager

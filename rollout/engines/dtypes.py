@@ -55,13 +55,13 @@ def product_seconds() -> Seconds:
 
 def settled(
     config: ExperimentConfig, *, gpu: bool | None = None, measure: Callable[[], Seconds] = product_seconds
-) -> tuple[ExperimentConfig, str | None]:
-    """`config` with a type in place of each `auto`, and one line that says which and why; None where none was asked."""
+) -> tuple[ExperimentConfig, str]:
+    """`config` with a type in place of each `auto`, and one line that says which and why ("" where none was asked)."""
     model, rollout = config.model, config.rollout
     fields = [("model.compute_dtype", model.compute_dtype), ("rollout.dtype", rollout.dtype)]
     asked = [field for field, value in fields if value == "auto"]
     if not asked:
-        return config, None
+        return config, ""
     dtype, why = faster(gpu=gpu, measure=measure)
     if model.compute_dtype == "auto":
         compute = "bfloat16" if model.dtype == "bfloat16" else dtype  # weights in bfloat16 gain nothing from more

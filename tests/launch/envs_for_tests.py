@@ -28,6 +28,8 @@ class Letters(SingleTurnEnv):
             raise RuntimeError("the environment is broken")
         if self.mode == "hangs_sometimes" and len(answer) % 7 == 0:
             time.sleep(3600)
+        if self.mode == "slow":
+            time.sleep(0.5)
         if self.mode == "nan":
             return float("nan")
         if self.mode == "equal":

@@ -174,6 +174,11 @@ class Run:
         data: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
         return data
 
+    def resolved(self) -> dict[str, Any]:
+        """The run's own config.yaml."""
+        data: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
+        return data
+
     def weights(self) -> dict[str, Any]:
         """The newest checkpoint's tensors."""
         from safetensors.torch import load_file

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from quintain.config import parse_config
+from quintain.launch.display import Display
 from quintain.launch.report import MetricsLog, draw_curve, read_metrics
 from quintain.launch.run_folder import RunFolder
 from quintain.launch.session import TrainingRun
@@ -80,7 +81,9 @@ def test_a_resumed_run_shows_the_figures_from_before_training(tmp_path: Path) ->
     log.write("train", 0, {"reward": 0.5})
     shown = io.StringIO()
     text = "model: {path: x}\nenvironment: {name: math}\nevaluation: {samples_shown: 0}"
-    session = TrainingRun(parse_config(text), run, Console(file=shown, width=80), lambda: None, 32, 0.0)
+    session = TrainingRun(
+        parse_config(text), run, Display(Console(file=shown, width=80), steps=1), lambda: None, 32, 0.0
+    )
     after = Evaluation(1, 0.75, 32, 0, 2.0, ())
     summary = session._conclude(Result(Progress(1, 1, 8, 3.0, 0.375), None, after))
     assert summary["heldout_before"] == 0.375

@@ -59,6 +59,34 @@ def test_a_run_leaves_everything_it_promises(run: Run) -> None:
     assert "Sample answers" in output
 
 
+def test_on_a_pipe_a_run_says_what_it_does_and_how_far_it_is(run: Run) -> None:
+    run.set("evaluation", {"split": "heldout"}).set("environment.args", {"mode": "slow"}).set("trainer.max_steps", 2)
+    del run.config["model"]["compute_dtype"], run.config["rollout"]["dtype"]
+    lines = run.train().splitlines()
+    chosen = run.resolved()["rollout"]["dtype"]
+    assert chosen in ("float32", "bfloat16")
+    assert run.resolved()["model"]["compute_dtype"] == chosen
+    wanted = [
+        f"run directory: {run.path}",
+        "starting the environment server",
+        "loading torch",
+        f"model.compute_dtype and rollout.dtype: {chosen}, ",
+        "loading the model and starting the rollout server",
+        "publishing version 0",
+        "held-out before training",
+        "held-out before training: ",
+        "sampling for step 1",
+        "training step 1",
+        "step 1/2  reward ",
+        "sampling for step 2: ",
+        "step 2/2  reward ",
+        "held-out after 2 steps: ",
+    ]
+    found = iter(lines)
+    for start in wanted:
+        assert any(line.startswith(start) for line in found), f"no '{start}', or not in this order, in:\n{lines}"
+
+
 def test_trajectories_and_checkpoints_are_read_by_the_usual_libraries(run: Run) -> None:
     run.train()
     from datasets import load_dataset

@@ -153,6 +153,33 @@ def test_a_mistake_is_one_clear_line_and_a_non_zero_exit_code(run: Run, path: st
     assert says in error_line(output)
 
 
+@pytest.mark.parametrize(
+    ("path", "wrong", "says"),
+    [
+        ("evaluation", {"num_tasks": 99}, "evaluation.num_tasks: 99 asked for, 'heldout' has 6"),
+        ("evaluation", {"split": "train"}, "evaluation.num_tasks: the split 'train' is endless"),
+        ("evaluation", {"split": "exam"}, "evaluation.split: "),
+        ("environment.split", "exam", "environment.split: "),
+    ],
+)
+def test_a_mistake_in_a_split_is_told_before_anything_heavy_starts(
+    run: Run, path: str, wrong: object, says: str
+) -> None:
+    code, output = run.set(path, wrong).start().finish()
+    assert code == 1
+    assert says in error_line(output)
+    assert "--resume" not in output
+    assert "loading" not in output
+    assert {file.name for file in (run.path / "logs").iterdir()} == {"environment.log"}
+
+
+def test_a_mistake_that_is_mended_leaves_the_same_command_good(run: Run) -> None:
+    code, output = run.set("evaluation", {"num_tasks": 99}).start().finish()
+    assert code == 1, output
+    run.set("evaluation", {"num_tasks": 2}).set("trainer.max_steps", 1).train()
+    assert run.summary()["heldout_tasks"] == 2
+
+
 def test_a_launcher_of_several_processes_is_refused_in_one_line(run: Run) -> None:
     code, output = run.start(WORLD_SIZE="2").finish()
     assert code == 2, output
