@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from quintain.config.loss import LossOptions
-from quintain.config.section import Count, Fraction, Positive, Rate, Seconds, Section, Url
+from quintain.config.section import Count, Fraction, MayChange, Positive, Rate, Seconds, Section, Url
 from quintain.config.vllm import VLLMConfig
 
 
@@ -40,7 +40,7 @@ class ModelConfig(Section):
     where it is measured to be the faster one on this CPU; what was chosen stands in the run's config.yaml and stays."""
     lora: LoraConfig | None = None
     """A low-rank adapter; null trains every weight."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: MayChange[bool] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
@@ -49,9 +49,9 @@ class EnvironmentConfig(Section):
 
     name: str | None = None
     """A built-in environment, `module:Class`, or `file.py:Class`: served by the run as its own process."""
-    url: Url | None = None
+    url: MayChange[Url | None] = None
     """An environment server that is already running. Give this or `name`."""
-    token: str | None = Field(default=None, repr=False)
+    token: MayChange[str | None] = Field(default=None, repr=False)
     """The bearer token of the server at `url`."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Options of the environment's class."""
@@ -59,13 +59,13 @@ class EnvironmentConfig(Section):
     """The split that training draws from."""
     shuffle: bool = True
     """Visit a finite split in a seeded order, a new one each epoch; an endless split is always taken in order."""
-    workers: Positive = 1
+    workers: MayChange[Positive] = 1
     """Worker processes of the environment server."""
-    step_timeout_s: Seconds = 60.0
+    step_timeout_s: MayChange[Seconds] = 60.0
     """A reset or step that takes longer is killed and is a failure."""
-    lease_s: Seconds = 120.0
+    lease_s: MayChange[Seconds] = 120.0
     """An episode whose rollout server has given no sign of life for so long is closed; sampling gives such signs."""
-    max_episodes: Positive | None = None
+    max_episodes: MayChange[Positive | None] = None
     """Most episodes the environment server plays at once, more wait; null is rollout.max_concurrency."""
 
     @property
@@ -86,7 +86,7 @@ class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """What samples: the embedded transformers engine, or vLLM servers (section `vllm`)."""
     vllm: VLLMConfig | None = None
-    """With engine 'vllm': which servers; null is one that the run starts with this Python."""
+    """With engine 'vllm': which servers; by default one that the run starts with this Python."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type the engine samples in; auto as in model.compute_dtype."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -101,22 +101,22 @@ class RolloutConfig(Section):
     """Most tokens of a whole episode; null is what the model allows."""
     max_turns: Positive = 16
     """An episode with more turns is truncated."""
-    max_batch: Positive = 64
+    max_batch: MayChange[Positive] = 64
     """Most sequences the embedded engine decodes at once."""
-    max_concurrency: Positive = 256
+    max_concurrency: MayChange[Positive] = 256
     """Most episodes in flight."""
     max_staleness: Count = 0
     """How many versions old a trajectory may be when it is consumed; 0 is exactly on-policy."""
-    attempts: Positive = 3
+    attempts: MayChange[Positive] = 3
     """How often a trajectory is tried while its failure is retryable."""
-    threads: Positive | None = None
+    threads: MayChange[Positive | None] = None
     """CPU threads of the engine; null is one per core."""
-    canary_tolerance: Rate | None = None
+    canary_tolerance: MayChange[Rate | None] = None
     """Largest mean |log-probability difference| a publish may show; null: 0.1 in bfloat16, 0.001 in float32."""
-    restarts: Count = 3
+    restarts: MayChange[Count] = 3
     """How often a server of the run that dies is started again."""
 
-    concurrency: Literal["fixed", "auto"] = "auto"
+    concurrency: MayChange[Literal["fixed", "auto"]] = "auto"
     """Whether the episodes in flight follow the engine's load, up to max_concurrency; only an engine that reports its
     KV cache's use has one to follow (the embedded engine does not: its lockstep must stay reproducible)."""
     oversample: Count = 0
@@ -133,7 +133,7 @@ class RolloutConfig(Section):
     """straggler 'fail': how many times the median of its finished peers an episode may take ..."""
     straggler_floor_s: Seconds = 60.0
     """... and that it may take this long in any case."""
-    sample_timeout_s: Seconds | None = 3600.0
+    sample_timeout_s: MayChange[Seconds | None] = 3600.0
     """A turn that takes the engine longer is a failure (a hung engine) and is tried again; null waits for ever."""
 
     @model_validator(mode="after")
@@ -141,6 +141,13 @@ class RolloutConfig(Section):
         if self.max_refills is not None and not self.dynamic_sampling:
             raise ValueError("max_refills bounds dynamic_sampling, which is off: set dynamic_sampling: true or drop it")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _servers(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("engine") == "vllm" and data.get("vllm") is None:
+            return {**data, "vllm": {}}
+        return data
 
     @model_validator(mode="after")
     def _engine(self) -> RolloutConfig:
@@ -156,8 +163,9 @@ class TrainerConfig(LossOptions):
 
     algorithm: Literal["grpo"] = "grpo"
     """Which algorithm turns groups into advantages and a loss."""
-    max_steps: Positive = 100
-    """Optimiser steps, each on one batch of fresh groups."""
+    max_steps: MayChange[Positive] = 100
+    """Optimiser steps, each on one batch of fresh groups. A run is resumed with the same number where its learning rate
+    falls to the last one (lr_scheduler_type)."""
     prompts_per_step: Positive = 8
     """Groups of a batch."""
     num_generations: Annotated[int, Field(ge=2)] = 8
@@ -189,20 +197,20 @@ class TrainerConfig(LossOptions):
     reward_weights: dict[str, float] | None = None
     """Weights of the environment's named rewards; null takes the episode's reward as it is."""
 
-    layout: Literal["auto", "tree", "packed", "padded"] = "auto"
+    layout: MayChange[Literal["auto", "tree", "packed", "padded"]] = "auto"
     """How rows share a forward pass; auto is tree wherever the model allows it."""
-    max_tokens_per_microbatch: Positive = 8192
+    max_tokens_per_microbatch: MayChange[Positive] = 8192
     """Token budget of one forward and backward pass; more tokens are accumulated over several."""
-    threads: Positive | None = None
+    threads: MayChange[Positive | None] = None
     """CPU threads of the trainer; null is one per core."""
-    streams: Positive = 2
+    streams: MayChange[Positive] = 2
     """Micro-batches that a CPU works on side by side, sharing `threads`; each keeps a gradient of its own."""
 
-    save_steps: Positive | None = None
+    save_steps: MayChange[Positive | None] = None
     """Write a checkpoint every so many steps; one is always written at the end and when stopped."""
-    save_total_limit: Positive = 2
+    save_total_limit: MayChange[Positive] = 2
     """Checkpoints to keep."""
-    report_to: list[str] = Field(default_factory=list)
+    report_to: MayChange[list[str]] = Field(default_factory=list)
     """Trackers of Accelerate that get the metrics as well (tensorboard, wandb, ...)."""
 
     @model_validator(mode="after")
@@ -214,6 +222,15 @@ class TrainerConfig(LossOptions):
         if self.warmup_steps > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
         return self
+
+    def fixed(self, name: str) -> str | None:
+        """As for any section; `max_steps` is fixed where the learning rate falls to it."""
+        if name == "max_steps" and self.lr_scheduler_type != "constant":
+            return (
+                f"the {self.lr_scheduler_type} learning rate falls to zero there and would jump; to train on, start a"
+                " new run with a checkpoint as model.path"
+            )
+        return super().fixed(name)
 
 
 class EvaluationConfig(Section):
@@ -234,7 +251,7 @@ class EvaluationConfig(Section):
 class ExperimentConfig(Section):
     """One experiment: what `quintain train FILE.yaml` runs."""
 
-    name: str = "run"
+    name: MayChange[str] = "run"
     """Names the run directory."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Everything random follows from it."""
@@ -242,8 +259,8 @@ class ExperimentConfig(Section):
     environment: EnvironmentConfig
     rollout: RolloutConfig = RolloutConfig()
     trainer: TrainerConfig = TrainerConfig()
-    evaluation: EvaluationConfig | None = None
-    output_dir: str = "runs"
+    evaluation: MayChange[EvaluationConfig | None] = None
+    output_dir: MayChange[str] = "runs"
     """Where run directories are made."""
 
     @model_validator(mode="after")

@@ -6,41 +6,41 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from quintain.config.section import Positive, Seconds, Section, Url
+from quintain.config.section import MayChange, Positive, Seconds, Section, Url
 
 
 class VLLMConfig(Section):
     """Replicas of a vLLM server: started and kept alive by the run, or running elsewhere (`urls`)."""
 
-    replicas: Positive | None = None
+    replicas: MayChange[Positive | None] = None
     """How many servers the run starts; null is one, or one for each of `devices`."""
-    urls: list[Url] = Field(default_factory=list)
+    urls: MayChange[list[Url]] = Field(default_factory=list)
     """Servers that run already, in place of starting any; they are neither stopped nor restarted."""
-    api_key: str | None = Field(default=None, repr=False)
+    api_key: MayChange[str | None] = Field(default=None, repr=False)
     """What the servers at `urls` were given as --api-key."""
-    python: str | None = None
+    python: MayChange[str | None] = None
     """The Python that has vLLM and quintain (the last line that scripts/setup_vllm.py prints); null is this one."""
-    args: list[str] = Field(default_factory=list)
+    args: MayChange[list[str]] = Field(default_factory=list)
     """More flags of vLLM's server, as on its command line."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: MayChange[dict[str, str]] = Field(default_factory=dict)
     """More environment variables of the servers."""
-    devices: list[str] = Field(default_factory=list)
+    devices: MayChange[list[str]] = Field(default_factory=list)
     """CUDA_VISIBLE_DEVICES of each replica, such as ["0,1", "2,3"]; empty leaves the choice to vLLM."""
-    cpu_cache_gib: Positive = 1
+    cpu_cache_gib: MayChange[Positive] = 1
     """Memory for keys and values of each replica on a CPU, in GiB; on GPUs see --gpu-memory-utilization in `args`."""
     kv: Literal["recompute", "keep"] = "recompute"
     """Keys and values of requests in flight when new weights come: recompute them under the new ones, so that every
     later token is exactly theirs, or keep the old ones, which is faster and slightly off-policy."""
-    transfer: Literal["folder", "nccl", "ipc"] = "folder"
+    transfer: MayChange[Literal["folder", "nccl", "ipc"]] = "folder"
     """How weights come: from the published folder (shared memory or disk), or from the trainer's GPUs through vLLM's
     own engines, to servers at `urls` that were started with them (never tested)."""
     max_lora_rank: Positive | None = None
     """Accept PEFT adapters up to this rank as published weights; null accepts whole models only."""
-    stream_interval: Positive = 16
+    stream_interval: MayChange[Positive] = 16
     """Tokens that the servers gather before they send them: more costs less, and more are lost with a replica."""
-    start_s: Seconds = 900.0
+    start_s: MayChange[Seconds] = 900.0
     """How long a server may take to come up."""
-    hang_s: Seconds = 120.0
+    hang_s: MayChange[Seconds] = 120.0
     """A replica with requests that gives no sign of life for so long is treated as dead."""
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ config.yaml  metrics.jsonl  summary.json  curve.png  trajectories/  journal.db  
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quintain.config import ExperimentConfig, dump_config, load_config
+from quintain.config.section import Section, forbidden_changes
 from quintain.failure import QuintainError
 
 Say = Callable[[str], None]
@@ -91,12 +93,12 @@ def resumed_run(config: ExperimentConfig, at: Path | None) -> tuple[RunFolder, E
         raise QuintainError(f"nothing to resume in {at}: it has no config.yaml")
     earlier = load_config(run.config)
     config = with_dtypes_of(config, earlier)
-    before, now = _identity(earlier), _identity(config)
-    changed = [name for name in now if before[name] != now[name]]
-    if changed:
-        raise QuintainError(
-            f"{at} was run with another {' and '.join(changed)}: resume with what {run.config} says, or start a new run"
-        )
+    changes = [
+        f"{change.path} was {_shown(change.before)} and is {_shown(change.now)} now{change.why and f' ({change.why})'}"
+        for change in forbidden_changes(earlier, config)
+    ]
+    if changes:
+        raise QuintainError(f"{at} cannot go on as another run: {'; '.join(changes)}: keep it, or start a new run")
     run.keep(config)
     return run, config
 
@@ -122,12 +124,8 @@ def settle_dtypes(config: ExperimentConfig, *, say: Say, phase: Say) -> Experime
     return config
 
 
-def _identity(config: ExperimentConfig) -> dict[str, Any]:
-    """What must not change in the middle of a run: all but how long it is, what it keeps and how it is watched."""
-    data = config.model_dump(exclude={"output_dir": True, "evaluation": True, "name": True, "environment": {"token"}})
-    for free in ("max_steps", "save_steps", "save_total_limit", "report_to"):
-        del data["trainer"][free]
-    return data
+def _shown(value: Any) -> str:
+    return json.dumps(value.model_dump(mode="json") if isinstance(value, Section) else value, default=str)
 
 
 def _dated(root: Path, name: str) -> Path:

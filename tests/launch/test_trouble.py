@@ -194,7 +194,7 @@ def test_resuming_nothing_and_resuming_another_experiment_are_refused(run: Run) 
     code, output = run.start().finish()
     assert (code, "exists: give another --run-dir" in error_line(output)) == (2, True)
     code, output = run.set("seed", 4).start("--resume").finish()
-    assert (code, "was run with another seed" in error_line(output)) == (2, True)
+    assert (code, "seed was 3 and is 4 now" in error_line(output)) == (2, True)
 
 
 def test_a_taken_port_is_one_clear_line() -> None:
