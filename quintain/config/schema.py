@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """The policy."""
 
     path: str
-    """A folder with a transformers model and its tokenizer, or a hub name."""
+    """A folder with a transformers model and its tokenizer, or a hub's name of one, which is fetched if need be."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the trained weights and of the optimiser's state."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -89,6 +89,8 @@ class RolloutConfig(Section):
     """With engine 'vllm': which servers; by default one that the run starts with this Python."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type the engine samples in; auto as in model.compute_dtype."""
+    device: MayChange[Literal["auto", "cpu", "cuda"]] = "auto"
+    """Where the embedded engine computes; auto is the GPU where there is one (never tested: there was none)."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Sampling temperature of training episodes."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -15,7 +15,7 @@ from quintain.launch.display import Display, before_after
 from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
 from quintain.launch.run_folder import RunFolder
 from quintain.rollout.client import RolloutClient
-from quintain.rollout.wire import Progress as Waiting
+from quintain.rollout.wire import BatchProgress
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.heldout import Evaluation, heldout_at
 from quintain.trainers.learner import Learner
@@ -86,7 +86,7 @@ class TrainingRun:
             learner.close()
             client.close()
 
-    def _poll(self, waiting: Waiting | None) -> None:
+    def _poll(self, waiting: BatchProgress | None) -> None:
         self.check()
         if waiting is not None:
             self.display.progress(waiting.done, waiting.total)

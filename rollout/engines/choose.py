@@ -39,6 +39,7 @@ def make_engine(
     return EmbeddedEngine(
         config.model.path,
         dtype=config.rollout.dtype,
+        device=config.rollout.device,
         max_batch=config.rollout.max_batch,
         max_length=config.rollout.max_length,
         threads=config.rollout.threads,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 
@@ -57,19 +58,19 @@ def settled(
     config: ExperimentConfig, *, gpu: bool | None = None, measure: Callable[[], Seconds] = product_seconds
 ) -> tuple[ExperimentConfig, str]:
     """`config` with a type in place of each `auto`, and one line that says which and why ("" where none was asked)."""
-    model, rollout = config.model, config.rollout
-    fields = [("model.compute_dtype", model.compute_dtype), ("rollout.dtype", rollout.dtype)]
-    asked = [field for field, value in fields if value == "auto"]
-    if not asked:
-        return config, ""
-    dtype, why = faster(gpu=gpu, measure=measure)
+    model, rollout, once = config.model, config.rollout, cache(measure)
+    said: dict[str, list[str]] = {}
     if model.compute_dtype == "auto":
-        compute = "bfloat16" if model.dtype == "bfloat16" else dtype  # weights in bfloat16 gain nothing from more
-        model = model.model_copy(update={"compute_dtype": compute})
+        dtype, why = ("bfloat16", "as its weights") if model.dtype == "bfloat16" else faster(gpu=gpu, measure=once)
+        model = model.model_copy(update={"compute_dtype": dtype})
+        said.setdefault(f"{dtype}, {why}", []).append("model.compute_dtype")
     if rollout.dtype == "auto":
+        beside = rollout.engine == "transformers" and rollout.device == "cpu"  # the GPU, if there is one
+        dtype, why = faster(gpu=False if beside else gpu, measure=once)
         rollout = rollout.model_copy(update={"dtype": dtype})
-    chosen = config.model_copy(update={"model": model, "rollout": rollout})
-    return chosen, f"{' and '.join(asked)}: {dtype}, {why}"
+        said.setdefault(f"{dtype}, {why}", []).append("rollout.dtype")
+    line = "; ".join(f"{' and '.join(fields)}: {choice}" for choice, fields in said.items())
+    return config.model_copy(update={"model": model, "rollout": rollout}), line
 
 
 def faster(*, gpu: bool | None = None, measure: Callable[[], Seconds] = product_seconds) -> tuple[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,3 +198,29 @@ def test_the_checkpoint_of_a_run_can_be_evaluated_from_the_command_line(run: Run
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["mean_reward"] == pytest.approx(run.summary()["heldout_after"], abs=1e-6)
     assert (result["verified"], result["failed"]) == (6, 0)
+
+
+CACHED = """
+import sys
+import torch
+from quintain.config import ModelConfig
+from quintain.rollout.chat.renderer import load_renderer
+from quintain.rollout.engines.embedded.modules import read_model
+from quintain.trainers.model.policy import load_policy
+
+engine, trainer = read_model("owner/tiny"), load_policy(ModelConfig(path="owner/tiny"), seed=0)
+assert all(torch.equal(a, b) for a, b in zip(engine.state_dict().values(), trainer.state_dict().values(), strict=True))
+load_renderer("owner/tiny")
+"""
+
+
+def test_a_hub_name_is_the_same_model_to_engine_and_trainer(tmp_path: Path, tiny_model: Path) -> None:
+    """From the hub's cache, laid out as huggingface_hub documents it: no network is asked."""
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(tiny_model, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    environ = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", CACHED], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -56,6 +56,16 @@ def test_a_gpu_computes_in_bfloat16_unmeasured() -> None:
     assert line == "model.compute_dtype and rollout.dtype: bfloat16, since there is a GPU"
 
 
+def test_an_engine_beside_the_gpu_is_measured_on_the_cpu() -> None:
+    seconds = {"float32": 1.0, "bfloat16": 2.0}
+    chosen, line = settled(experiment("rollout.device=cpu"), gpu=True, measure=lambda: seconds)
+    assert types(chosen) == ("bfloat16", "float32")
+    assert line == (
+        "model.compute_dtype: bfloat16, since there is a GPU;"
+        " rollout.dtype: float32, 2.0 times as fast as bfloat16 on this machine"
+    )
+
+
 def test_weights_in_bfloat16_are_computed_with_in_bfloat16() -> None:
     seconds = {"float32": 1.0, "bfloat16": 6.0}
     chosen, _ = settled(experiment("model.dtype=bfloat16"), gpu=False, measure=lambda: seconds)

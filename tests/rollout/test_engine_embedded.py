@@ -546,7 +546,8 @@ async def test_lockstep_admits_nobody_while_a_cohort_runs(start: Any) -> None:
         (lambda: build("Mistral", sliding_window=32), {}, "set max_length to at most 32"),
         (lambda: build("Qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1), {}, "last 16"),
         (lambda: build("Llama"), {"max_length": 257}, "positions for 256 tokens"),
-        (lambda: build("Llama"), {"dtype": "float16"}, "bfloat16 or float32"),
+        (lambda: build("Llama"), {"dtype": "float16"}, "float32 or bfloat16"),
+        (lambda: build("Llama"), {"device": "cuda"}, "torch sees no GPU here"),
         (lambda: "/nowhere/at/all", {}, "no model at /nowhere/at/all"),
     ],
 )
@@ -574,6 +575,15 @@ def test_a_model_that_no_network_computes_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ModuleNetwork, "step", lambda self, ids, slots: real(self, ids, slots).roll(1, -1))
     with pytest.raises(QuintainError, match="GPT2LMHeadModel decodes differently"):
         EmbeddedEngine(MODELS["gpt2"][0](), dtype="float32")
+
+
+async def test_tensors_are_made_where_the_engine_computes(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU they are made under torch's device context, on a CPU without it: both are one computation."""
+    plain = await sample(start(build("Llama")), *((prompt, Sampling(8, seed=3)) for prompt in PROMPTS))
+    for module in ("network", "engine"):
+        monkeypatch.setattr(f"quintain.rollout.engines.embedded.{module}.placed", lambda device: device)
+    again = await sample(start(build("Llama")), *((prompt, Sampling(8, seed=3)) for prompt in PROMPTS))
+    assert [one.output_ids.tolist() for one in plain] == [one.output_ids.tolist() for one in again]
 
 
 async def test_a_model_is_read_from_its_folder(start: Any, tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ from quintain.rollout.engines.embedded.network import Layout
 FILE = "model.safetensors"
 
 
-def read_weights(folder: Path, layout: Layout) -> dict[str, Tensor]:
-    """Every tensor of `layout` from `folder`, tied names included; raises FailureError at `publish`.
+def read_weights(folder: Path, layout: Layout, device: str = "cpu") -> dict[str, Tensor]:
+    """Every tensor of `layout` from `folder`, on `device`, tied names included; raises FailureError at `publish`.
 
     Any type of number is taken. Tied names may be in the file or not: the tensor they share is what counts.
     """
     path = Path(folder) / FILE
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", device=device) as file:
             names = set(file.keys())
             found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             _check(found, layout, path)

@@ -35,7 +35,7 @@ from quintain.rollout.engines.contract import check_request, check_rows
 from quintain.rollout.engines.embedded.batcher import BatchLimits, Cohort, in_order
 from quintain.rollout.engines.embedded.checkpoint import read_weights
 from quintain.rollout.engines.embedded.decoder import Decoder, DecodeRow, failure_of
-from quintain.rollout.engines.embedded.network import open_network
+from quintain.rollout.engines.embedded.network import device_of, open_network, placed
 
 T = TypeVar("T")
 
@@ -79,12 +79,13 @@ class _Command:
 
 
 class EmbeddedEngine:
-    """Samples from `model`: a folder, or a transformers model, which the engine takes over.
+    """Samples from `model`: a folder, a hub's name, or a transformers model, which the engine takes over.
 
     `max_length` counts prompt and answer together; None is the model's own. `max_batch` rows are decoded at once, as
     long as their keys and values fit in `cache_bytes`. `prefill_tokens` bounds what is read or scored in one go.
-    `threads` sets torch's threads for the whole process. `expected` turns lockstep on: it says how many sessions are
-    able to submit right now; call `kick` when that changes. Raises QuintainError if the model cannot be run.
+    `device` is as in `rollout.device`. `threads` sets torch's threads for the whole process. `expected` turns lockstep
+    on: it says how many sessions are able to submit right now; call `kick` when that changes. Raises QuintainError if
+    the model cannot be run.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class EmbeddedEngine:
         model: str | Path | Any,
         *,
         dtype: str,
+        device: str = "cpu",
         max_batch: int = 64,
         max_length: int | None = None,
         cache_bytes: int = CACHE_BYTES,
@@ -102,7 +104,8 @@ class EmbeddedEngine:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        opened = open_network(model, dtype, max_length)
+        self._device = device_of(device)
+        opened = open_network(model, dtype, max_length, self._device)
         self._max_length = opened.max_length
         self._words = opened.network.words
         limits = BatchLimits(max_batch, max(1, cache_bytes // opened.token_bytes), prefill_tokens)
@@ -210,9 +213,9 @@ class EmbeddedEngine:
         await asyncio.to_thread(self._thread.join)
 
     def _build(self, weights: Weights) -> Any:
-        with torch.inference_mode():
+        with torch.inference_mode(), placed(self._device):
             network = self._decoder.network
-            return network.build(read_weights(weights.path, network.layout))
+            return network.build(read_weights(weights.path, network.layout, str(self._device)))
 
     async def _ask(self, work: Callable[[], T], stage: Stage) -> T:
         reply = _Reply.here()
@@ -241,7 +244,7 @@ class EmbeddedEngine:
         ended = Failure.of(FailureKind.CRASHED, Stage.GENERATE, "the engine's thread died; start a new engine")
         try:
             torch.set_num_threads(threads)
-            with torch.inference_mode():
+            with torch.inference_mode(), placed(self._device):
                 while not self._stopping:
                     self._obey(wait=not self._may_compute())
                     if self._may_compute():
@@ -303,7 +306,7 @@ class EmbeddedEngine:
 
     def _score(self, rows: list[Ints]) -> list[Floats]:
         start = time.perf_counter()
-        scored = [as_floats(values.numpy().astype(np.float32)) for values in self._decoder.score(rows)]
+        scored = [as_floats(values.cpu().numpy().astype(np.float32)) for values in self._decoder.score(rows)]
         self._busy_s += time.perf_counter() - start
         return scored
 

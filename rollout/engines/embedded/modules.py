@@ -19,24 +19,24 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedMo
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging
 
-from quintain.failure import QuintainError
+from quintain.failure import QuintainError, one_line
 from quintain.rollout.engines.embedded.kv import KVCache
 from quintain.rollout.engines.embedded.network import Layout, Prefilled, flat_pairs, target_logprobs
 
 
-def read_model(folder: str | Path) -> Any:
-    """The model in `folder`, in the type its file holds. Nothing is fetched from a network."""
-    if not (Path(folder) / "config.json").is_file():
+def read_model(path: str | Path) -> Any:
+    """The model in the folder `path`, or of that name on a hub or in its cache, in the type its file holds."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise QuintainError(
-            f"no model at {folder}: expected a folder with config.json and model.safetensors; "
+            f"no model at {path}: expected a folder with config.json and model.safetensors; "
             "scripts/get_smollm2.py makes one"
         )
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # they would go to a server's log
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     except (OSError, ValueError, KeyError) as error:
-        raise QuintainError(f"the model at {folder} cannot be read: {error}") from error
+        raise QuintainError(f"model.path: no model at {path}: {one_line(str(error), 300)}") from error
     finally:
         if bars:
             logging.enable_progress_bar()

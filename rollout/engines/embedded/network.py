@@ -13,6 +13,7 @@ Shapes: n prompts padded on the right to S tokens, B rows of a decode step, V wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,8 +90,23 @@ class LoadedNetwork:
     token_bytes: int
 
 
-def open_network(model: Any, dtype: str, max_length: int | None) -> LoadedNetwork:
-    """The fastest network for `model`, which is a folder or a transformers model.
+def device_of(name: str) -> torch.device:
+    """Where `rollout.device` says to compute: `auto` is the GPU where there is one. QuintainError where there is none.
+
+    Written against torch's documented interface and never run on a GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise QuintainError("rollout.device: cuda is asked for, and torch sees no GPU here: set auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def placed(device: torch.device) -> AbstractContextManager[Any]:
+    """Tensors that this thread makes in the block are on `device`. Free of cost on a CPU."""
+    return nullcontext() if device.type == "cpu" else device
+
+
+def open_network(model: Any, dtype: str, max_length: int | None, device: torch.device) -> LoadedNetwork:
+    """The fastest network for `model`, which is a transformers model, a folder with one, or a hub's name of one.
 
     A model object may be taken over: converted to `dtype`, its weights changed by later loads. Raises QuintainError
     where the model is missing, keeps no plain cache, or decodes differently in slots than on its own.
@@ -99,9 +115,9 @@ def open_network(model: Any, dtype: str, max_length: int | None) -> LoadedNetwor
     from quintain.rollout.engines.embedded.modules import ModuleNetwork, longest, read_model
 
     kind = torch_dtype(dtype, "rollout.dtype")
-    with torch.inference_mode():
-        loaded = read_model(model) if isinstance(model, (str, Path)) else model
-        loaded.eval()
+    loaded = read_model(model) if isinstance(model, (str, Path)) else model
+    with torch.inference_mode(), placed(device):
+        loaded.to(device).eval()
         length = longest(loaded, max_length)
         probe = torch.arange(_PROBE_TOKENS) * 7919 % loaded.config.get_text_config().vocab_size
         reference = loaded(input_ids=probe[None], use_cache=False).logits[0].float()

@@ -31,7 +31,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The linear layer with `weight` [O, I] and `bias` [O], of which it keeps nothing but copies."""
-    if not can_pack(weight.dtype):
+    if weight.device.type != "cpu" or not can_pack(weight.dtype):
         return partial(torch.nn.functional.linear, weight=weight.clone(), bias=bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
     return partial(_packed, packed, bias)
