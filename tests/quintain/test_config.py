@@ -91,7 +91,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
 def test_the_slash_at_the_end_of_an_address_means_nothing() -> None:
     config = parse_config(
         "model: {path: x}\nenvironment: {url: 'http://h:1/'}\n"
-        "rollout: {engine: vllm, vllm: {urls: ['http://h:2/', 'https://h:3/v//']}}"
+        "rollout: {engine: vllm, dtype: float32, vllm: {urls: ['http://h:2/', 'https://h:3/v//']}}"
     )
     assert config.environment.url == "http://h:1"
     assert config.rollout.vllm is not None
