@@ -26,10 +26,10 @@ from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, StepRequest
 from quintain.envs.workers.frames import Advance, Close, Describe, Open, ReadTasks, Reply, Request, stage_of
 from quintain.envs.workers.pool import Backend
-from quintain.envs.workers.slots import Full, Slots
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import refused
+from quintain.slots import Full, Slots
 from quintain.task import TaskOrigin
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class _Record:
     id: str
     request: CreateEpisode
-    ticket: asyncio.Future[None] | None
+    ticket: asyncio.Future[int] | None
     touched: float
     episode: Episode[str] = field(default_factory=Episode)
     opened: str = ""
@@ -68,7 +68,7 @@ class Sessions:
         self._backend = backend
         self._metrics = metrics
         self._clock = clock
-        self._slots = Slots(limits.max_episodes, limits.queue)
+        self._slots = Slots(range(limits.max_episodes), queue=limits.queue)
         self._records: dict[str, _Record] = {}
         self._finished: deque[_Record] = deque()
         self._background: set[asyncio.Task[None]] = set()

@@ -15,7 +15,7 @@ import pytest
 
 from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.workers.pool import WorkerPool
+from quintain.verifiers.workers.pool import MAX_CHUNK, WorkerPool, chunk
 
 GENEROUS_S = 60.0
 """A deadline that only a hanging test would reach."""
@@ -283,3 +283,8 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait for what another process does, which no event of this loop tells."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
+
+
+def test_a_long_queue_is_taken_in_chunks_and_its_last_items_one_by_one() -> None:
+    assert chunk(1000, 2) == MAX_CHUNK
+    assert [chunk(waiting, 2) for waiting in range(1, 8)] == [1] * 7

@@ -19,11 +19,11 @@ from typing import Final
 
 from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.slots import Slots
 from quintain.verifiers.code import guest
 from quintain.verifiers.code.guest.wire import framed
 from quintain.verifiers.code.options import CodeOptions, LanguageOptions
-from quintain.verifiers.sandbox.interface import Limits, Program, Sandbox, Status
-from quintain.verifiers.workers.slots import Slots
+from quintain.verifiers.sandbox.interface import CLOSED, Limits, Program, Sandbox, Status
 
 PRELOAD: Final = (
     *("ast", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq"),
@@ -153,7 +153,7 @@ class Sandboxes:
     async def close(self) -> None:
         """End every program, and give everything back."""
         self._closed = True
-        self._permits.close()
+        self._permits.close(CLOSED)
         for task in self._guests.values():
             task.cancel()
         for sandbox in {self._main, self._pytest} - {None}:

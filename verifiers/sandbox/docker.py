@@ -24,10 +24,12 @@ from typing import Any, Final
 
 from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.slots import Slots
 from quintain.verifiers.sandbox.container import WORK, Container, bounded_memory
 from quintain.verifiers.sandbox.container_session import ContainerSession
 from quintain.verifiers.sandbox.hijack import Line, address, connect, reach
 from quintain.verifiers.sandbox.interface import (
+    CLOSED,
     Execution,
     Limits,
     Program,
@@ -39,7 +41,6 @@ from quintain.verifiers.sandbox.interface import (
 )
 from quintain.verifiers.sandbox.outcome import broken
 from quintain.verifiers.sandbox.session import Starting, slot_count
-from quintain.verifiers.workers.slots import Slots
 
 FIRST_UID: Final = 1_900_000
 UIDS: Final = 100_000
@@ -151,7 +152,7 @@ class DockerSandbox(Sandbox):
         return session
 
     async def close(self) -> None:
-        self._slots.close()
+        self._slots.close(CLOSED)
         if not await self._starting.close(cancel=False):
             return
         for session in list(self._sessions):

@@ -27,9 +27,10 @@ from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Final, Self
 
-from quintain.failure import Failure, QuintainError
+from quintain.failure import Failure, FailureKind, QuintainError, Stage
 
 MEBI: Final = 1 << 20
+CLOSED: Final = Failure.of(FailureKind.CANCELLED, Stage.SANDBOX, "the sandbox was closed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,12 @@ from typing import Final
 
 from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.slots import Slots
 from quintain.verifiers.sandbox import cgroups
 from quintain.verifiers.sandbox.command import Command, Pipes, encode
 from quintain.verifiers.sandbox.handle import Facts, JailZygote, KeeperGone, KeeperHandle, ZygoteSpec
 from quintain.verifiers.sandbox.interface import (
+    CLOSED,
     Execution,
     Limits,
     Program,
@@ -35,7 +37,6 @@ from quintain.verifiers.sandbox.interpreter import find
 from quintain.verifiers.sandbox.outcome import broken
 from quintain.verifiers.sandbox.protections import walls
 from quintain.verifiers.sandbox.session import Begun, OneAtATime, Starting, slot_count
-from quintain.verifiers.workers.slots import Slots
 
 HIGHEST_UID: Final = 2_000_000_000
 """Users of slots are numbered downwards from here, or from the highest user id there is: no account has those."""
@@ -124,7 +125,7 @@ class NamespaceSandbox(Sandbox):
         return _Session(self, await self._acquire(group), checked, limits or Limits())
 
     async def close(self) -> None:
-        self._slots.close()
+        self._slots.close(CLOSED)
         if not await self._starting.close(cancel=True):
             return
         if self._zygote is not None:

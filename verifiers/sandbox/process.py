@@ -23,9 +23,11 @@ from typing import Final
 
 from quintain.cores import cores
 from quintain.failure import FailureError, QuintainError, Stage, failure_from
+from quintain.slots import Slots
 from quintain.verifiers.sandbox.capture import Capture
 from quintain.verifiers.sandbox.command import Pipes, sealed
 from quintain.verifiers.sandbox.interface import (
+    CLOSED,
     Execution,
     Limits,
     Protection,
@@ -37,7 +39,6 @@ from quintain.verifiers.sandbox.interpreter import Interpreter, inspect
 from quintain.verifiers.sandbox.jail.bare import BEGUN
 from quintain.verifiers.sandbox.outcome import End, Observed, broken, judge
 from quintain.verifiers.sandbox.session import Begun, OneAtATime, Starting, slot_count
-from quintain.verifiers.workers.slots import Slots
 
 BOOT: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from jail.bare import main; del sys.path[0];"
@@ -92,7 +93,7 @@ class ProcessSandbox(Sandbox):
         return session
 
     async def close(self) -> None:
-        self._slots.close()
+        self._slots.close(CLOSED)
         await self._starting.close(cancel=True)
         for session in list(self._sessions):
             await session.close()

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
+from quintain.slots import Slots
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Cost, Item, Verifier
 from quintain.verifiers.pure import YIELD_AFTER_S
 from quintain.verifiers.service.cache import key_of
 from quintain.verifiers.service.quotas import Places
 from quintain.verifiers.service.wire import VerifyRequest
-from quintain.verifiers.workers.slots import Slots
 
 if TYPE_CHECKING:
     from quintain.verifiers.service.jobs import Jobs

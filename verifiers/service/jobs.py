@@ -20,6 +20,7 @@ from quintain.cores import cores
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import refused
+from quintain.slots import Slots
 from quintain.verifiers.base import Cost
 from quintain.verifiers.service.cache import VerdictCache, key_prefix
 from quintain.verifiers.service.job import Job, Pace
@@ -28,7 +29,6 @@ from quintain.verifiers.service.policy import AccessPolicy
 from quintain.verifiers.service.quotas import Places, Quotas
 from quintain.verifiers.service.wire import MAX_ITEMS, VerifyRequest
 from quintain.verifiers.shared import Kept, Verifiers
-from quintain.verifiers.workers.slots import Slots
 
 LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 

@@ -26,10 +26,10 @@ from typing import Any, Final, Self
 
 from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.slots import FairQueue
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.workers.channel import SocketChannel
 from quintain.verifiers.workers.handle import WorkerSpec, ZygoteHandle
-from quintain.verifiers.workers.queue import FairQueue
 from quintain.verifiers.workers.replies import how_it_died, verdict_of_death, verdict_of_reply
 from quintain.verifiers.workers.wire import encode
 
@@ -39,6 +39,7 @@ ABANDONED_GRACE_S: Final = 0.2
 """How long an item of a cancelled batch may go on: most end by themselves, cheaper than a kill."""
 ITEMS_PER_WORKER: Final = 5_000
 """A worker is replaced after so many items: the parsers' caches grow with every new shape of input."""
+MAX_CHUNK: Final = 8
 DEFAULT_MEMORY_BYTES: Final = 1 << 30
 
 
@@ -71,6 +72,14 @@ class _Worker:
     served: int = 0
 
 
+def chunk(waiting: int, workers: int) -> int:
+    """How many of the `waiting` items a worker is given: as many as amortise a message and no more.
+
+    One at a time towards the end, so no item queues behind a slow one while a worker stands idle.
+    """
+    return max(1, min(MAX_CHUNK, waiting // (4 * workers)))
+
+
 class WorkerPool:
     """Worker processes for one check function.
 
@@ -95,7 +104,7 @@ class WorkerPool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._zygote: ZygoteHandle | None = None
         self._workers: dict[int, _Worker] = {}
-        self._queue: FairQueue[_Batch] = FairQueue()
+        self._queue: FairQueue[_Batch, int] = FairQueue()
         self._batches: set[_Batch] = set()
         self._tokens = 0
         self._closed = False
@@ -213,7 +222,7 @@ class WorkerPool:
         if not self._queue:
             return
         assert worker.channel is not None
-        batch, indices = self._queue.take(self._size)
+        batch, indices = self._queue.take(chunk(len(self._queue), self._size))
         idle = not worker.items
         worker.items.extend((batch, index) for index in indices)
         worker.channel.send(b"".join(batch.frames[index] for index in indices))
