@@ -7,19 +7,15 @@ built-in name cannot be taken over. Nothing is imported before it is asked for.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Final
 
 from quintain.envs.base import Environment
 from quintain.failure import QuintainError, one_line
+from quintain.loading import load_module
 from quintain.nearest import did_you_mean
 
 ENTRY_POINTS: Final = "quintain.envs"
@@ -57,8 +53,7 @@ def resolve(spec: str) -> type[Environment]:
             )
         spec = named[spec]
     place, _, name = spec.rpartition(":")
-    module = load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    return _class_in(module, name, spec)
+    return _class_in(load_module(place), name, spec)
 
 
 def spec_of(cls: type[Environment]) -> str:
@@ -77,42 +72,6 @@ def _description(spec: str) -> str:
         return one_line((resolve(spec).__doc__ or "").strip().partition("\n\n")[0])
     except QuintainError as error:
         return f"not usable: {error}"
-
-
-def _load_module(name: str) -> ModuleType:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # console scripts do not look where they are started
-        sys.path.append(str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise QuintainError(f"there is no module {name!r}: give module:Class or path/file.py:Class") from None
-        raise QuintainError(f"the module {name!r} needs {error.name!r}, which is not installed") from error
-    except (Exception, SystemExit) as error:  # the boundary to somebody's module
-        raise QuintainError(f"importing {name!r} failed: {type(error).__name__}: {one_line(str(error))}") from error
-
-
-def load_file(path: Path) -> ModuleType:
-    """The module in the Python file `path`, run once in this process. Raises QuintainError, one line."""
-    path = path.absolute()
-    if not path.is_file():
-        raise QuintainError(f"there is no file {path}: give path/file.py:Class")
-    if str(path.parent) not in sys.path:  # so that the file finds its neighbours, as a script would
-        sys.path.append(str(path.parent))
-    name = f"quintain_env_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise QuintainError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and type hints look their module up
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the boundary to somebody's file
-        del sys.modules[name]
-        raise QuintainError(f"importing {path} failed: {type(error).__name__}: {one_line(str(error))}") from error
-    return module
 
 
 def _class_in(module: ModuleType, name: str, spec: str) -> type[Environment]:

@@ -83,8 +83,10 @@ class EnvironmentConfig(Section):
 class RolloutConfig(Section):
     """How episodes are sampled."""
 
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What samples: the embedded transformers engine, or vLLM servers (section `vllm`)."""
+    engine: str = "transformers"
+    """What samples: 'transformers' (the embedded engine), 'vllm' (servers, see section `vllm`), or an engine of one's
+    own by its factory, `module:factory` or `file.py:factory`: called with the experiment's configuration, it gives a
+    `quintain.rollout.engines.base.Engine`."""
     vllm: VLLMConfig | None = None
     """With engine 'vllm': which servers; by default one that the run starts with this Python."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -153,6 +155,11 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _engine(self) -> RolloutConfig:
+        if self.engine not in ("transformers", "vllm") and ":" not in self.engine:
+            raise ValueError(
+                f"'engine' is '{self.engine}': expected 'transformers', 'vllm', or an engine of your own as"
+                " module:factory or file.py:factory"
+            )
         if self.vllm is not None and self.engine != "vllm":
             raise ValueError(f"'vllm' is given, but engine is '{self.engine}': set engine: vllm, or drop the section")
         if self.vllm is not None and self.vllm.urls and self.dtype == "auto":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quintain.failure import QuintainError
+from quintain.loading import load_module
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Item, Verifier
 
@@ -31,9 +32,7 @@ def make_verifier(spec: str, options: Mapping[str, Any]) -> tuple[Verifier, str]
 
 
 def _object_in(path: Path, name: str) -> Any:
-    from quintain.envs.registry import load_file
-
-    module = load_file(path)
+    module = load_module(str(path))
     if not hasattr(module, name):
         raise QuintainError(f"--verifier: {path} has no {name!r}")
     return getattr(module, name)

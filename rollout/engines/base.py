@@ -6,6 +6,9 @@ Invariants every engine keeps:
 - A sample depends on its seed and its logits alone, never on what else was in the batch.
 - `load` swaps the weights and the version together; between `pause` and `resume` no token is sampled.
 - An engine that cannot answer raises `FailureError`; it never answers with made-up tokens.
+
+An engine of one's own is a factory that `rollout.engine` names as `module:factory` or `file.py:factory`: a function
+of the `ExperimentConfig` that gives an `Engine`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from quintain.codec import Floats, Ints
 from quintain.trajectory import Finish, VersionSpan
@@ -70,8 +73,9 @@ class EngineStats:
     prefix_queries: int = 0  # ... of those looked up
 
 
+@runtime_checkable
 class Engine(Protocol):
-    """What samples. Implementations: `vllm`, `transformers` (embedded), `fake` (tests)."""
+    """What samples. Implementations: `vllm`, `transformers` (embedded), and a fake one in the tests."""
 
     @property
     def max_length(self) -> int:

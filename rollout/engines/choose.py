@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quintain.config import ExperimentConfig
 from quintain.failure import QuintainError
+from quintain.loading import load_module
 from quintain.rollout.engines.base import Engine
 
 
@@ -34,6 +35,8 @@ def make_engine(
         from quintain.rollout.engines.vllm.start import open_vllm
 
         return open_vllm(config, logs=logs or Path("logs"), report=report)
+    if ":" in config.rollout.engine:
+        return _own_engine(config.rollout.engine, config)
     from quintain.rollout.engines.embedded.engine import EmbeddedEngine
 
     return EmbeddedEngine(
@@ -45,6 +48,18 @@ def make_engine(
         threads=config.rollout.threads,
         expected=running if config.rollout.max_staleness == 0 else None,
     )
+
+
+def _own_engine(spec: str, config: ExperimentConfig) -> Engine:
+    """What the factory that `spec` names makes of `config`."""
+    place, _, name = spec.rpartition(":")
+    factory = getattr(load_module(place), name, None)
+    if not callable(factory):
+        raise QuintainError(f"rollout.engine: {place} has no {name!r} to call with the experiment's configuration")
+    engine = factory(config)
+    if not isinstance(engine, Engine):
+        raise QuintainError(f"rollout.engine: {spec} gave a {type(engine).__name__}: it must give an Engine")
+    return engine
 
 
 def check_engine(engine: Engine) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 from quintain.envs import Action, EndlessTasks, Environment, LocalClient, Observation, Step, Task, TaskSource, user
 from quintain.rollout.chat.renderer import Renderer
 from quintain.rollout.engines.base import Engine, Sampling, Weights
-from quintain.rollout.engines.fake import FakeEngine
-from quintain.rollout.engines.fake_model import FakeModel
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.scheduler import Plan, Scheduler
 from quintain.rollout.weights.canary import Canary
+
+from ..fake_engine import FakeEngine, FakeModel
 
 IDENTITY: dict[str, object] = {"seed": 0}
 

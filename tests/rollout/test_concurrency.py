@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from quintain.rollout.engines.base import EngineStats, Sampling
-from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.episodes.gate import EpisodeCount, Gate
 from quintain.rollout.rules.concurrency import FULL, ROOM, Concurrency
 
+from ..fake_engine import FakeEngine
 from .stage import canary, scheduler, weights
 from .world import on_virtual_clock
 

@@ -16,9 +16,9 @@ from transformers import LlamaForCausalLM
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Engine, Sampling, Weights
 from quintain.rollout.engines.embedded.engine import EmbeddedEngine
-from quintain.rollout.engines.fake import FakeEngine
 from quintain.trajectory import Finish, check_spans
 
+from ..fake_engine import FakeEngine
 from ..tiny_llama import tiny_llama
 
 WORDS, MAX_LENGTH = 97, 128

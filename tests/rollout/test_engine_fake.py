@@ -12,14 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.failure import FailureError, FailureKind, Stage
+from quintain.config import ExperimentConfig
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.engines.base import Sampling, Weights
-from quintain.rollout.engines.fake import FakeEngine, crash_on, hang_on
-from quintain.rollout.engines.fake_model import FakeModel
+from quintain.rollout.engines.choose import make_engine
 from quintain.trajectory import Finish
+
+from ..fake_engine import FakeEngine, FakeModel, crash_on, hang_on
 
 PROMPT = np.array([1, 2, 3], dtype=np.int32)
 STOP = 9
+FAKE = Path(__file__).parents[1] / "fake_engine.py"
 SHORT = Sampling(max_tokens=8, stop_ids=(STOP,))
 
 
@@ -154,6 +157,44 @@ async def test_it_takes_the_time_its_latencies_say_and_no_more_calls_than_fit() 
     assert engine.stats().output_tokens == 6 * 8
 
 
-def test_it_needs_no_torch() -> None:
-    code = "import sys, quintain.rollout.engines.fake; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def experiment(folder: Path, engine: str) -> ExperimentConfig:
+    (folder / "config.json").write_text('{"vocab_size": 50, "max_position_embeddings": 99}')
+    return ExperimentConfig.model_validate(
+        {"model": {"path": str(folder)}, "environment": {"name": "math"}, "rollout": {"engine": engine}}
+    )
+
+
+def test_a_run_gets_the_engine_that_its_experiment_names_and_loads_no_torch(tmp_path: Path) -> None:
+    config = experiment(tmp_path, f"{FAKE}:of_run").model_dump_json()
+    code = f"""
+import sys
+from quintain.config import ExperimentConfig
+from quintain.rollout.engines.choose import make_engine
+engine = make_engine(ExperimentConfig.model_validate_json({config!r}), lambda: 0)
+print(type(engine).__name__, engine.model.words, engine.max_length, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "FakeEngine 50 99 False\n"
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("no.where:engine", "there is no module 'no.where'"),
+        ("no/where.py:engine", "there is no file"),
+        (f"{FAKE}:of_rum", "has no 'of_rum' to call"),
+        (f"{FAKE}:WORDS", "has no 'WORDS' to call"),
+        ("builtins:repr", "gave a str: it must give an Engine"),
+    ],
+)
+def test_what_is_no_engine_is_one_clear_line(tmp_path: Path, engine: str, says: str) -> None:
+    with pytest.raises(QuintainError, match=says) as told:
+        make_engine(experiment(tmp_path, engine), lambda: 0)
+    assert "\n" not in str(told.value)
+
+
+def test_an_engine_nobody_knows_is_refused_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="'engine' is 'vlm': expected 'transformers', 'vllm', or an engine of your own"
+    ):
+        experiment(tmp_path, "vlm")

@@ -12,11 +12,11 @@ from quintain.codec import pack
 from quintain.envs import LocalClient
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.fake import FakeEngine, crash_on, hang_on
 from quintain.rollout.episodes.episode import EpisodeSpec, run_episode
 from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Ending, Finish, Group, Trajectory, extends, to_segments
 
+from ..fake_engine import FakeEngine, crash_on, hang_on
 from .stage import RENDERER, Words, canary, scheduler, weights
 
 

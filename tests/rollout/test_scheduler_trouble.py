@@ -14,13 +14,13 @@ import pytest
 from quintain.envs import Environment, Observation, Step, Task, TaskSource, user
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.fake import FakeEngine, hang_on
 from quintain.rollout.journal.audit import audit
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.groups import Patience
 from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Group, Trajectory, versions_of
 
+from ..fake_engine import FakeEngine, hang_on
 from .stage import IDENTITY, RENDERER, canary, plan, weights
 from .world import on_virtual_clock
 

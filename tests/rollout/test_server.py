@@ -12,11 +12,11 @@ import pytest
 from quintain.codec import pack
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.client import RolloutClient
-from quintain.rollout.engines.fake import FakeEngine, hang_on
 from quintain.rollout.journal.parquet import read_trajectories
 from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import BatchProgress
 
+from ..fake_engine import FakeEngine, hang_on
 from .serving import served
 from .stage import canary, weights
 

@@ -10,9 +10,9 @@ import pytest
 
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.client import RolloutClient
-from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.wire import RunRequest
 
+from ..fake_engine import FakeEngine
 from .serving import served
 from .stage import canary, weights
 from .test_server_runs import Gate

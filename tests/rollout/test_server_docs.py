@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from quintain.cli.rollout import command
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.gateway.gateway import Gateway
 from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.rollout.server.app import rollout_app
 from quintain.serving.tokens import Tokens
 
+from ..fake_engine import FakeEngine
 from . import stage
 from .serving import served
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from quintain.codec import unpack
 from quintain.rollout.client import RolloutClient
-from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.rollout.wire import RunRequest
 from quintain.trajectory import Group
 
+from ..fake_engine import FakeEngine
 from .serving import served
 
 _CLIENT = """

@@ -17,7 +17,6 @@ from quintain.envs import Action, LocalClient, Observation, Step, Task, user
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.failure import FailureError, FailureKind
 from quintain.rollout.client import RolloutClient
-from quintain.rollout.engines.fake import FakeEngine, hang_on
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.task_runs import RunLimits
@@ -25,6 +24,7 @@ from quintain.rollout.wire import FRAMES, RunRequest, RunState
 from quintain.serving.tokens import Tokens
 from quintain.trajectory import Group
 
+from ..fake_engine import FakeEngine, hang_on
 from . import stage
 from .serving import served
 

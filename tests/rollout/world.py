@@ -21,12 +21,12 @@ import numpy as np
 
 from quintain.envs import Action, Environment, Observation, Step, Task, TaskSource, user
 from quintain.failure import FailureError, FailureKind
-from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.order import derive_seed
 from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Group, versions_of
 
+from ..fake_engine import FakeEngine
 from .stage import IDENTITY, RENDERER, canary, plan, weights
 
 FOREVER_S = 1e7

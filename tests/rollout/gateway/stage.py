@@ -15,11 +15,12 @@ from starlette.applications import Starlette
 
 from quintain.rollout.chat.renderer import Renderer
 from quintain.rollout.engines.base import Engine, Sampling
-from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.gateway import Gateway, GatewayLimits, Outbox
 from quintain.rollout.gateway.routes import gateway_routes
 from quintain.serving.run import quiet_server
 from quintain.trajectory import Trajectory
+
+from ...fake_engine import FakeEngine
 
 END = 0
 

@@ -11,10 +11,10 @@ import openai
 import pytest
 
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.fake import hang_on
 from quintain.rollout.gateway import GatewayLimits
 from quintain.trajectory import Ending, Finish, Trajectory, extends, to_segments
 
+from ...fake_engine import hang_on
 from .stage import ADD, END, RENDERER, TOOL_RENDERER, calculates, scripted, staged
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -222,7 +222,7 @@ async def test_the_run_s_sampling_is_authoritative_unless_the_session_says_other
         seen.append(sampling)
         return [65, END]
 
-    from quintain.rollout.engines.fake import FakeEngine
+    from ...fake_engine import FakeEngine
 
     async with staged(FakeEngine(policy, words=128), sampling=Sampling(9, temperature=0.8)) as stage:
         _, strict = await stage.open()
@@ -244,7 +244,7 @@ async def test_the_run_s_sampling_is_authoritative_unless_the_session_says_other
 
 
 async def test_a_session_that_repeats_draws_alike_and_a_retry_draws_anew() -> None:
-    from quintain.rollout.engines.fake import FakeEngine
+    from ...fake_engine import FakeEngine
 
     said = []
     for _ in range(2):
@@ -299,7 +299,7 @@ async def test_turns_are_limited_and_the_session_ends_truncated() -> None:
 
 
 async def test_the_client_s_own_retries_outlive_an_engine_that_fails_once() -> None:
-    from quintain.rollout.engines.fake import crash_on
+    from ...fake_engine import crash_on
 
     async with staged(scripted("yes", fail=crash_on(1))) as stage:
         session, client = await stage.open()

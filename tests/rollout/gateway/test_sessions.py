@@ -11,12 +11,12 @@ import pytest
 
 from quintain.failure import FailureError, FailureKind
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.fake import hang_on
 from quintain.rollout.gateway import FailRequest, Gateway, GatewayLimits, OpenSession, Outbox, RewardRequest
 from quintain.rollout.gateway.chat import read_chat
 from quintain.rollout.gateway.errors import ApiError
 from quintain.trajectory import Ending, Trajectory
 
+from ...fake_engine import hang_on
 from .stage import RENDERER, scripted, staged
 
 ASK = b'{"model": "policy", "messages": [{"role": "user", "content": "q"}]}'

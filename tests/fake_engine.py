@@ -1,23 +1,31 @@
-"""The fake engine: an engine's whole behaviour without a network, for tests of everything above it.
+"""The fake engine: an engine's whole behaviour without a network, for tests of everything above it. Its language model
+is a few lines: the next token depends on the token before it and on the weights.
 
 It keeps every invariant of `base.py`, unless told to break one: `fail` makes calls crash or hang, `stale` makes
 `load` lie, which is what a canary is for. Time is what `sleep` and `clock` say, so a test can run on a virtual one.
-Needs numpy only.
+The model's distribution is a proper one and a pure function of the weights' bytes, so a test can say what the
+log-probabilities under given weights are without asking the engine: `FakeModel.of(folder)` is the oracle.
+
+Whole runs name `of_run` in `rollout.engine`. No torch is needed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 from quintain.codec import Floats, Ints, as_floats, as_ints
+from quintain.config import ExperimentConfig
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows, spans_between
-from quintain.rollout.engines.fake_model import WORDS, FakeModel
 from quintain.trajectory import Finish
 
 Policy = Callable[[Ints, Sampling], Sequence[int]]
@@ -28,6 +36,48 @@ Fail = Callable[[int, int], Awaitable[None]]
 crash the call, wait to make it hang."""
 
 _LONGEST_ANSWER = 16
+WEIGHTS_FILE = "model.safetensors"
+WORDS = 256
+
+
+class FakeModel:
+    """Next-token distributions over `words` tokens that follow from `weights`, any bytes at all."""
+
+    def __init__(self, weights: bytes = b"", words: int = WORDS) -> None:
+        self.words = words
+        self._weights = hashlib.sha256(weights).digest()
+        self._rows: dict[tuple[int, float], np.ndarray] = {}
+
+    @classmethod
+    def of(cls, folder: Path, words: int = WORDS) -> FakeModel:
+        """The model of the published weights in `folder`; raises OSError if there are none."""
+        return cls((Path(folder) / WEIGHTS_FILE).read_bytes(), words)
+
+    def logprobs(self, before: int, temperature: float = 1.0) -> np.ndarray:
+        """Log-probabilities [words] of the token after `before`; temperature 0 is reported at 1."""
+        heat = temperature or 1.0
+        if (before, heat) not in self._rows:
+            seed = int.from_bytes(self._weights[:8], "little")
+            logits = np.random.Generator(np.random.Philox(key=[seed, before])).normal(size=self.words) * 2 / heat
+            self._rows[before, heat] = logits - np.logaddexp.reduce(logits)
+        return self._rows[before, heat]
+
+    def sample(self, before: int, temperature: float, generator: np.random.Generator) -> int:
+        """A token after `before`."""
+        logprobs = self.logprobs(before, temperature)
+        if temperature == 0:
+            return int(logprobs.argmax())
+        below = np.searchsorted(np.exp(logprobs).cumsum(), generator.random(), side="right")
+        return min(int(below), self.words - 1)
+
+    def score(self, ids: Ints) -> Floats:
+        """Log-probabilities at temperature 1 of the tokens of `ids` [L], given those before: [L - 1]."""
+        return as_floats([self.logprobs(int(a))[int(b)] for a, b in pairwise(ids)])
+
+    def follow(self, prompt: Ints, ids: Sequence[int], temperature: float) -> Floats:
+        """Log-probabilities of `ids` [T] sampled after `prompt` at `temperature`."""
+        before = [int(prompt[-1]), *ids[:-1]] if len(ids) else []
+        return as_floats([self.logprobs(a, temperature)[b] for a, b in zip(before, ids, strict=True)])
 
 
 def crash_on(call: int, token: int = 0, kind: FailureKind = FailureKind.CRASHED) -> Fail:
@@ -222,3 +272,9 @@ class FakeEngine:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise FailureError(Failure.of(FailureKind.CANCELLED, Stage.GENERATE, "the engine was closed"))
+
+
+def of_run(config: ExperimentConfig) -> FakeEngine:
+    """The engine of a whole run: as many words and positions as the run's model."""
+    settings = json.loads((Path(config.model.path) / "config.json").read_text())
+    return FakeEngine(words=settings["vocab_size"], max_length=settings["max_position_embeddings"])
