@@ -1,4 +1,8 @@
-"""Whole runs: real processes, real sockets, a tiny random model with a real tokenizer."""
+"""Whole runs: real processes, real sockets, a tiny random model with a real tokenizer.
+
+They sample with the fake engine, whose numbers are not the model's: what a test says of sampling, of the weights that
+are published, or of an answer to a prompt, it says after `run.samples()`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +21,8 @@ import yaml
 from quintain.rollout.journal.audit import audit
 
 from ..tiny_llama import tiny_llama
+from .warm import ROOT, Program
 
-ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 180.0
 
 
@@ -58,14 +60,17 @@ class Run:
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder, self.model = folder, model
         self.path = folder / "run"
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Program | None = None
         self.seen: set[int] = set()
         self.config: dict[str, Any] = {
             "name": "t",
             "seed": 3,
             "model": {"path": str(model), "compute_dtype": "float32"},
             "environment": {"name": f"{Path(__file__).with_name('envs_for_tests.py')}:Letters"},
-            "rollout": {"dtype": "float32", "max_completion_length": 8, "threads": 1},
+            "rollout": {
+                "engine": f"{ROOT / 'tests' / 'fake_engine.py'}:of_run", "canary_tolerance": 1e6, "dtype": "float32",
+                "max_completion_length": 8, "threads": 1,
+            },
             "trainer": {
                 "max_steps": 3, "prompts_per_step": 2, "num_generations": 4, "learning_rate": 0.01, "threads": 1,
                 "save_steps": 1,
@@ -81,19 +86,14 @@ class Run:
         at[leaf] = value
         return self
 
+    def samples(self) -> Run:
+        """Sample from the model itself, which the canary proves."""
+        return self.set("rollout.engine", "transformers").set("rollout.canary_tolerance", None)
+
     def start(self, *flags: str, **environ: str) -> Run:
         file = self.folder / "experiment.yaml"
         file.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "quintain", "train", str(file), f"--run-dir={self.path}", *flags]
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environ},
-        )
+        self.process = Program(["train", str(file), f"--run-dir={self.path}", *flags], self.folder, **environ)
         return self
 
     def finish(self) -> tuple[int, str]:

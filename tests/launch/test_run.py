@@ -21,7 +21,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_run_leaves_everything_it_promises(run: Run) -> None:
-    run.set("evaluation", {"split": "heldout", "eval_steps": 2}).set("trainer.report_to", ["tensorboard"])
+    run.samples().set("evaluation", {"split": "heldout", "eval_steps": 2}).set("trainer.report_to", ["tensorboard"])
     output = run.train()
     summary = run.summary()
     assert {"heldout_before", "heldout_after", "train_wall_s", "steps", "seed", "versions"} <= summary.keys()
@@ -105,7 +105,7 @@ def test_trajectories_and_checkpoints_are_read_by_the_usual_libraries(run: Run) 
 
 
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_never_was(run: Run, tmp_path: Path) -> None:
-    run.set("trainer.max_steps", 4).train()
+    run.samples().set("trainer.max_steps", 4).train()
     (tmp_path / "second").mkdir()
     stopped = Run(tmp_path / "second", run.model)
     stopped.config = run.config
@@ -124,7 +124,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_never_was(run: Run, 
 
 
 def test_two_runs_of_one_seed_are_the_same_bit_for_bit_and_another_seed_is_not(run: Run, tmp_path: Path) -> None:
-    run.train()
+    run.samples().train()
     for seed, same in ((3, True), (4, False)):
         (tmp_path / str(seed)).mkdir()
         other = Run(tmp_path / str(seed), run.model)
@@ -134,8 +134,8 @@ def test_two_runs_of_one_seed_are_the_same_bit_for_bit_and_another_seed_is_not(r
 
 
 def test_a_policy_learns_what_its_environment_rewards(run: Run) -> None:
-    run.set("environment.args", {"mode": "early"}).set("trainer.max_steps", 25).set("trainer.save_steps", None)
-    run.set("trainer.prompts_per_step", 4).set("rollout.top_k", 16).train()
+    run.samples().set("environment.args", {"mode": "early"}).set("rollout.top_k", 16)
+    run.set("trainer.max_steps", 25).set("trainer.save_steps", None).set("trainer.prompts_per_step", 4).train()
     rewards = [row["reward"] for row in run.metrics() if row["kind"] == "train"]
     first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
     assert last > first + 0.2, rewards
@@ -165,6 +165,8 @@ def test_a_policy_learns_what_its_environment_rewards(run: Run) -> None:
     ],
 )
 def test_what_the_file_may_ask_for_trains(run: Run, changes: dict[str, object]) -> None:
+    if "model.lora" in changes or "rollout.dtype" in changes:  # what is published differs from what is trained
+        run.samples()
     for path, value in changes.items():
         run.set(path, value)
     run.train()
@@ -178,7 +180,7 @@ def test_what_the_file_may_ask_for_trains(run: Run, changes: dict[str, object]) 
 
 
 def test_the_checkpoint_of_a_run_can_be_evaluated_from_the_command_line(run: Run) -> None:
-    run.set("evaluation", {"split": "heldout"}).train()
+    run.samples().set("evaluation", {"split": "heldout"}).train()
     checkpoint = sorted((run.path / "checkpoints").glob("step-*"))[-1]
     done = subprocess.run(
         [

@@ -121,7 +121,7 @@ def test_an_empty_completion_is_an_answer(run: Run, tmp_path: Path) -> None:
 
     end = AutoTokenizer.from_pretrained(run.model).eos_token_id
     silent = make_model(tmp_path / "silent", favours=end)
-    run.set("model.path", str(silent)).set("environment.args", {"mode": "empty"}).train()
+    run.samples().set("model.path", str(silent)).set("environment.args", {"mode": "empty"}).train()
     assert run.metrics()[0]["completions/min_length"] == 1
     assert run.metrics()[0]["reward"] > 0.5
 

@@ -159,8 +159,9 @@ async def test_it_takes_the_time_its_latencies_say_and_no_more_calls_than_fit() 
 
 def experiment(folder: Path, engine: str) -> ExperimentConfig:
     (folder / "config.json").write_text('{"vocab_size": 50, "max_position_embeddings": 99}')
+    rollout = {"engine": engine, "dtype": "float32"}
     return ExperimentConfig.model_validate(
-        {"model": {"path": str(folder)}, "environment": {"name": "math"}, "rollout": {"engine": engine}}
+        {"model": {"path": str(folder)}, "environment": {"name": "math"}, "rollout": rollout}
     )
 
 
