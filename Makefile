@@ -3,7 +3,7 @@ PY := .venv/bin/python
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test venv model lint format types wheel-check bench clean
+.PHONY: help quickstart test test-all test-slow venv model lint format types wheel-check bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -12,8 +12,14 @@ help: ## show this list
 quickstart: model ## set up, then train SmolLM2-135M on sums over HTTP and show before and after
 	@.venv/bin/quintain train examples/quickstart.yaml
 
-test: model ## set up, then run the whole test suite
-	@WORKERS=$(WORKERS) scripts/run_tests.sh
+test: model ## set up, then run every quick test
+	@WORKERS=$(WORKERS) scripts/run_tests.sh quick
+
+test-all: model ## the whole suite: the slow tests too (whole runs, real vLLM, docker, the wheel, a short soak)
+	@WORKERS=$(WORKERS) scripts/run_tests.sh all
+
+test-slow: model ## what test-all runs beside test
+	@WORKERS=$(WORKERS) scripts/run_tests.sh slow
 
 venv: ## make .venv with everything in it (PYTHON=python3.12 chooses the Python)
 	@scripts/setup_venv.sh

@@ -1,43 +1,52 @@
 #!/bin/sh
-# The whole test suite on two workers. Tests whose system package is missing are left out, and said so at the end; so
-# are those against real vLLM where its environment cannot be made.
-# Arguments are passed on to pytest; WORKERS=4 changes the number of processes.
+# The tests on two workers: `run_tests.sh quick|slow|all [PYTEST ARGUMENTS]`. The slow ones carry the marker `slow`:
+# whole runs, real vLLM, docker, packaging, soaks. Tests whose system package is missing are left out, and said so at
+# the end; so are those against real vLLM where its environment cannot be made.
+# WORKERS=4 changes the number of processes.
 set -eu
 cd "$(dirname "$0")/.."
+which=${1:-}
+case "$which" in
+    quick | slow | all) shift ;;
+    *) echo "run_tests: expected quick, slow or all, got '$which'" >&2; exit 2 ;;
+esac
 
 # Two workers of one thread each: more only fight over the cores.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMP_NUM_THREADS
 
 missing=$(scripts/system_packages.sh)
-if ! .venv/bin/python scripts/setup_vllm.py >&2; then
+if [ "$which" != quick ] && ! .venv/bin/python scripts/setup_vllm.py >&2; then
     what="vLLM's environment could not be made, so tests against real vLLM are left out; scripts/setup_vllm.py says why"
     missing=$(printf '%s\nneeds_vllm\t%s' "$missing" "$what" | sed '/^$/d')
 fi
 left_out=$(printf '%s\n' "$missing" | cut -f 1 | sed '/^$/d; s/^/not /' | paste -s -d '&' | sed 's/&/ and /g')
 
-# Tests of one file share fixtures that are dear (servers, models), so a file stays on one worker.
-nothing=0
+# Tests of one group share fixtures that are dear, so a group stays on one worker: a file, unless it says otherwise.
+status=0 ran=0
 run() { # MARKS ARGUMENTS...: the tests with these marks; that there are none is no failure
     marks=$1
     shift
     code=0
-    .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile -m "$marks${left_out:+ and $left_out}" "$@" || code=$?
-    if [ "$code" = 5 ]; then
-        nothing=$((nothing + 1))
-    elif [ "$code" != 0 ]; then
-        status=$code
+    .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadgroup -m "$marks${left_out:+ and $left_out}" "$@" || code=$?
+    if [ "$code" != 5 ]; then
+        ran=1
+        [ "$code" = 0 ] || status=$code
     fi
 }
 
-# vLLM's servers take every core: their tests come last, and alone, since others measure seconds.
-status=0
-run "not needs_vllm" "$@"
-case "$missing" in
-    *needs_vllm*) nothing=$((nothing + 1)) ;;
-    *) run needs_vllm "$@" ;;
-esac
-if [ "$nothing" = 2 ]; then
+if [ "$which" != slow ]; then
+    run "not slow" "$@"
+fi
+if [ "$which" != quick ]; then
+    run "slow and not needs_vllm" "$@"
+    # vLLM's servers take every core: their tests come last, and alone, since others measure seconds.
+    case "$missing" in
+        *needs_vllm*) ;;
+        *) run "slow and needs_vllm" "$@" ;;
+    esac
+fi
+if [ "$ran" = 0 ]; then
     status=5
 fi
 

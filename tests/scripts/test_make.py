@@ -37,12 +37,12 @@ class Machine:
         self.pytest_exits_with(0)
 
     def pytest_exits_with(self, code: int) -> None:
-        vllm = f'[ "$1" != scripts/setup_vllm.py ] || exit {self.vllm}'
+        vllm = f'case "$1" in *setup_vllm.py) echo "$1" >&2; exit {self.vllm} ;; esac'
         executable(self.place / ".venv" / "bin" / "python", f'{vllm}\necho "pytest got: $*"\nexit {code}')
 
-    def test(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def test(self, *arguments: str, which: str = "all", **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["sh", "scripts/run_tests.sh", *arguments],
+            ["sh", "scripts/run_tests.sh", which, *arguments],
             cwd=self.place,
             env={"PATH": str(self.bin), **environment},
             capture_output=True,
@@ -50,6 +50,11 @@ class Machine:
             timeout=60,
             check=False,
         )
+
+
+def chosen(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """The marks that each call of pytest was given."""
+    return re.findall(r" --dist loadgroup -m (.*)$", result.stdout, re.MULTILINE)
 
 
 def test_without_root_the_missing_package_is_named_in_colour_after_the_tests(tmp_path: Path) -> None:
@@ -76,11 +81,21 @@ def test_as_root_with_apt_the_package_is_installed_and_no_test_is_left_out(tmp_p
     result = machine.test()
     assert result.returncode == 0
     assert "installing docker.io" in result.stderr
-    assert [line.partition(" loadfile -m ")[2] for line in result.stdout.splitlines()] == [
-        "not needs_vllm",
-        "needs_vllm",
-    ]
+    assert chosen(result) == ["not slow", "slow and not needs_vllm", "slow and needs_vllm"]
     assert "LEFT OUT" not in result.stdout
+
+
+def test_quick_and_slow_are_the_two_halves_of_all(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, root=True)
+    for name in PROGRAMS:
+        executable(machine.bin / name, "")
+    quick, slow = machine.test(which="quick"), machine.test(which="slow")
+    assert (quick.returncode, slow.returncode) == (0, 0)
+    assert chosen(quick) + chosen(slow) == chosen(machine.test(which="all"))
+    assert "setup_vllm" not in quick.stdout + quick.stderr
+    assert "setup_vllm" in slow.stdout + slow.stderr
+    wrong = machine.test(which="fast")
+    assert (wrong.returncode, wrong.stderr) == (2, "run_tests: expected quick, slow or all, got 'fast'\n")
 
 
 def test_an_apt_that_fails_leaves_tests_out_but_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -105,14 +120,14 @@ def test_a_failing_suite_fails_the_script_also_when_tests_were_left_out(tmp_path
     assert machine.test().returncode == 3
 
 
-def test_only_when_neither_half_has_a_test_is_there_nothing_to_run(tmp_path: Path) -> None:
+def test_only_when_no_part_has_a_test_is_there_nothing_to_run(tmp_path: Path) -> None:
     machine = Machine(tmp_path, root=False)
     python = machine.place / ".venv" / "bin" / "python"
     machine.pytest_exits_with(5)
     assert machine.test().returncode == 5
-    executable(python, 'case "$*" in *" needs_vllm"*) exit 0 ;; *setup_vllm*) exit 0 ;; esac\nexit 5')
+    executable(python, 'case "$*" in *"and needs_vllm"*) exit 0 ;; *setup_vllm*) exit 0 ;; esac\nexit 5')
     assert machine.test().returncode == 0
-    executable(python, 'case "$*" in *" needs_vllm"*) exit 1 ;; esac\nexit 0')
+    executable(python, 'case "$*" in *"and needs_vllm"*) exit 1 ;; esac\nexit 0')
     assert machine.test().returncode == 1
 
 
@@ -154,9 +169,9 @@ def test_make_clean_spares_the_environment_the_model_and_the_results(tmp_path: P
     assert {name for name in kept + gone if (tmp_path / name).exists()} == set(kept)
 
 
-@pytest.mark.parametrize("failing", ["lint", "types", "wheel-check", "test", None])
+@pytest.mark.parametrize("failing", ["lint", "types", "test", "test-slow", None])
 def test_ci_runs_every_step_and_fails_when_any_of_them_does(tmp_path: Path, failing: str | None) -> None:
-    steps = ["venv", "lint", "types", "wheel-check", "test"]
+    steps = ["venv", "lint", "types", "test", "test-slow"]
     rules = [f"{name}:\n\t@echo did {name}; {'false' if name == failing else 'true'}" for name in steps]
     (tmp_path / "Makefile").write_text("\n".join([f".PHONY: {' '.join(steps)}", *rules, ""]))
     (tmp_path / ".ci").mkdir()

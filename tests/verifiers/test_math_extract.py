@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from quintain.verifiers.math.find.extract import extract
 
+from ..growth import growth
+
 CASES = [
     # thinking is no answer
     ("<think>so 24</think>25", "25"),
@@ -174,5 +176,6 @@ def test_any_text_has_an_answer_or_none(text: str) -> None:
     ],
 )
 def test_long_texts_are_read_in_a_moment(piece: str) -> None:
-    # Quadratic time would be minutes here, and this runs in the process of the caller.
-    extract(piece * (400_000 // len(piece)))
+    # This runs in the process of the caller. Linear time grows 16-fold here, quadratic time 256-fold.
+    short = piece * (25_000 // len(piece))
+    assert growth(extract, short, short * 16) < 100

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from quintain.verdict import Outcome
 from quintain.verifiers.math.read.numbers import Digits, decimal_comma, parse_plain, rounds_to, same, within
 
+from ..growth import growth
 from .math_pairs_judged import checked
 
 INTEGERS = st.integers(-(10**12), 10**12)
@@ -190,5 +191,7 @@ def test_any_text_is_a_plain_number_or_none(text: str) -> None:
 
 @pytest.mark.parametrize("piece", ["1", "1 ", "1,", "1,234", "(", " ", "1/", ".", "e", "-", "\\frac", "1 234 "])
 def test_long_texts_are_read_in_a_moment(piece: str) -> None:
-    parse_plain(piece * (200_000 // len(piece)))
-    parse_plain(piece * (200_000 // len(piece)) + "x")
+    # Linear time grows 16-fold here, quadratic time 256-fold.
+    short = piece * (12_500 // len(piece))
+    assert growth(parse_plain, short, short * 16) < 100
+    assert growth(parse_plain, short + "x", short * 16 + "x") < 100

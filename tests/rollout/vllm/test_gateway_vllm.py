@@ -17,7 +17,7 @@ from quintain.trajectory import Trajectory, to_segments
 from ..gateway.stage import ADD, staged
 from . import real
 
-pytestmark = [pytest.mark.needs_vllm, pytest.mark.slow]
+pytestmark = pytest.mark.needs_vllm
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,6 @@ __all__ = [  # the conformance suite, as far as a server without seeds can be as
 
 pytestmark = [
     pytest.mark.needs_vllm,
-    pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.asyncio(loop_scope="module"),
 ]

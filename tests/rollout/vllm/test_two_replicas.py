@@ -23,7 +23,6 @@ from .real import PROMPT, experiment, explained, living, logprobs, model_folder,
 
 pytestmark = [
     pytest.mark.needs_vllm,
-    pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.asyncio(loop_scope="module"),
 ]

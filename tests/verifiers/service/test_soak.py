@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOAK = Path(__file__).resolve().parents[3] / "benchmarks" / "soak_verify.py"
 
 
+@pytest.mark.slow
 def test_the_soak_of_twenty_seconds_finds_nothing_wrong():
     result = subprocess.run(
         [sys.executable, str(SOAK), "--seconds", "20", "--seed", "1"],
