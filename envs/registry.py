@@ -56,11 +56,6 @@ def resolve(spec: str) -> type[Environment]:
     return _class_in(load_module(place), name, spec)
 
 
-def spec_of(cls: type[Environment]) -> str:
-    """A spec that finds `cls` again, in another process with the same module path."""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
 def _named() -> dict[str, str]:
     from importlib.metadata import entry_points
 

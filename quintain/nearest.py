@@ -1,9 +1,14 @@
-"""What to say of a name that nobody knows: the nearest right one."""
+"""Names: what one may be, and what to say of one that nobody knows: the nearest right one."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Final
+
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""What a client may call an episode, a session or a run, and an operator a token: safe in addresses and file names."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

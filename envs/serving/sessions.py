@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import time
 import uuid
 from collections import deque
@@ -27,14 +26,13 @@ from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, 
 from quintain.envs.workers.frames import Advance, Close, Describe, Open, ReadTasks, Reply, Request, stage_of
 from quintain.envs.workers.pool import Backend
 from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.nearest import IDENTIFIER
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import refused
 from quintain.slots import Full, Slots
 from quintain.task import TaskOrigin
 
 log = logging.getLogger(__name__)
-
-_EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(eq=False, slots=True)
@@ -181,7 +179,7 @@ class Sessions:
             del self._records[record.id]
 
     def _begin(self, request: CreateEpisode) -> _Record:
-        if request.episode_id is not None and not _EPISODE_ID.fullmatch(request.episode_id):
+        if request.episode_id is not None and not IDENTIFIER.fullmatch(request.episode_id):
             message = f"an episode_id is 1 to 64 letters, digits, '_', '-' or '.', not {request.episode_id!r}"
             raise refused(message, Stage.RESET, status=400)
         if (request.task is None) == (request.split is None) or (request.split is None) != (request.index is None):

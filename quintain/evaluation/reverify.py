@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any, Final, Literal
 from quintain.evaluation.episode_log import EPISODES, read_episodes
 from quintain.evaluation.passk import Estimate, mean_estimate
 from quintain.failure import QuintainError
+from quintain.nearest import IDENTIFIER
 from quintain.rollout.journal.parquet import Stored, read_trajectories, write_stored
 from quintain.trajectory import Ending, Trajectory
 from quintain.verdict import Verdict
@@ -37,7 +37,6 @@ SAME: Final = 1e-9
 CLASSES: Final = ("pass", "partial", "zero", "failure")
 """What a reward can be: at least `pass_at`, above zero, not above zero, or none at all."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 AnswerFrom = Literal["last", "all"]
 
@@ -204,7 +203,7 @@ def write_rescored(run: Path, name: str, rows: Sequence[Rescored], about: Mappin
     """
     home = run if run.is_dir() else run.parent
     home = home.parent if home.name == TRAJECTORIES else home
-    if not _NAME.fullmatch(name):
+    if not IDENTIFIER.fullmatch(name):
         raise QuintainError(f"--name: letters, digits, '_', '-' and '.', not {name!r}")
     folder = home / f"{TRAJECTORIES}-{name}"
     try:

@@ -7,20 +7,19 @@ everybody is let in under one name.
 from __future__ import annotations
 
 import hmac
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from quintain.failure import QuintainError, Stage
+from quintain.nearest import IDENTIFIER
 from quintain.serving.refusals import refused
 
 ANYBODY: Final = "anybody"
 """The name of every client of a server without tokens."""
 DEFAULT: Final = "default"
 """The name of a token that was given without one."""
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Tokens:
                 continue
             name, colon, secret = line.partition(":")
             name, secret = (name, secret) if colon else (DEFAULT, line)
-            if not _NAME.fullmatch(name) or not secret.isascii() or not secret.isprintable() or " " in secret:
+            if not IDENTIFIER.fullmatch(name) or not secret.isascii() or not secret.isprintable() or " " in secret:
                 raise QuintainError(
                     f"{source}, line {number}: expected name:secret, the name of letters, digits and -._, the secret"
                     " of printable ASCII without blanks"

@@ -14,15 +14,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 import time
 import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
+from quintain.nearest import IDENTIFIER
 from quintain.rollout.chat.renderer import Renderer
 from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Engine, Sampling
@@ -44,8 +43,6 @@ from quintain.rollout.rules.order import derive_seed
 from quintain.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
-
-_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +295,7 @@ class Gateway:
             raise ApiError(failure, 400, code="max_turns_exceeded")
 
     def _check(self, asked: OpenSession) -> None:
-        if asked.id is not None and not _ID.fullmatch(asked.id):
+        if asked.id is not None and not IDENTIFIER.fullmatch(asked.id):
             raise bad_request(f"an id is 1 to 64 letters, digits, '_', '-' or '.', not {asked.id!r}", param="id")
         for name in ("max_turns", "max_length", "max_tokens"):
             value = getattr(asked, name)

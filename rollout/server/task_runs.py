@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 import time
 import uuid
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from quintain.codec import pack
 from quintain.failure import Failure, FailureKind, Stage
+from quintain.nearest import IDENTIFIER
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.episodes.episode import EpisodeSpec
 from quintain.rollout.rules.order import derive_seed
@@ -29,8 +29,6 @@ from quintain.serving.refusals import refused
 from quintain.trajectory import Group
 
 log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +273,9 @@ def check_request(request: RunRequest, plan: Plan, limits: RunLimits) -> Samplin
     check(not request.indices or request.split is not None, "split: say of which split the indices are")
     check(all(index >= 0 for index in request.indices), f"indices: at least 0, not {min(request.indices, default=0)}")
     check(1 <= request.samples <= limits.samples, f"samples: 1 to {limits.samples}, not {request.samples}")
-    check(request.run is None or bool(_NAME.fullmatch(request.run)), "run: 1 to 64 letters, digits, '_', '-' or '.'")
+    check(
+        request.run is None or bool(IDENTIFIER.fullmatch(request.run)), "run: 1 to 64 letters, digits, '_', '-' or '.'"
+    )
     base = plan.sampling
     sampling = replace(
         base,

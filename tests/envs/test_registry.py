@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from quintain.envs import MathEnv, list_envs, resolve
-from quintain.envs.registry import spec_of
 from quintain.failure import QuintainError
 
 SOUND = '''
@@ -59,7 +58,6 @@ def test_the_built_in_environments_are_listed_with_what_they_are():
 def test_a_name_a_module_and_a_file_give_the_class(file):
     assert resolve("math") is MathEnv
     assert resolve("quintain.envs.builtin.math:MathEnv") is MathEnv
-    assert resolve(spec_of(MathEnv)) is MathEnv
     assert resolve(f"{file}:Mine").tasks("train")[0].reference == "yes"
 
 

@@ -52,10 +52,6 @@ class Quotas:
         self.inside -= items
         self._of[holder] -= items
 
-    def inside_of(self, holder: str) -> int:
-        """How many items of `holder` are in the service."""
-        return self._of[holder]
-
     def _spent_by(self, holder: str, now: float, rate: float) -> float:
         spent, when = self._spent.get(holder, (0.0, now))
         return max(0.0, spent - (now - when) * rate / 60)
