@@ -16,9 +16,10 @@ for room in envs rollout trainers verifiers; do
     ln -sfn "../../../$room" "$tree/quintain/$room"
 done
 
+scripts=$(cd scripts && for file in *.py; do printf ' -m %s' "${file%.py}"; done)
 status=0
-report=$(MYPYPATH=$tree "$python" -m mypy "$@" -p quintain) || status=$?
+# shellcheck disable=SC2086 # one word for each module
+report=$(MYPYPATH=$tree:scripts "$python" -m mypy "$@" -p quintain $scripts) || status=$?
 printf '%s\n' "$report" |
     sed -E "s#$tree/quintain/(envs|rollout|trainers|verifiers)/#\1/#; s#$tree/quintain/#quintain/#"
-[ "$status" -eq 0 ] || exit "$status"
-exec "$python" -m mypy "$@" scripts/*.py
+exit "$status"
