@@ -148,6 +148,8 @@ def _with_evaluation(config: ExperimentConfig, samples: int) -> ExperimentConfig
 
 def _with_dtypes(config: ExperimentConfig, folder: Path, console: Console) -> ExperimentConfig:
     """`config` with the number types of the evaluation in `folder`, or those chosen now; an episode depends on them."""
+    if config.rollout.dtype != "auto":  # nothing is trained: the other one does not matter
+        return config
     if (folder / EVALUATION).is_file() and (folder / "config.yaml").is_file():
         config = with_dtypes_of(config, load_config(folder / "config.yaml"))
 

@@ -66,7 +66,8 @@ def pass_at_two(folder: Path) -> float:
 def test_an_evaluation_that_is_killed_or_loses_its_server_ends_with_the_figures_of_one_that_never_was(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    whole, _ = figures(start(tiny_model, tmp_path / "whole"))
+    whole, said_meanwhile = figures(start(tiny_model, tmp_path / "whole"))
+    assert said_meanwhile.splitlines()[:2] == ["starting the environment server", "playing episodes"]
     assert (whole["tasks"], whole["verified"], whole["failed"]) == (6, 24, 0)
     assert 0 < whole["mean_reward"] < 1
     assert whole["pass"]["1"]["value"] < whole["pass"]["2"]["value"]
