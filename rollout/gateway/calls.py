@@ -61,7 +61,7 @@ class Calls:
     async def answer(self, session: AgentSession, asked: ChatRequest) -> Answer:
         """The answer to `asked`, recorded in `session`. Raises FailureError, and then nothing is recorded."""
         settled = settle(asked.overrides, self._base, session.asked.overrides)
-        prompt = session.talk.prompt(asked.messages, asked.tools)
+        prompt = session.conversations.prompt(asked.messages, asked.tools)
         sampling = replace(settled.sampling, max_tokens=self._most(session, asked, len(prompt.ids)))
         draws = [session.draw(prompt.ids, settled.seed) for _ in range(asked.choices)]
         samples = [
@@ -103,7 +103,9 @@ class Calls:
 
     def _record(self, session: AgentSession, asked: ChatRequest, prompt: Prompt, sample: _Sample) -> Choice:
         message = self._message(session, asked, sample.text)
-        said = session.talk.record(prompt, sample.completion, message, began_s=sample.began_s, ended_s=sample.ended_s)
+        said = session.conversations.record(
+            prompt, sample.completion, message, began_s=sample.began_s, ended_s=sample.ended_s
+        )
         session.output_tokens += len(sample.completion.output_ids)
         session.wasted_tokens += sample.wasted
         self._counters.turns += 1

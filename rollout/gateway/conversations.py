@@ -76,7 +76,7 @@ class Conversations:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
-        self.said: list[RecordedTurn] = []
+        self.recorded: list[RecordedTurn] = []
         self._by_history: dict[bytes, list[RecordedTurn]] = defaultdict(list)
         self._prompts: set[bytes] = set()  # their digests
         self._sampled: set[str] = set()  # the meanings of what was sampled
@@ -121,11 +121,11 @@ class Conversations:
             before=before,
         )
         said = RecordedTurn(
-            len(self.said), prompt.messages, prompt.tools, prompt.parent, prompt.new, turn, began_s, ended_s
+            len(self.recorded), prompt.messages, prompt.tools, prompt.parent, prompt.new, turn, began_s, ended_s
         )
         if after is not None:
             after.then = said
-        self.said.append(said)
+        self.recorded.append(said)
         self._prompts.add(digest_of(prompt.ids))
         self._by_history[_digests(said.history)[-1]].append(said)
         self._sampled.add(meaning(message))
@@ -134,7 +134,7 @@ class Conversations:
 
     def turns(self, reward: float = 0.0) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
         """The turns, chain after chain, with `reward` on the last; and each one's number in order of time."""
-        ordered = [said for first in self.said if first.turn.before is None for said in _chain(first)]
+        ordered = [said for first in self.recorded if first.turn.before is None for said in _chain(first)]
         turns = [_answered(said) for said in ordered]
         if turns:
             turns[-1] = replace(turns[-1], reward=reward)
@@ -142,7 +142,7 @@ class Conversations:
 
     def forks(self) -> Counter[str]:
         """How many chains began, by reason; the first is none of them."""
-        return Counter(said.turn.fork for said in self.said if said.turn.fork is not None)
+        return Counter(said.turn.fork for said in self.recorded if said.turn.fork is not None)
 
     def _longest(self, messages: tuple[Message, ...]) -> list[RecordedTurn]:
         for digest in reversed(_digests(messages)):
@@ -151,11 +151,13 @@ class Conversations:
         return []
 
     def _tip_before(self, ids: Ints) -> RecordedTurn | None:
-        tips = [(len(said.turn.ids), said) for said in self.said if said.then is None and extends(ids, said.turn.ids)]
+        tips = [
+            (len(said.turn.ids), said) for said in self.recorded if said.then is None and extends(ids, said.turn.ids)
+        ]
         return max(tips, key=itemgetter(0), default=(0, None))[1]
 
     def _fork(self, prompt: Prompt) -> str | None:
-        if not self.said or (prompt.parent is not None and prompt.parent.then is None):
+        if not self.recorded or (prompt.parent is not None and prompt.parent.then is None):
             return None
         if digest_of(prompt.ids) in self._prompts:
             return RESAMPLED

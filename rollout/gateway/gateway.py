@@ -166,7 +166,7 @@ class Gateway:
     async def reward(self, session_id: str, asked: RewardRequest) -> SessionStatus:
         """End a session with its reward. The same request again is answered again."""
         session = self._session(session_id)
-        nothing = not session.talk.said and not session.truncated and session.unanswered is None
+        nothing = not session.conversations.recorded and not session.truncated and session.unanswered is None
         if session.state is SessionState.LIVE and nothing:
             raise _conflict(f"session {session.id} has no turn that a reward could be for: end it with /fail")
         return await self._finish(session, asked, "rewarded")
@@ -250,7 +250,7 @@ class Gateway:
         session.final = replace(
             session.status(self.limits.lease_s), state=state, calls=0, reward=trajectory.reward, failure=failure
         )
-        session.state, session.talk = state, Conversations(self.dialect)  # its tokens are the sink's now
+        session.state, session.conversations = state, Conversations(self.dialect)  # its tokens are the sink's now
         self._keep(session)
         self.counters.ended[how] += 1
         self.counters.forks.update(turn.fork for turn in trajectory.turns if turn.fork is not None)
@@ -289,7 +289,7 @@ class Gateway:
         if len(session.calls) >= self.limits.max_calls:
             raise full(f"{len(session.calls)} calls of this session are under way: wait for one")
         most = min(session.asked.max_turns or self.limits.max_turns, self.limits.max_turns)
-        if len(session.talk.said) + session.waiting + asked.choices > most:
+        if len(session.conversations.recorded) + session.waiting + asked.choices > most:
             session.truncated = True
             failure = Failure.of(FailureKind.REJECTED, Stage.REQUEST, f"a session has at most {most} turns")
             raise ApiError(failure, 400, code="max_turns_exceeded")

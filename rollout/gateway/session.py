@@ -26,7 +26,7 @@ class AgentSession:
     id: str
     asked: OpenSession
     seed: int
-    talk: Conversations
+    conversations: Conversations
     opened_s: float
     touched_s: float
     state: SessionState = SessionState.LIVE
@@ -78,12 +78,12 @@ class AgentSession:
         """What the session is when `end` ends it."""
         failure = self._failure(end)
         reward = end.reward if failure is None and isinstance(end, RewardRequest) else None
-        turns, order = self.talk.turns(reward or 0.0)
-        first = min(self.talk.said, key=lambda said: said.number, default=None)
+        turns, order = self.conversations.turns(reward or 0.0)
+        first = min(self.conversations.recorded, key=lambda said: said.number, default=None)
         asked = self.asked
         gateway = {
             "order": list(order),
-            "forks": dict(self.talk.forks()),
+            "forks": dict(self.conversations.forks()),
             "ignored": dict(self.ignored),
             "wasted_tokens": self.wasted_tokens,
             "failed_calls": self.failed_calls,
@@ -115,11 +115,11 @@ class AgentSession:
             self.state,
             self.asked.task or self.id,
             self.asked.group or self.id,
-            len(self.talk.said),
+            len(self.conversations.recorded),
             len(self.calls),
             self.output_tokens,
             self.wasted_tokens,
-            dict(self.talk.forks()),
+            dict(self.conversations.forks()),
             dict(self.ignored),
             self.truncated,
             self.failed_calls,
@@ -132,8 +132,8 @@ class AgentSession:
     def _failure(self, end: RewardRequest | FailRequest) -> Failure | None:
         if isinstance(end, FailRequest):
             return Failure.of(end.kind, Stage.STEP, end.message)
-        if self.unanswered is not None and not (end.despite_failures and self.talk.said):
+        if self.unanswered is not None and not (end.despite_failures and self.conversations.recorded):
             return self.unanswered
-        if not self.talk.said:
+        if not self.conversations.recorded:
             return Failure.of(FailureKind.TOO_LONG, Stage.RENDER, "the first prompt was too long: no turn was sampled")
         return None

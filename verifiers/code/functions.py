@@ -18,9 +18,9 @@ from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.frames import FrameError
 from quintain.verifiers.code.findings import OF_EXECUTION, CaseStatus, Finding, why
 from quintain.verifiers.code.graders import Graders
+from quintain.verifiers.code.guest_process import GuestProcess, patience
 from quintain.verifiers.code.reference import FunctionTask
 from quintain.verifiers.code.sandboxes import Sandboxes
-from quintain.verifiers.code.talk import Talk, patience
 from quintain.verifiers.sandbox.interface import Execution, Limits, Status
 from quintain.verifiers.sandbox.outcome import how_it_ended
 
@@ -77,17 +77,17 @@ async def judge_function(
         "cpu_s": limits.cpu_s,
     }
     async with sandboxes.permit(group):
-        worker = await Talk.begin(sandboxes.main, guest, limits, worker_job, group=group)
+        worker = await GuestProcess.begin(sandboxes.main, guest, limits, worker_job, group=group)
         try:
             grader = await graders.take()
             try:
-                await grader.talk.send(json.dumps(grader_job).encode())
-                return await relay.bounded(worker, grader.talk, limits)
+                await grader.process.send(json.dumps(grader_job).encode())
+                return await relay.bounded(worker, grader.process, limits)
             finally:
                 if relay.complete:
                     graders.give_back(grader)
                 else:
-                    await grader.talk.close()
+                    await grader.process.close()
         finally:
             await worker.close()
 
@@ -101,7 +101,7 @@ class _Relay:
         self._calls = 0
         self._waits_for_solution = False
 
-    async def bounded(self, worker: Talk, grader: Talk, limits: Limits) -> Finding:
+    async def bounded(self, worker: GuestProcess, grader: GuestProcess, limits: Limits) -> Finding:
         """The finding. Raises FailureError where the sandbox breaks."""
         try:
             async with asyncio.timeout(limits.wall_s + GRACE_S):
@@ -115,7 +115,7 @@ class _Relay:
             return Finding(CaseStatus.BAD_REFERENCE, f"{message} before they called the solution")
         return Finding(CaseStatus.TIMEOUT, f"{message} with the values they were given", more=ISOLATION)
 
-    async def _run(self, worker: Talk, grader: Talk) -> Finding:
+    async def _run(self, worker: GuestProcess, grader: GuestProcess) -> Finding:
         begun = _begun(await self._ask(worker))
         if begun is not None:
             return begun
@@ -136,7 +136,7 @@ class _Relay:
                 return answer
             await grader.send(answer)
 
-    async def _ask(self, worker: Talk) -> bytes | Finding:
+    async def _ask(self, worker: GuestProcess) -> bytes | Finding:
         """The next frame of the solution's process, or what its end means."""
         self._waits_for_solution = True  # and still does where time runs out in here
         try:
@@ -147,7 +147,7 @@ class _Relay:
         self._waits_for_solution = False
         return answer
 
-    async def _of_tests(self, grader: Talk, frame: bytes | None) -> Finding:
+    async def _of_tests(self, grader: GuestProcess, frame: bytes | None) -> Finding:
         """What the end of the tests' process without a finding means: the values it was given may be the cause."""
         if frame is None:
             execution = await grader.wait()

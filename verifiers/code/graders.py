@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Final
 
 from quintain.frames import FrameError
+from quintain.verifiers.code.guest_process import GuestProcess
 from quintain.verifiers.code.sandboxes import Sandboxes
-from quintain.verifiers.code.talk import Talk
 from quintain.verifiers.sandbox.interface import Limits
 
 ITEMS: Final = 500
@@ -23,8 +23,8 @@ LIFETIME_S: Final = 1800.0
 class GraderProcess:
     """One grader. `fresh` says that it has served nobody yet."""
 
-    def __init__(self, talk: Talk) -> None:
-        self.talk = talk
+    def __init__(self, process: GuestProcess) -> None:
+        self.process = process
         self.fresh = True
         self._left = ITEMS
         self._born = asyncio.get_running_loop().time()
@@ -37,7 +37,7 @@ class GraderProcess:
         self._left -= 1
         if not self.fresh:
             try:
-                return await self.talk.receive() == b"R"
+                return await self.process.receive() == b"R"
             except FrameError:
                 return False
         return True
@@ -57,9 +57,9 @@ class Graders:
             grader = self._idle.pop()
             if await grader.ready():
                 return grader
-            await grader.talk.close()
+            await grader.process.close()
         guest = await self._sandboxes.guest("grader_host")
-        grader = GraderProcess(await Talk.begin(self._sandboxes.main, guest, self._limits))
+        grader = GraderProcess(await GuestProcess.begin(self._sandboxes.main, guest, self._limits))
         await grader.ready()
         return grader
 
@@ -71,4 +71,4 @@ class Graders:
     async def close(self) -> None:
         """End them all."""
         while self._idle:
-            await self._idle.pop().talk.close()
+            await self._idle.pop().process.close()

@@ -24,9 +24,9 @@ from typing import Any, Final
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.frames import FrameError
 from quintain.verifiers.code.findings import OF_EXECUTION, CaseStatus, Finding, why
+from quintain.verifiers.code.guest_process import GuestProcess, patience
 from quintain.verifiers.code.reference import ProjectTask
 from quintain.verifiers.code.sandboxes import Sandboxes
-from quintain.verifiers.code.talk import Talk, patience
 from quintain.verifiers.sandbox.interface import Execution, Limits, Status
 
 ISOLATION: Final = {"isolation": "same_process"}
@@ -93,30 +93,32 @@ async def judge_project(
     if plan.left_out:
         more["left_out"] = list(plan.left_out)
     async with sandboxes.permit(group):
-        talk = await Talk.begin(sandboxes.pytest, guest, limits, job, files=plan.files, group=group)
+        process = await GuestProcess.begin(sandboxes.pytest, guest, limits, job, files=plan.files, group=group)
         try:
             async with patience(limits):
-                return await _listen(talk, task, plan, nonce, more)
+                return await _listen(process, task, plan, nonce, more)
         except FrameError as error:
             return Finding(CaseStatus.TAMPERING, f"it sent no frame: {error}", more=more)
         finally:
-            await talk.close()
+            await process.close()
 
 
-async def _listen(talk: Talk, task: ProjectTask, plan: ProjectPlan, nonce: str, more: Mapping[str, Any]) -> Finding:
+async def _listen(
+    process: GuestProcess, task: ProjectTask, plan: ProjectPlan, nonce: str, more: Mapping[str, Any]
+) -> Finding:
     """What the runner says: first of the reference, before it has loaded the solution; then of the tests, once."""
-    checked = await talk.receive()
+    checked = await process.receive()
     if checked is None:
-        return _ended(await talk.wait(), more, begun=False)
+        return _ended(await process.wait(), more, begun=False)
     trouble = json.loads(checked)
     if "missing" in trouble:
         raise FailureError(Failure.of(FailureKind.REJECTED, Stage.VERIFY, trouble["missing"]))
     if "bad_reference" in trouble:
         return Finding(CaseStatus.BAD_REFERENCE, trouble["bad_reference"])
-    body = await talk.receive()
+    body = await process.receive()
     if body is None:
-        return _ended(await talk.wait(), more, begun=True)
-    if await talk.receive() is not None:
+        return _ended(await process.wait(), more, begun=True)
+    if await process.receive() is not None:
         return Finding(CaseStatus.TAMPERING, "there was more than one report", more=more)
     try:
         report = json.loads(body)

@@ -88,15 +88,15 @@ class CodeVerifier(Verifier):
         waiting = iter(range(len(items)))
         batch = object()
 
-        async def lane(numbers: Iterator[int]) -> None:
+        async def consume(numbers: Iterator[int]) -> None:
             for number in numbers:
                 verdicts[number] = await self._timed(items[number], deadline_s, batch)
                 await asyncio.sleep(0)
 
-        lanes = [lane(waiting) for _ in range(min(len(items), ITEMS_PER_SLOT * self._sandboxes.slots))]
+        consumers = [consume(waiting) for _ in range(min(len(items), ITEMS_PER_SLOT * self._sandboxes.slots))]
         try:
             async with asyncio.TaskGroup() as group:
-                for each in lanes:
+                for each in consumers:
                     group.create_task(each)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None

@@ -100,7 +100,7 @@ class FusionPages:
             steps, limits = steps_of(asked), limits_of(asked, self._jobs.limits)
             for path in asked.fetch_files:
                 _checked(path, "fetch_files")
-            with self._jobs.places(request.state.holder, 1):
+            with self._jobs.admitted(request.state.holder, 1):
                 answer = await attended(request.receive, self._run(asked, steps, limits, request.state.holder))
         return json_answer(to_json(answer))
 

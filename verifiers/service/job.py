@@ -22,7 +22,7 @@ from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Cost, Item, Verifier
 from quintain.verifiers.pure import YIELD_AFTER_S
 from quintain.verifiers.service.cache import key_of
-from quintain.verifiers.service.quotas import Places
+from quintain.verifiers.service.quotas import Admitted
 from quintain.verifiers.service.wire import VerifyRequest
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How a verifier's items are handed to it: `batch` together, and `lanes` batches at a time."""
+class Batching:
+    """How a verifier's items are handed to it: `batch` together, and `consumers` batches at a time."""
 
     batch: int
-    lanes: int
+    consumers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class Job:
         jobs: Jobs,
         asked: VerifyRequest,
         verifier: Verifier,
-        line: Slots[int],
-        pace: Pace,
+        slots: Slots[int],
+        batching: Batching,
         prefix: bytes,
-        places: Places,
-        lanes: list[asyncio.Task[None]],
+        admitted: Admitted,
+        consumers: list[asyncio.Task[None]],
     ) -> None:
         self._jobs = jobs
         self._name = asked.verifier
@@ -67,12 +67,12 @@ class Job:
         self._deadline_s = asked.deadline_s
         self._timeout_s = asked.timeout_s or jobs.limits.timeout_s
         self._verifier = verifier
-        self._line = line
-        self._pace = pace
+        self._slots = slots
+        self._batching = batching
         self._cached = verifier.cost < Cost.REMOTE  # a judge may say something else the next time
         self._prefix = prefix
-        self._places = places
-        self._lanes = lanes
+        self._admitted = admitted
+        self._consumers = consumers
         self._waiting: deque[tuple[bytes, list[int]]] = deque()  # items that are the same stand together
         self._ready: asyncio.Queue[tuple[int, Encoded] | Failure] = asyncio.Queue()
 
@@ -103,8 +103,8 @@ class Job:
             while missing:
                 ready = await self._ready.get()
                 if isinstance(ready, Failure):
-                    for lane in self._lanes:
-                        lane.cancel()
+                    for consumer in self._consumers:
+                        consumer.cancel()
                     for index in sorted(missing):
                         yield self._given(index, _encoded(_unfinished(ready)))
                     return
@@ -138,25 +138,27 @@ class Job:
         if self._cached:
             self._jobs.metrics.add("cache_hits_total", hits, verifier=self._name)
             self._jobs.metrics.add("cache_misses_total", len(self._items) - hits, verifier=self._name)
-        lanes = min(self._pace.lanes, -(-len(self._waiting) // self._pace.batch))
-        for _ in range(lanes):
-            lane = asyncio.ensure_future(self._lane())
-            lane.add_done_callback(self._lane_ended)
-            self._lanes.append(lane)
+        consumers = min(self._batching.consumers, -(-len(self._waiting) // self._batching.batch))
+        for _ in range(consumers):
+            consumer = asyncio.ensure_future(self._consume())
+            consumer.add_done_callback(self._consumer_ended)
+            self._consumers.append(consumer)
 
-    async def _lane(self) -> None:
+    async def _consume(self) -> None:
         while self._waiting:
-            slot = await self._line.acquire(self._places.holder)
+            slot = await self._slots.acquire(self._admitted.holder)
             try:
-                batch = [self._waiting.popleft() for _ in range(min(self._pace.batch, len(self._waiting)))]
+                batch = [self._waiting.popleft() for _ in range(min(self._batching.batch, len(self._waiting)))]
                 if batch:
                     await self._judge(batch)
             finally:
-                self._line.release(slot)
+                self._slots.release(slot)
 
-    def _lane_ended(self, lane: asyncio.Task[None]) -> None:
-        if not lane.cancelled() and (error := lane.exception()) is not None:  # a mistake of ours: nobody waits for it
-            log.error("a lane of the verifier %s broke", self._name, exc_info=error)
+    def _consumer_ended(self, consumer: asyncio.Task[None]) -> None:
+        if (
+            not consumer.cancelled() and (error := consumer.exception()) is not None
+        ):  # a mistake of ours: nobody waits for it
+            log.error("a consumer of the verifier %s broke", self._name, exc_info=error)
             self.end(failure_from(error, Stage.VERIFY))
 
     async def _judge(self, batch: Sequence[tuple[bytes, list[int]]]) -> None:
@@ -190,7 +192,7 @@ class Job:
             self._ready.put_nowait((index, encoded))
 
     def _given(self, index: int, encoded: Encoded) -> tuple[int, Encoded]:
-        self._places.give_back(1)
+        self._admitted.give_back(1)
         self._jobs.metrics.add("verdicts_total", verifier=self._name, outcome=encoded.outcome)
         return index, encoded
 

@@ -4,7 +4,7 @@ What always holds:
 - a job gives one verdict for each of its items, and ends within its time whatever the verifier does: what is not
   finished by then, or when the server stops, is a failure that may be retried, never a score;
 - items of one verifier are judged a bounded number at a time, and the holders of tokens take turns;
-- a job that is left, because its client went away, frees its places at once;
+- a job that is left, because its client went away, frees its part of the queue at once;
 - the same item is judged once in a job, and not again while its verdict is remembered.
 """
 
@@ -23,29 +23,29 @@ from quintain.serving.refusals import refused
 from quintain.slots import Slots
 from quintain.verifiers.base import Cost
 from quintain.verifiers.service.cache import VerdictCache, key_prefix
-from quintain.verifiers.service.job import Job, Pace
+from quintain.verifiers.service.job import Batching, Job
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.policy import AccessPolicy
-from quintain.verifiers.service.quotas import Places, Quotas
+from quintain.verifiers.service.quotas import Admitted, Quotas
 from quintain.verifiers.service.wire import MAX_ITEMS, VerifyRequest
 from quintain.verifiers.shared import Kept, Verifiers
 
 LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
-def pace_of(cost: Cost) -> Pace:
-    """The pace of verifiers of that cost, on the processors that this process may count on.
+def batching_of(cost: Cost) -> Batching:
+    """How items are handed to verifiers of that cost, on the processors that this process may count on.
 
     What may take long is handed over one by one, so that each verdict is there when it is ready, and only a few
     more at a time than can run, so that turns between clients are taken here and not lost in a queue below.
     """
     count = cores()
     return {
-        Cost.PURE: Pace(batch=64, lanes=2),
-        Cost.WORKER: Pace(batch=1, lanes=4 * count),
-        Cost.SANDBOX: Pace(batch=1, lanes=2 * count + 2),
-        Cost.MODEL: Pace(batch=64, lanes=2),
-        Cost.REMOTE: Pace(batch=1, lanes=64),
+        Cost.PURE: Batching(batch=64, consumers=2),
+        Cost.WORKER: Batching(batch=1, consumers=4 * count),
+        Cost.SANDBOX: Batching(batch=1, consumers=2 * count + 2),
+        Cost.MODEL: Batching(batch=64, consumers=2),
+        Cost.REMOTE: Batching(batch=1, consumers=64),
     }[cost]
 
 
@@ -64,7 +64,7 @@ class Jobs:
         self.running = 0
         self._policy = policy
         self._verifiers = Verifiers(limits.verifiers)
-        self._lines: dict[Kept, Slots[int]] = {}
+        self._slots_of: dict[Kept, Slots[int]] = {}
         self._live: set[Job] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         metrics.counter("verdicts_total", "Verdicts given, by verifier and outcome.")
@@ -82,7 +82,7 @@ class Jobs:
         """A job for what `holder` has `asked`. Raises Refused where it cannot begin; leaving it ends it."""
         _check(asked, self.limits)
         began = time.monotonic()
-        with self.places(holder, len(asked.items)) as places:
+        with self.admitted(holder, len(asked.items)) as admitted:
             try:
                 options = self._policy.options(asked.verifier, asked.options, self.limits)
                 kept = self._verifiers.take(asked.verifier, options)
@@ -93,10 +93,10 @@ class Jobs:
                     raise
             except QuintainError as error:
                 raise refused(str(error), Stage.VERIFY, status=400) from None
-            lanes: list[asyncio.Task[None]] = []
+            consumers: list[asyncio.Task[None]] = []
             try:
-                pace = pace_of(kept.verifier.cost)
-                job = Job(self, asked, kept.verifier, self._line(kept), pace, prefix, places, lanes)
+                batching = batching_of(kept.verifier.cost)
+                job = Job(self, asked, kept.verifier, self._slots(kept), batching, prefix, admitted, consumers)
                 self._live.add(job)
                 self.metrics.add("items_total", len(asked.items), verifier=asked.verifier, holder=holder)
                 try:
@@ -104,22 +104,22 @@ class Jobs:
                 finally:
                     self._live.discard(job)
             finally:
-                for lane in lanes:
-                    lane.cancel()
-                leaving = asyncio.ensure_future(self._leave(kept, lanes))
+                for consumer in consumers:
+                    consumer.cancel()
+                leaving = asyncio.ensure_future(self._leave(kept, consumers))
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
         self.metrics.observe("verify_seconds", time.monotonic() - began, verifier=asked.verifier)
 
     @contextmanager
-    def places(self, holder: str, count: int) -> Iterator[Places]:
-        """Places in the service for `count` items of `holder`, until they are given back or left. Raises Refused."""
+    def admitted(self, holder: str, count: int) -> Iterator[Admitted]:
+        """Room in the service for `count` items of `holder`, until they are given back or left. Raises Refused."""
         self.quotas.take(holder, count, time.monotonic())
-        places = Places(self.quotas, holder, count)
+        admitted = Admitted(self.quotas, holder, count)
         try:
-            yield places
+            yield admitted
         finally:
-            places.give_back(places.count)
+            admitted.give_back(admitted.count)
 
     def abandon(self) -> None:
         """End all jobs now: what is not finished is a failure."""
@@ -132,19 +132,19 @@ class Jobs:
         await self._verifiers.close()
         await asyncio.gather(*self._leaving)
 
-    async def _leave(self, kept: Kept, lanes: Sequence[asyncio.Task[None]]) -> None:
+    async def _leave(self, kept: Kept, consumers: Sequence[asyncio.Task[None]]) -> None:
         """Let go of the verifier once it has let go of the items: that must not keep the client waiting."""
-        if lanes:
-            await asyncio.wait(lanes)
+        if consumers:
+            await asyncio.wait(consumers)
         self._verifiers.give_back(kept)
         if not kept.users:
-            self._lines.pop(kept, None)  # nobody waits in it
+            self._slots_of.pop(kept, None)  # nobody waits in it
 
-    def _line(self, kept: Kept) -> Slots[int]:
+    def _slots(self, kept: Kept) -> Slots[int]:
         """The line in which the jobs of a verifier wait for their turns."""
-        if kept not in self._lines:
-            self._lines[kept] = Slots(range(pace_of(kept.verifier.cost).lanes))
-        return self._lines[kept]
+        if kept not in self._slots_of:
+            self._slots_of[kept] = Slots(range(batching_of(kept.verifier.cost).consumers))
+        return self._slots_of[kept]
 
 
 def _check(asked: VerifyRequest, limits: ServiceLimits) -> None:

@@ -1,7 +1,7 @@
 """`POST /v1/verify` and `GET /v1/verifiers`, as pages of whichever server has them.
 
-What always holds: the places and the memory that a request takes are free again when it is answered, or when its
-client has gone.
+What always holds: the room in the queue and the memory that a request takes are free again when it is answered, or when
+its client has gone.
 """
 
 from __future__ import annotations
@@ -93,19 +93,19 @@ class VerifyPages:
 
 
 class _Streamed(Response):
-    """A verdict a line; `held` is what the request holds until its client has the last one, or has gone."""
+    """A verdict a line; `resources` is what the request holds until its client has the last one, or has gone."""
 
     media_type = NDJSON
 
-    def __init__(self, job: Job, held: AsyncExitStack, within_s: float) -> None:
+    def __init__(self, job: Job, resources: AsyncExitStack, within_s: float) -> None:
         super().__init__()
         del self.headers["content-length"]
         self._job = job
-        self._held = held
+        self._resources = resources
         self._within_s = within_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._held:
+        async with self._resources:
             with suppress(ClientDisconnect, TimeoutError):  # nobody is there to be told
                 await attended(receive, self._stream(send))
 

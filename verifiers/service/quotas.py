@@ -58,7 +58,7 @@ class Quotas:
 
 
 @dataclass(slots=True)
-class Places:
+class Admitted:
     """What a holder has of the queue; it is given back as it is done with."""
 
     quotas: Quotas

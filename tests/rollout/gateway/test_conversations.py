@@ -50,27 +50,31 @@ def sample(ids: list[int], *, closed: bool = True, logprob: float = -0.5) -> Com
     return Completion(out, logprobs, finish, (VersionSpan(0, 0, len(out)),) if len(out) else ())
 
 
-def speak(talk: Conversations, messages: list[Message], said: str, tools: tuple[ToolSpec, ...] = ()) -> RecordedTurn:
-    prompt = talk.prompt(messages, tools)
-    return talk.record(prompt, sample([ord(c) for c in said]), assistant(said))
+def speak(
+    conversations: Conversations, messages: list[Message], said: str, tools: tuple[ToolSpec, ...] = ()
+) -> RecordedTurn:
+    prompt = conversations.prompt(messages, tools)
+    return conversations.record(prompt, sample([ord(c) for c in said]), assistant(said))
 
 
-def trajectory(talk: Conversations) -> Trajectory:
-    return Trajectory("t", "g", "task", 0, 0, 0, talk.turns(1.0)[0], Ending.TERMINATED, 1.0)
+def trajectory(conversations: Conversations) -> Trajectory:
+    return Trajectory("t", "g", "task", 0, 0, 0, conversations.turns(1.0)[0], Ending.TERMINATED, 1.0)
 
 
-def sound(talk: Conversations) -> None:
+def sound(conversations: Conversations) -> None:
     """What must hold of every session."""
-    turns, order = trajectory(talk).turns, talk.turns()[1]
-    assert sorted(order) == list(range(len(talk.said)))
+    turns, order = trajectory(conversations).turns, conversations.turns()[1]
+    assert sorted(order) == list(range(len(conversations.recorded)))
     for i, (turn, number) in enumerate(zip(turns, order, strict=True)):
-        given_out = talk.said[number].turn
+        given_out = conversations.recorded[number].turn
         assert np.array_equal(turn.output_ids, given_out.output_ids)
         assert np.array_equal(turn.logprobs, given_out.logprobs)
         assert np.array_equal(turn.prompt_ids, given_out.prompt_ids)
         assert turn.before is (turns[i - 1] if i and turn.fork is None else None)
-        assert (turn.fork is None) == (i == 0 or given_out.before is talk.said[order[i - 1]].turn), turn.fork
-    segments = to_segments(trajectory(talk))
+        assert (turn.fork is None) == (i == 0 or given_out.before is conversations.recorded[order[i - 1]].turn), (
+            turn.fork
+        )
+    segments = to_segments(trajectory(conversations))
     spoken = [turn for turn in turns if len(turn.output_ids)]
     assert sum(int(segment.mask.sum()) for segment in segments) == sum(len(turn.output_ids) for turn in spoken)
     sampled = np.concatenate([segment.ids[segment.mask] for segment in segments] or [as_ints([])])
@@ -91,7 +95,7 @@ def real_renderer() -> Renderer:
 
 def live_through(data: st.DataObject, dialect: Dialect, draw_ids: Callable[[], list[int]], end: int) -> Conversations:
     """A session of an agent that does anything at all with what was said."""
-    talk = Conversations(dialect)
+    conversations = Conversations(dialect)
     texts = st.sampled_from(["go on", "why", "x", "again"])
     histories: list[list[Message]] = [[user("begin")]]
     for _ in range(data.draw(st.integers(1, 8))):
@@ -115,20 +119,20 @@ def live_through(data: st.DataObject, dialect: Dialect, draw_ids: Callable[[], l
         if does == "append":
             messages.append(user(data.draw(texts)))
         tools = data.draw(st.sampled_from([(), (), (TOOL,)]))
-        tips = {s.history: s for s in talk.said if s.then is None and s.tools == tools}
-        prompt = talk.prompt(messages, tools)
+        tips = {s.history: s for s in conversations.recorded if s.then is None and s.tools == tools}
+        prompt = conversations.prompt(messages, tools)
         ids = [i for i in draw_ids() if i != end]
         closed = data.draw(st.booleans())
         out = sample(ids, closed=False)
         if closed:
             logprobs, spans = as_floats([-1.0] * (len(ids) + 1)), (VersionSpan(1, 0, len(ids) + 1),)
             out = Completion(as_ints([*ids, end]), logprobs, Finish.STOP, spans)
-        said = talk.record(prompt, out, dialect.renderer.parse(out.output_ids))
+        said = conversations.record(prompt, out, dialect.renderer.parse(out.output_ids))
         if (tip := tips.get(tuple(messages[:-1]))) is not None and does == "append":
             assert said.turn.fork is None
             assert extends(said.turn.prompt_ids, tip.turn.ids)
         histories += [messages, [*messages, said.turn.message]]
-    return talk
+    return conversations
 
 
 @settings(max_examples=150, deadline=None)
@@ -150,49 +154,49 @@ def test_tokens_that_no_text_encodes_to_are_never_encoded_again(data: st.DataObj
 @settings(max_examples=100, deadline=None)
 @given(said=st.lists(st.text("abcd", max_size=4), min_size=1, max_size=6))
 def test_a_template_that_forgets_forks_at_every_turn_that_it_cuts(said: list[str]) -> None:
-    talk, messages = Conversations(Dialect(Renderer(ForgetfulTokenizer()))), [user("q")]
+    conversations, messages = Conversations(Dialect(Renderer(ForgetfulTokenizer()))), [user("q")]
     for text in said:
-        turn = speak(talk, messages, text)
+        turn = speak(conversations, messages, text)
         messages = [*turn.history, user("more")]
-    sound(talk)
+    sound(conversations)
     cut = [len(text) > 2 for text in said[:-1]]
-    assert [turn.fork == "template_rewrites_history" for turn in talk.turns()[0]] == [False, *cut]
+    assert [turn.fork == "template_rewrites_history" for turn in conversations.turns()[0]] == [False, *cut]
 
 
 def test_a_conversation_that_goes_on_is_one_segment() -> None:
-    talk = Conversations(Dialect(RENDERER))
-    one = speak(talk, [system("s"), user("q")], "a")
-    two = speak(talk, [*one.history, user("r")], "b")
-    three = speak(talk, [*two.history, user("t"), assistant("mine"), user("u")], "c")
-    turns, _ = talk.turns(2.0)
+    conversations = Conversations(Dialect(RENDERER))
+    one = speak(conversations, [system("s"), user("q")], "a")
+    two = speak(conversations, [*one.history, user("r")], "b")
+    three = speak(conversations, [*two.history, user("t"), assistant("mine"), user("u")], "c")
+    turns, _ = conversations.turns(2.0)
     assert [turn.fork for turn in turns] == [None, None, None]
     assert [turn.reward for turn in turns] == [0.0, 0.0, 2.0]
     assert [turn.observation for turn in turns] == [(user("r"),), (user("t"), assistant("mine"), user("u")), ()]
-    assert len(to_segments(trajectory(talk))) == 1
+    assert len(to_segments(trajectory(conversations))) == 1
     assert extends(three.turn.prompt_ids, two.turn.ids)
 
 
 def test_sub_agents_that_take_turns_are_a_segment_each() -> None:
-    talk = Conversations(Dialect(RENDERER))
-    main = speak(talk, [system("main"), user("q")], "a")
-    sub = speak(talk, [system("sub"), user("part")], "x")
-    main = speak(talk, [*main.history, user("r")], "b")
-    sub = speak(talk, [*sub.history, user("more")], "y")
-    main = speak(talk, [*main.history, user("end")], "c")
-    turns, order = talk.turns()
+    conversations = Conversations(Dialect(RENDERER))
+    main = speak(conversations, [system("main"), user("q")], "a")
+    sub = speak(conversations, [system("sub"), user("part")], "x")
+    main = speak(conversations, [*main.history, user("r")], "b")
+    sub = speak(conversations, [*sub.history, user("more")], "y")
+    main = speak(conversations, [*main.history, user("end")], "c")
+    turns, order = conversations.turns()
     assert order == (0, 2, 4, 1, 3)
     assert [turn.fork for turn in turns] == [None, None, None, STARTED, None]
-    assert [int(segment.mask.sum()) for segment in to_segments(trajectory(talk))] == [6, 4]
-    sound(talk)
+    assert [int(segment.mask.sum()) for segment in to_segments(trajectory(conversations))] == [6, 4]
+    sound(conversations)
 
 
 def test_of_several_beginnings_the_longest_is_extended() -> None:
-    talk = Conversations(Dialect(RENDERER))
-    one = speak(talk, [user("q")], "a")
-    two = speak(talk, [*one.history, user("r")], "b")
-    three = speak(talk, [*two.history, user("s")], "c")
+    conversations = Conversations(Dialect(RENDERER))
+    one = speak(conversations, [user("q")], "a")
+    two = speak(conversations, [*one.history, user("r")], "b")
+    three = speak(conversations, [*two.history, user("s")], "c")
     assert three.parent is two
-    assert [int(s.mask.sum()) for s in to_segments(trajectory(talk))] == [6]
+    assert [int(s.mask.sum()) for s in to_segments(trajectory(conversations))] == [6]
 
 
 @pytest.mark.parametrize(
@@ -210,12 +214,12 @@ def test_of_several_beginnings_the_longest_is_extended() -> None:
     ],
 )
 def test_every_way_to_fork_has_its_name(messages: list[Message], tools: tuple[ToolSpec, ...], fork: str) -> None:
-    talk = Conversations(Dialect(RENDERER))
-    one = speak(talk, [user("q")], "a")
-    speak(talk, [*one.history, user("r")], "b")
-    assert speak(talk, messages, "c", tools).turn.fork == fork
-    assert talk.forks() == {fork: 1}
-    sound(talk)
+    conversations = Conversations(Dialect(RENDERER))
+    one = speak(conversations, [user("q")], "a")
+    speak(conversations, [*one.history, user("r")], "b")
+    assert speak(conversations, messages, "c", tools).turn.fork == fork
+    assert conversations.forks() == {fork: 1}
+    sound(conversations)
 
 
 def test_an_answer_is_found_again_however_a_client_writes_it() -> None:
@@ -226,28 +230,28 @@ def test_an_answer_is_found_again_however_a_client_writes_it() -> None:
         replace(given, tool_calls=(ToolCall("call00000", FunctionCall("add", '{"b":[2],"a":1}')),)),
         replace(given, tool_calls=(ToolCall("renamed", FunctionCall("add", '{"a":1,"b":[2]}')),)),
     ):
-        talk = Conversations(Dialect(RENDERER))
-        first = talk.record(talk.prompt([user("q")], (TOOL,)), sample([120, 121]), given)
-        then = talk.prompt([user("q"), returned, result], (TOOL,))
+        conversations = Conversations(Dialect(RENDERER))
+        first = conversations.record(conversations.prompt([user("q")], (TOOL,)), sample([120, 121]), given)
+        then = conversations.prompt([user("q"), returned, result], (TOOL,))
         assert then.parent is first
-        assert extends(then.ids, first.ids)
+        assert extends(then.ids, first.turn.ids)
     changed = replace(given, tool_calls=(ToolCall("call00000", FunctionCall("add", '{"a": 1, "b": [3]}')),))
-    talk = Conversations(Dialect(RENDERER))
-    talk.record(talk.prompt([user("q")], (TOOL,)), sample([120, 121]), given)
-    assert talk.prompt([user("q"), changed, result], (TOOL,)).parent is None
+    conversations = Conversations(Dialect(RENDERER))
+    conversations.record(conversations.prompt([user("q")], (TOOL,)), sample([120, 121]), given)
+    assert conversations.prompt([user("q"), changed, result], (TOOL,)).parent is None
 
 
 def test_of_equal_answers_the_one_whose_calls_came_back_is_extended() -> None:
-    talk = Conversations(Dialect(RENDERER))
-    prompt = talk.prompt([user("q")], (TOOL,))
+    conversations = Conversations(Dialect(RENDERER))
+    prompt = conversations.prompt([user("q")], (TOOL,))
     made = [
-        talk.record(
+        conversations.record(
             prompt, sample([65 + i]), Message("assistant", None, (ToolCall(f"c{i}", FunctionCall("add", "{}")),))
         )
         for i in range(3)
     ]
     for said in made:
-        then = talk.prompt(
+        then = conversations.prompt(
             [*said.history, Message("tool", "1", tool_call_id=said.turn.message.tool_calls[0].id)], (TOOL,)
         )
         assert then.parent is said

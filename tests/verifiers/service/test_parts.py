@@ -17,7 +17,7 @@ from quintain.verdict import Outcome, Verdict
 from quintain.verifiers import Item
 from quintain.verifiers.registry import BUILT_IN
 from quintain.verifiers.service.cache import ENTRY_BYTES, VerdictCache, key_of, key_prefix
-from quintain.verifiers.service.job import Pace
+from quintain.verifiers.service.job import Batching
 from quintain.verifiers.service.jobs import Jobs
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.policy import OPERATOR_OPTIONS, AccessPolicy, option_names
@@ -196,7 +196,7 @@ async def judge(jobs: Jobs, holder: str, *answers: str, **more: Any) -> list[Out
 
 async def test_holders_of_tokens_take_turns_in_a_verifiers_line(probe, tmp_path, monkeypatch, waiting):
     """However many of Ann's items wait, each second item that begins is Bob's, as long as he has some."""
-    monkeypatch.setattr("quintain.verifiers.service.jobs.pace_of", lambda cost: Pace(batch=1, lanes=1))
+    monkeypatch.setattr("quintain.verifiers.service.jobs.batching_of", lambda cost: Batching(batch=1, consumers=1))
     jobs, gate = Jobs(AccessPolicy(), LIMITS, Metrics("x_")), tmp_path / "go"
     held = asyncio.create_task(judge(jobs, "zoe", f"wait {gate}"))
     await asyncio.to_thread(waiting, gate.with_suffix(".begun").exists)

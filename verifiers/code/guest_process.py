@@ -23,8 +23,8 @@ PATIENCE_S: Final = 15.0
 """How long after a program's own deadline its end may take to show."""
 
 
-class Talk:
-    """One program. Made by `Talk.begin`."""
+class GuestProcess:
+    """One program. Made by `GuestProcess.begin`."""
 
     def __init__(self, session: Session, running: Running) -> None:
         self._session = session
@@ -41,7 +41,7 @@ class Talk:
         *,
         files: Mapping[str, bytes] | None = None,
         group: Hashable = None,
-    ) -> Talk:
+    ) -> GuestProcess:
         """Start `guest` and give it its first `job`. Raises FailureError where the sandbox breaks."""
         session = await sandbox.open(files, limits, group=group)
         try:
