@@ -1,15 +1,18 @@
 """The learning side of a run: the model, its optimiser, and what is done to them between two batches.
 
 Invariants:
-- weights change in one place, once per pass over a batch, after all gradients are in;
+- weights change in one place, once per pass over a batch, after all gradients are in, and never by a gradient that is
+  not finite;
 - a stop is possible between the micro-batches of a step's first pass: it drops the gradient and leaves the weights of
   the last whole step.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from quintain.config import ExperimentConfig
 from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
 from quintain.rollout.chat.renderer import quiet_transformers
+from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.dtypes import torch_dtype
 from quintain.trainers.algorithms.grpo import Credited, Row, credit
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
@@ -33,6 +37,9 @@ from quintain.trainers.schedule import learning_rate
 from quintain.trainers.streams import Streams, draws_random_numbers
 from quintain.trainers.update import Share, Work, accumulate, parameters_of, score
 from quintain.trajectory import Group
+
+SKIPS_IN_A_ROW = 3
+"""So many batches without a finite gradient end a run: one is an accident, several are a run that has diverged."""
 
 
 class Learner:
@@ -52,7 +59,9 @@ class Learner:
         trainer = config.trainer
         threads = trainer.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
-        self.config, self.checkpoints, self._check = config, checkpoints, check
+        self.config, self.checkpoints, self.logs, self._check = config, checkpoints, logs, check
+        self._skipped = 0  # batches in a row
+        self._proven = False  # a checkpoint of this process has been loaded back and found equal
         compute = torch_dtype(config.model.compute_dtype, "model.compute_dtype")
         mixed = config.model.dtype == "float32" and compute is torch.bfloat16
         self.accelerator = Accelerator(
@@ -64,12 +73,16 @@ class Learner:
         if trainer.report_to:
             self.accelerator.init_trackers(config.name)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
-        self.model = load_policy(config.model, seed=config.seed)
+        self.model, notes = load_policy(config.model, seed=config.seed)
+        _check_length(config, self.model)
         self.reference = ReferenceModel(self.model) if trainer.beta > 0 else None
         self.options: LossOptions = trainer
-        self.notes: list[str] = list(self.options.warnings())
-        self.layout = self._layout()
-        self.forward, self.optimizer = self._prepared()
+        self.notes: list[str] = [*notes, *self.options.warnings()]
+        try:
+            self.layout = self._layout()
+            self.forward, self.optimizer = self._prepared()
+        except ValueError as error:
+            raise QuintainError(f"model: {error}") from None
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         self.streams = self._streams(threads)
 
@@ -82,7 +95,7 @@ class Learner:
         rate = learning_rate(trainer, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures: dict[str, float] = {"learning_rate": rate, "loss": 0.0, "grad_norm": 0.0}
+        figures: dict[str, float] = {"learning_rate": rate, "loss": 0.0, "grad_norm": 0.0, "skipped_steps": 0.0}
         self.model.train()
         for iteration in range(trainer.num_iterations if work.pieces else 0):
             self.optimizer.zero_grad(set_to_none=True)
@@ -98,10 +111,14 @@ class Learner:
             except BaseException:
                 self.optimizer.zero_grad(set_to_none=True)
                 raise
-            norm = self.accelerator.clip_grad_norm_(parameters_of(self.model), trainer.max_grad_norm)
+            norm = float(self.accelerator.clip_grad_norm_(parameters_of(self.model), trainer.max_grad_norm))
+            figures |= {"loss": loss, "grad_norm": norm, **metric_values(metrics)}
+            if not math.isfinite(norm):
+                figures["skipped_steps"] = 1.0
+                break
             self.optimizer.step()
-            figures |= {"loss": loss, "grad_norm": float(norm), **metric_values(metrics)}
         self.optimizer.zero_grad(set_to_none=True)
+        self._count_skips(work.rows if figures["skipped_steps"] else (), figures["grad_norm"], step)
         trained = sum(len(piece.segments) for piece in work.pieces)
         return {
             **credited.metrics,
@@ -126,7 +143,9 @@ class Learner:
             self.optimizer,
             self.tokenizer,
             keep=self.config.trainer.save_total_limit,
+            prove=not self._proven,
         )
+        self._proven = True
 
     def restore(self, checkpoint: Path) -> Progress:
         """Go back to `checkpoint`."""
@@ -143,6 +162,20 @@ class Learner:
             self.streams.close()
         if self.config.trainer.report_to:
             self.accelerator.end_training()
+
+    def _count_skips(self, rows: Sequence[Row], norm: float, step: int) -> None:
+        """Keep the skipped batch `rows` of `step` for inspection. QuintainError where it is one of several in a row."""
+        self._skipped = self._skipped + 1 if rows else 0
+        if not rows:
+            return
+        self.logs.mkdir(parents=True, exist_ok=True)
+        kept = self.logs / f"skipped-{step + 1:06d}.jsonl"
+        kept.write_text("".join(json.dumps(_described(row)) + "\n" for row in rows), encoding="utf-8")
+        if self._skipped >= SKIPS_IN_A_ROW:
+            raise QuintainError(
+                f"the gradient of {self._skipped} batches in a row was not finite (norm {norm}), so nothing is learnt"
+                f" any more; the last batch is in {kept}: lower trainer.learning_rate, then go on with --resume"
+            )
 
     def _work(self, credited: Credited) -> Work:
         """The batch cut into pieces, with what the loss needs besides the policy's own forward pass."""
@@ -207,6 +240,32 @@ class Learner:
         )
         prepared: tuple[Any, Any] = self.accelerator.prepare(forward, optimizer)
         return prepared
+
+
+def _check_length(config: ExperimentConfig, model: Any) -> None:
+    """QuintainError where an episode may be so long that a row's numbers depend on the rows beside it."""
+    steady = steady_length(model.config)
+    longest = config.rollout.max_length or model.config.get_text_config().max_position_embeddings
+    if steady is not None and longest > steady:
+        raise QuintainError(
+            f"rollout.max_length: beyond {steady} tokens the positions of {config.model.path} depend on the longest row"
+            f" of a batch: set it to at most {steady} (it is {longest})"
+        )
+
+
+def _described(row: Row) -> dict[str, Any]:
+    """A row for people and scripts to read; a number that is not finite is null."""
+    segment = row.segment
+    numbers = {"advantage": [row.advantage], "logprobs": segment.logprobs.tolist()}
+    finite = {name: [x if math.isfinite(x) else None for x in values] for name, values in numbers.items()}
+    return {
+        "group": row.group,
+        "advantage": finite["advantage"][0],
+        "ids": segment.ids.tolist(),
+        "mask": segment.mask.tolist(),
+        "logprobs": finite["logprobs"],
+        "versions": segment.versions.tolist(),
+    }
 
 
 def _trackers(wanted: list[str]) -> list[str] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,23 @@ def check_ids(ids: Ints, words: int) -> None:
             f"token ids must be from 0 to {words - 1}, got {int(np.min(ids))} to {int(np.max(ids))}: "
             "the tokenizer and the model do not belong together",
         )
+
+
+def steady_length(config: Any) -> int | None:
+    """The longest row whose numbers do not depend on the rows beside it, by a transformers `config`; None: any.
+
+    LongRoPE and dynamic RoPE change the positions of a whole batch, but not of what is cached already, where its
+    longest row is longer than this.
+    """
+    text = config.get_text_config(decoder=True)
+    ropes = getattr(text, "rope_parameters", None) or {}
+    bounds = []
+    for rope in [ropes] if "rope_type" in ropes else ropes.values():  # one for all layers, or one for each kind
+        if rope.get("rope_type") == "longrope":
+            bounds.append(int(rope["original_max_position_embeddings"]))
+        elif "dynamic" in rope.get("rope_type", ""):
+            bounds.append(int(text.max_position_embeddings))
+    return min(bounds, default=None)
 
 
 def spans_between(seams: Sequence[tuple[int, int]], tokens: int) -> tuple[VersionSpan, ...]:

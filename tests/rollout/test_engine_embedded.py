@@ -19,6 +19,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.engines.base import Completion, Sampling, Weights
+from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.embedded.engine import EmbeddedEngine
 from quintain.rollout.engines.embedded.llama import LlamaNetwork
 from quintain.rollout.engines.embedded.modules import ModuleNetwork
@@ -47,6 +48,9 @@ def build(family: str, seed: int = 0, **options: Any) -> Any:
                 tensor.add_(torch.randn_like(tensor) * 0.2)
     return model
 
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
 
 MODELS: dict[str, tuple[Callable[[], Any], type]] = {
     "llama": (lambda: build("Llama", attention_bias=True, mlp_bias=True), LlamaNetwork),
@@ -545,6 +549,8 @@ async def test_lockstep_admits_nobody_while_a_cohort_runs(start: Any) -> None:
         (lambda: build("Mamba", state_size=4), {"max_length": 64}, "recurrent state"),
         (lambda: build("Mistral", sliding_window=32), {}, "set max_length to at most 32"),
         (lambda: build("Qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1), {}, "last 16"),
+        (lambda: ROPES["longrope"][0](), {"max_length": 33}, "beyond 32 tokens .*set max_length to at most 32"),
+        (lambda: ROPES["longrope"][0](), {}, r"set max_length to at most 32 \(it is 256\)"),
         (lambda: build("Llama"), {"max_length": 257}, "positions for 256 tokens"),
         (lambda: build("Llama"), {"dtype": "float16"}, "float32 or bfloat16"),
         (lambda: build("Llama"), {"device": "cuda"}, "torch sees no GPU here"),
@@ -554,6 +560,38 @@ async def test_lockstep_admits_nobody_while_a_cohort_runs(start: Any) -> None:
 def test_a_model_that_cannot_be_run_faithfully_is_refused(make: Any, options: dict[str, Any], named: str) -> None:
     with pytest.raises(QuintainError, match=named):
         EmbeddedEngine(make(), **{"dtype": "float32", **options})
+
+
+ROPES: dict[str, tuple[Callable[..., Any], int]] = {
+    "dynamic": (
+        lambda: build("Llama", rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}),
+        256,
+    ),
+    "longrope": (lambda: build("Phi3", pad_token_id=0, rope_parameters=LONG, original_max_position_embeddings=32), 32),
+}
+
+
+@pytest.mark.parametrize(("make", "steady"), ROPES.values(), ids=ROPES)
+def test_a_row_says_the_same_beside_any_other_up_to_the_steady_length_and_not_beyond(make: Any, steady: int) -> None:
+    model = make()
+    ids = torch.from_numpy(np.random.default_rng(0).integers(1, WORDS, (2, steady + 8)))
+
+    def said(longest: int) -> torch.Tensor:
+        """Of the first row's 24 tokens, beside a row of `longest`."""
+        with torch.inference_mode():
+            out: torch.Tensor = model(input_ids=ids[:, :longest], use_cache=False).logits[0, :24]
+        return out
+
+    assert steady_length(model.config) == steady
+    torch.testing.assert_close(said(steady), said(24), rtol=1e-5, atol=1e-5)
+    assert float((said(steady + 8) - said(24)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "yarn", "llama3"])
+def test_rotary_positions_that_depend_on_nothing_else_bound_nothing(kind: str) -> None:
+    more = {"original_max_position_embeddings": 64, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0} | (more if kind in ("yarn", "llama3") else {})
+    assert steady_length(build("Llama", rope_parameters=rope).config) is None
 
 
 async def test_a_window_as_long_as_the_sequence_is_no_window(start: Any) -> None:

@@ -215,7 +215,6 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
     "hybrid": (lambda: tiny("qwen3_next", head_dim=8), "carry a state"),
     "eager attention": (lambda: tiny("llama", attn_implementation="eager"), "is 'eager', not 'sdpa'"),
     "alibi": (lambda: unsized("falcon", alibi=True, num_attention_heads=4, **MAMBA), "cannot run a token tree"),
-    "dropout": (lambda: tiny("gpt2", attn_pdrop=0.1), "attn_pdrop 0.1"),
 }
 
 

@@ -175,9 +175,6 @@ def _configured_against(base: Any) -> str | None:
         return f"its attention slides over {config.sliding_window} tokens"
     if base.config._attn_implementation not in ("sdpa", attention.NAME):
         return f"its attention implementation is '{base.config._attn_implementation}', not 'sdpa'"
-    for name in ("attention_dropout", "attn_pdrop", "attn_dropout"):
-        if getattr(config, name, 0.0):
-            return f"its configuration has {name} {getattr(config, name)}: set it to 0 to share prefixes"
     return None
 
 

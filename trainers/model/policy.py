@@ -1,43 +1,88 @@
-"""The policy: loading it, its reference, and what is published of it.
+"""The policy: loading it, its reference, what is published and saved of it, and the proof that what is saved is it.
 
-Invariant: what `published` yields are the weights the engine must sample with, under the names of the plain model:
-adapters are merged into copies, tied weights appear once, and the trained parameters are never touched.
+Invariants:
+- what `published` yields are the weights the engine must sample with, under the names that transformers saves the
+  plain model under: adapters are merged into copies, tied weights appear once, experts that are fused in memory are
+  split, and the trained parameters are never touched;
+- in training the policy draws no random numbers but for an adapter's own dropout: what is trained is what samples.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quintain.config import LoraConfig, ModelConfig
 from quintain.failure import QuintainError
 from quintain.rollout.engines.dtypes import DTYPES
 
+ADAPTER = "adapter"
+"""The folder, beside a saved policy's own files, of the adapter that is merged into them."""
 
-def load_policy(config: ModelConfig, *, seed: int) -> nn.Module:
-    """The trainable model of `config`: a transformers causal LM, in a PEFT adapter where one is asked for."""
-    from transformers import AutoModelForCausalLM, set_seed
+
+def load_policy(config: ModelConfig, *, seed: int) -> tuple[nn.Module, list[str]]:
+    """The trainable model of `config`, in a PEFT adapter where one is asked for, and what to tell about it.
+
+    QuintainError where there is no such model, or where the adapter could not be merged into it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     set_seed(seed)
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            config.path, dtype=DTYPES[config.dtype], attn_implementation="sdpa"
-        )
+        settings = AutoConfig.from_pretrained(config.path)
+        chances = _without_chances(settings)
+        # transformers takes SDPA where the model has it, and eager attention where it has not.
+        model: Any = AutoModelForCausalLM.from_pretrained(config.path, config=settings, dtype=DTYPES[config.dtype])
     except (OSError, ValueError) as error:
         detail = str(error).splitlines()[0]
         raise QuintainError(f"model.path: cannot load a causal language model from '{config.path}': {detail}") from None
+    _check_without_chance(model)
+    notes = []
+    if chances:
+        off = ", ".join(f"{name} {value:g}" for name, value in chances.items())
+        notes.append(f"the model's own {off}: off, so that what is trained is what samples")
+    if model.config._attn_implementation == "eager":
+        notes.append(f"attention: eager, because {type(model).__name__} has no SDPA")
     if config.lora is not None:
         model = _adapted(model, config.lora)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.lora is not None:
-            model.enable_input_require_grads()  # type: ignore[operator]
-    return model
+            model.enable_input_require_grads()
+    return model, notes
+
+
+def _without_chances(settings: Any) -> dict[str, float]:
+    """Set to zero what makes a model another function in training than in sampling; what there was, by name."""
+    from transformers import PreTrainedConfig
+
+    found: dict[str, float] = {}
+    for name, value in list(vars(settings).items()):
+        if isinstance(value, PreTrainedConfig):
+            found |= _without_chances(value)
+        elif ("drop" in name or "jitter" in name) and isinstance(value, float) and value > 0:
+            setattr(settings, name, 0.0)
+            found[name] = value
+    return found
+
+
+def _check_without_chance(model: Any) -> None:
+    """QuintainError where `model`, in training, still is another function than it is in sampling."""
+    ids = torch.arange(8)[None] * 7919 % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        training, sampling = (model.train(mode)(input_ids=ids, use_cache=False).logits for mode in (True, False))
+    if not torch.allclose(training, sampling, rtol=1e-3, atol=1e-4):
+        raise QuintainError(
+            f"model.path: {type(model).__name__} draws random numbers in training that its configuration does not "
+            "name, so it cannot be trained on what it samples: use another model"
+        )
 
 
 def _adapted(model: nn.Module, lora: LoraConfig) -> nn.Module:
@@ -54,7 +99,36 @@ def _adapted(model: nn.Module, lora: LoraConfig) -> nn.Module:
         adapted: nn.Module = peft.get_peft_model(model, options)
     except ValueError as error:
         raise QuintainError(f"model.lora.target_modules: {str(error).splitlines()[0]}") from None
+    _check_mergeable(adapted, lora)
     return adapted
+
+
+def _check_mergeable(model: Any, lora: LoraConfig) -> None:
+    """QuintainError unless every adapted layer is a linear layer or an embedding with a weight of its own.
+
+    Adding the adapter's product to that weight is then the same function; of anything else it is not known to be.
+    """
+    from peft.tuners.lora import Embedding, Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    users = Counter(value.data_ptr() for value in base.state_dict().values())
+    problems, good = [], set()
+    for name, layer in base.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        inner: Any = layer.get_base_layer()
+        if type(layer) not in (Linear, Embedding):
+            problems.append(f"{name}, a {type(inner).__name__}, which an adapter cannot be merged into")
+        elif users[inner.weight.data_ptr()] > 1:
+            problems.append(f"{name}, whose weight another layer shares (it is tied)")
+        else:
+            good.add(name.rpartition(".")[2])
+    if problems:
+        raise QuintainError(
+            f"model.lora.target_modules: {lora.target_modules!r} reaches {problems[0]}: name layers that can be merged"
+            f" ({', '.join(sorted(good)) or 'it reaches none'})"
+        )
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -83,12 +157,24 @@ class ReferenceModel:
 
 
 def published(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights to sample with, by the plain model's names. Without an adapter they are the parameters themselves."""
-    base: Any = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
+    """The weights to sample with, by the names of a saved plain model. Most are the parameters themselves."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    yield from revert_weight_conversion(_base(model), _merged(model)).items()
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if is_adapted(model) else model
+
+
+def _merged(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the plain model, by its own names in memory; of those that are tied, the one that is saved."""
+    base = _base(model)
     layers = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
     named = {name: value.detach() for name, value in base.state_dict().items() if "lora_" not in name}
     tied = set(getattr(base, "_tied_weights_keys", None) or ())
     shared = {value.data_ptr() for name, value in named.items() if name not in tied}
+    merged = {}
     for name, value in named.items():
         if name in tied and value.data_ptr() in shared:
             continue
@@ -98,13 +184,65 @@ def published(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             value = value.float()
             for adapter in layer.active_adapters:
                 value = value + layer.get_delta_weight(adapter).detach().float()
-        yield name.replace(".base_layer.", "."), value
+        merged[name.replace(".base_layer.", ".")] = value
+    return merged
 
 
-def save_policy(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write a folder that transformers loads: the whole model, with adapters merged, and the tokenizer."""
-    base: Any = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
-    dtype = next(base.parameters()).dtype
-    state = {name: value.to("cpu", dtype).contiguous() for name, value in published(model)}
-    base.save_pretrained(folder, state_dict=state)
+def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that transformers loads: the whole model, with adapters merged, and the tokenizer.
+
+    An adapter is in the folder `ADAPTER` besides, which PEFT loads.
+    """
+    base = _base(model)
+    base.save_pretrained(folder, state_dict=_saved(model))
     tokenizer.save_pretrained(folder)
+    if is_adapted(model):
+        model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
+
+
+def _saved(model: nn.Module) -> dict[str, Tensor]:
+    """What is saved, by the plain model's names in memory, each in the type that the model has it in."""
+    types = {name.replace(".base_layer.", "."): value.dtype for name, value in _base(model).state_dict().items()}
+    return {name: value.to("cpu", types[name]).contiguous() for name, value in _merged(model).items()}
+
+
+def check_saved(model: nn.Module, folder: Path) -> None:
+    """Prove that `folder` loads back as the very weights of `model`. QuintainError where it does not."""
+    found = _loaded(folder, _base(model).dtype)
+    for name, value in _saved(model).items():
+        if name not in found or not torch.equal(found[name].cpu(), value):
+            raise QuintainError(f"{type(_base(model)).__name__} does not load back as it was saved: {name} differs")
+
+
+def restore_policy(model: Any, folder: Path) -> None:
+    """Put the weights that `save_policy` wrote into `folder` back in place: the adapter's, or the whole model's.
+
+    OSError, ValueError or RuntimeError where the folder has not what the model needs.
+    """
+    if is_adapted(model):
+        import peft
+        from safetensors.torch import load_file
+
+        weights = load_file(folder / ADAPTER / peft.utils.SAFETENSORS_WEIGHTS_NAME)
+        missing = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False)) - set(weights)
+        if missing:
+            raise ValueError(f"{len(missing)} weights of the adapter are missing, such as {min(missing)}")
+        peft.set_peft_model_state_dict(model, weights)
+        return
+    found = _loaded(folder, model.dtype)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            value.copy_(found[name])
+
+
+def _loaded(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in `folder` as transformers loads them, by their names in memory; ValueError where any is missing."""
+    from transformers import AutoModelForCausalLM
+
+    load: Any = AutoModelForCausalLM.from_pretrained
+    fresh, told = load(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    missing = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in told[kind])
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing or of another shape, such as {missing[0]}")
+    weights: dict[str, Tensor] = fresh.state_dict()
+    return weights

@@ -12,6 +12,7 @@ import numpy as np
 
 from quintain.codec import Floats, Ints, as_floats
 from quintain.config import RolloutConfig
+from quintain.failure import QuintainError
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.dtypes import torch_dtype
@@ -40,7 +41,7 @@ class PolicyPublisher:
 
     def publish(self, version: int, *, admit: bool) -> PublishAnswer:
         """Write the weights, or send them to the servers, and have the engine prove them. FailureError where it does
-        not."""
+        not, QuintainError where the weights are not fit to be published."""
         canary = Canary(self._rows, self._logprobs(), self._tolerance)
         if self._direct is None:
             weights = self._store.write(published(self._learner.model), version)
@@ -64,6 +65,11 @@ class PolicyPublisher:
         for piece in pieces:
             logp = self._learner.score(piece, temperature=1.0).logp.float().cpu().numpy()
             row = piece.row.cpu().numpy()
+            if not np.isfinite(logp).all():
+                raise QuintainError(
+                    "the trained weights give log-probabilities that are not finite: training has diverged; lower"
+                    " trainer.learning_rate, then go on with --resume"
+                )
             out |= {index: as_floats(logp[row == at]) for at, index in enumerate(piece.segments)}
         return tuple(out[index] for index in range(len(segments)))
 

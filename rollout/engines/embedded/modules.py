@@ -9,7 +9,8 @@ they are opened, never decoded wrongly.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from quintain.failure import QuintainError, one_line
+from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.embedded.kv import KVCache
 from quintain.rollout.engines.embedded.network import Layout, Prefilled, flat_pairs, target_logprobs
 
@@ -31,12 +34,20 @@ def read_model(path: str | Path) -> Any:
             f"no model at {path}: expected a folder with config.json and model.safetensors; "
             "scripts/get_smollm2.py makes one"
         )
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # they would go to a server's log
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        with _without_bars():
+            return AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     except (OSError, ValueError, KeyError) as error:
         raise QuintainError(f"model.path: no model at {path}: {one_line(str(error), 300)}") from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without transformers' progress bars: they would go to a server's log."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -52,6 +63,12 @@ def longest(model: PreTrainedModel, wanted: int | None) -> int:
         raise QuintainError(f"{name} does not say how long its context is: set max_length")
     if own is not None and length > own:
         raise QuintainError(f"max_length is {length}, but {name} has positions for {own} tokens only: lower it")
+    steady = steady_length(model.config)
+    if steady is not None and length > steady:
+        raise QuintainError(
+            f"beyond {steady} tokens the positions of {name} depend on the longest row of a batch, so a row would be "
+            f"sampled with other numbers than it is trained on: set max_length to at most {steady} (it is {length})"
+        )
     advice = "use the vLLM engine for this model"
     if model.config.is_encoder_decoder:
         raise QuintainError(f"{name} has an encoder, and the embedded engine runs decoders only: {advice}")
@@ -128,7 +145,11 @@ class ModuleNetwork:
     def build(self, tensors: Mapping[str, Tensor]) -> Any:
         """Prepare `tensors` in this network's type, without touching the weights in use."""
         state = self._model.state_dict()
-        return {name: tensor.to(state[name].dtype, copy=True) for name, tensor in tensors.items()}
+        if tensors.keys() == state.keys():
+            return {name: tensor.to(state[name].dtype, copy=True) for name, tensor in tensors.items()}
+        with _without_bars():  # experts, say, are fused in memory: transformers knows how
+            fresh = type(self._model).from_pretrained(None, config=self._model.config, state_dict=dict(tensors))
+        return {name: tensor.to(state[name].dtype) for name, tensor in fresh.state_dict().items()}
 
     def use(self, built: Any) -> None:
         """Copy what `build` prepared into the parameters."""
@@ -159,16 +180,23 @@ def _cast(model: Any, dtype: torch.dtype) -> Any:
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
-    """The names and shapes in the state dict of `model`, and which of them share a tensor."""
-    state = model.state_dict()
+    """The names and shapes that `model` is saved under, and which of them share a tensor."""
+    one_each: dict[tuple[int, torch.Size], Tensor] = {}  # a tensor without memory for each that the model has
+    saved: dict[str, Tensor] = revert_weight_conversion(
+        model,
+        {
+            name: one_each.setdefault((tensor.data_ptr(), tensor.shape), tensor.to("meta"))
+            for name, tensor in model.state_dict().items()
+        },
+    )
     owner: dict[int, str] = {}
     tied: dict[str, str] = {}
     tied_names = set(getattr(model, "all_tied_weights_keys", None) or {})
-    for name in sorted(state, key=lambda name: (name in tied_names, name)):
-        first = owner.setdefault(state[name].data_ptr(), name)
-        if first != name and state[name].numel():
+    for name in sorted(saved, key=lambda name: (name in tied_names, name)):
+        first = owner.setdefault(id(saved[name]), name)
+        if first != name and saved[name].numel():
             tied[name] = first
-    return Layout({name: tuple(tensor.shape) for name, tensor in state.items()}, tied)
+    return Layout({name: tuple(tensor.shape) for name, tensor in saved.items()}, tied)
 
 
 def _head_is_separable(model: PreTrainedModel) -> bool:
