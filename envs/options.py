@@ -17,6 +17,10 @@ from quintain.failure import QuintainError
 from quintain.nearest import did_you_mean
 from quintain.task import TaskSource
 
+OPTIONS_ENV = "QUINTAIN_ENV_OPTIONS"
+"""The variable in which options travel to a server and its workers, as JSON: they may hold keys, and a command line is
+there for everybody to see."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:

@@ -66,7 +66,7 @@ async def episode(server: httpx.AsyncClient, place: int) -> dict[str, Any]:
     a, b = rng.randint(1, 30), rng.randint(1, 30)
     opened = (await server.post("/sessions", json={"task": f"sum-{place}", "index": place})).raise_for_status().json()
     try:
-        async with AsyncOpenAI(base_url=opened["base_url"], api_key=TOKEN) as client:
+        async with AsyncOpenAI(base_url=opened["base_url"], api_key=opened["api_key"]) as client:
             said = await solve(client, opened["model"], f"What is {a} + {b}?")
         end, body = "reward", {"reward": float(str(a + b) in re.findall(r"\d+", said)), "info": {"said": said}}
     except Exception as error:  # an agent that breaks is a failure, and never a reward of 0

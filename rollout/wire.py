@@ -18,6 +18,8 @@ from quintain.trajectory import Group
 
 MSGPACK: Final = "application/msgpack"
 NDJSON: Final = "application/x-ndjson"
+ROLLOUT_TOKEN_ENV: Final = "QUINTAIN_ROLLOUT_TOKEN"
+"""The variable with the tokens of a rollout server's clients."""
 FRAMES: Final = "application/vnd.quintain.frames"
 """A stream of msgpack objects, each after its length in bytes (`FRAME`)."""
 FRAME: Final = struct.Struct(">I")

@@ -19,7 +19,8 @@ class EnvironmentLimits:
     close_s: float = 5.0
     tasks_s: float = 60.0
     lease_s: float = 600.0  # an episode nobody touches for so long is closed
-    finished: int = 4096  # ended episodes whose answers are kept for retries
+    finished: int = 4096  # ended episodes whose answers are kept for retries ...
+    finished_bytes: int = 64 * 1024 * 1024  # ... and how large these may be together
     body_bytes: int = 8 * 1024 * 1024  # the longest request
 
     def __post_init__(self) -> None:

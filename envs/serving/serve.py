@@ -59,7 +59,8 @@ def serve_env(
     from quintain.lifeline import hold_lifeline
 
     hold_lifeline(lifeline_fd, grace_s=GRACE_S + 5.0)
-    token = token or os.environ.get(TOKEN_ENV) or None
+    inherited = os.environ.pop(TOKEN_ENV, None)  # so that no environment's code finds it there
+    token = token or inherited or None
     check_bind(host, token is not None, TOKEN_ENV)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     allow_many_sockets()

@@ -5,6 +5,7 @@ What always holds:
 - at most `max_episodes` have an environment at a time; the others wait in the order in which they came;
 - a slot is free again once its episode has ended, failed, been closed, or been left alone for its lease;
 - a turn is run once, whoever asks how often (`quintain.envs.serving.episode` decides, this acts);
+- the answers that ended episodes keep for retries are bounded, in number and in bytes;
 - what a client has begun goes on though the client hangs up: the answer is stored for when it asks again.
 """
 
@@ -44,6 +45,7 @@ class _Record:
     episode: Episode[str] = field(default_factory=Episode)
     opened: str = ""
     failure: FailureError | None = None
+    kept_bytes: int = 0  # of its answers, once it has ended
     work: asyncio.Task[None] | None = None
 
     @property
@@ -69,6 +71,7 @@ class Sessions:
         self._slots = Slots(range(limits.max_episodes), queue=limits.queue)
         self._records: dict[str, _Record] = {}
         self._finished: deque[_Record] = deque()
+        self._finished_bytes = 0
         self._background: set[asyncio.Task[None]] = set()
         metrics.counter("episodes_total", "Episodes that came to an end, by how.")
         metrics.counter("failures_total", "Failures, by kind and stage.")
@@ -77,6 +80,7 @@ class Sessions:
         metrics.gauge("episodes_live", "Episodes that hold a slot.", lambda: self._slots.taken)
         metrics.gauge("episodes_queued", "Episodes that wait for a slot.", lambda: self._slots.waiting)
         metrics.gauge("episodes_known", "Episodes whose answers are stored.", lambda: len(self._records))
+        metrics.gauge("answers_bytes", "Answers of ended episodes that are stored.", lambda: self._finished_bytes)
         metrics.gauge("capacity", "Episodes that may be live at once.", lambda: limits.max_episodes)
         metrics.gauge("workers", "Worker processes, the spare included.", lambda: backend.stats()["workers"])
         metrics.gauge("worker_restarts", "Workers that were replaced.", lambda: backend.stats()["restarts"])
@@ -251,16 +255,26 @@ class Sessions:
         live = record.episode.live
         record.episode.close()
         record.opened = ""
+        self._free(record)
         if live:
             self._end(record, how)
+
+    def _free(self, record: _Record) -> None:
+        """Its answers are stored no longer."""
+        self._finished_bytes -= record.kept_bytes
+        record.kept_bytes = 0
 
     def _end(self, record: _Record, how: str) -> None:
         """Count the end of a live episode, give its slot back, and keep its answers for a while."""
         self._metrics.add("episodes_total", how=how)
         self._spawn(self._dismiss(record))
         self._finished.append(record)
-        while len(self._finished) > self.limits.finished:
+        answers = (answer for answer in record.episode.answers if isinstance(answer, str))
+        record.kept_bytes = len(record.opened) + sum(map(len, answers))
+        self._finished_bytes += record.kept_bytes
+        while len(self._finished) > self.limits.finished or self._finished_bytes > self.limits.finished_bytes:
             oldest = self._finished.popleft()
+            self._free(oldest)
             if self._records.get(oldest.id) is oldest:
                 del self._records[oldest.id]
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from quintain.cores import share_of_cores
+from quintain.envs.options import OPTIONS_ENV
 from quintain.envs.workers.frames import (
     Advance,
     Close,
@@ -110,7 +111,7 @@ class EnvironmentWorkers:
     """`workers` processes, and a spare, that each run many episodes of the environment `spec`."""
 
     def __init__(self, spec: str, options: Mapping[str, Any], workers: int) -> None:
-        self._arguments = [spec, json.dumps(dict(options))]
+        self._spec, self._options = spec, {OPTIONS_ENV: json.dumps(dict(options))}
         self._wanted = workers
         self._lifeline = Lifeline()
         self._workers: list[_Worker] = []
@@ -265,13 +266,13 @@ class EnvironmentWorkers:
             "quintain.envs.workers.worker",
             str(theirs.fileno()),
             path,
-            *self._arguments,
+            self._spec,
         ]
         process = subprocess.Popen(  # noqa: ASYNC220  (a few milliseconds, and asyncio's own would add a thread)
             command,
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), self._lifeline.fd),
-            env=os.environ | self._lifeline.environ() | share_of_cores(self._wanted),
+            env=os.environ | self._lifeline.environ() | share_of_cores(self._wanted) | self._options,
             process_group=0,
         )
         theirs.close()

@@ -1,8 +1,8 @@
 """A worker: the process in which environment code runs, so that the server can kill what it cannot cancel.
 
-Started by the pool as `python -P -m quintain.envs.workers.worker FD PATH SPEC OPTIONS`, with its
-socket on descriptor FD, the module path and the options as JSON, and its lifeline in the environment. It ends when
-the socket or the lifeline does. What it and the environment print goes to the server's standard error.
+Started by the pool as `python -P -m quintain.envs.workers.worker FD PATH SPEC`, with its socket on descriptor FD, the
+module path as JSON, and its lifeline and the options as JSON in the environment. It ends when the socket or the
+lifeline does. What it and the environment print goes to the server's standard error.
 Nothing but the guard is imported before the guard has forked.
 """
 
@@ -23,18 +23,19 @@ def main(arguments: list[str]) -> None:
     import logging
     import socket
 
-    from quintain.envs.options import bind
+    from quintain.envs.options import OPTIONS_ENV, bind
     from quintain.envs.registry import resolve
     from quintain.envs.workers.host import Host, refuse, serve
     from quintain.failure import QuintainError
 
-    fd, path, spec, options = arguments
+    fd, path, spec = arguments
+    options = json.loads(os.environ.pop(OPTIONS_ENV))
     os.dup2(2, 1)  # standard output belongs to the server's ready line
     sys.path[:] = json.loads(path)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     sock = socket.socket(fileno=int(fd))
     try:
-        host = Host(bind(resolve(spec), json.loads(options)), spec)
+        host = Host(bind(resolve(spec), options), spec)
     except QuintainError as error:
         asyncio.run(refuse(sock, str(error)))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import click
 
@@ -40,12 +41,13 @@ def serve(
     NAME is a built-in (see `quintain env list`), module:Class, or file.py:Class.
     """
     from quintain.cli.options import parse_options
+    from quintain.envs.options import OPTIONS_ENV
     from quintain.envs.serving.limits import EnvironmentLimits
     from quintain.envs.serving.serve import serve_env
 
     serve_env(
         name,
-        parse_options(args, "--arg"),
+        json.loads(os.environ.pop(OPTIONS_ENV, "{}")) | parse_options(args, "--arg"),
         host=host,
         port=port,
         token=token,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -59,6 +60,7 @@ def serve(
 
     config = load_config(file, overrides)
     tokens = Tokens.gathered(token, "--token or the variable QUINTAIN_ROLLOUT_TOKEN", token_file)
+    os.environ.pop("QUINTAIN_ROLLOUT_TOKEN", None)  # so that no environment's code finds it there
     from quintain.launch.rollout import serve_rollout
     from quintain.rollout.server.task_runs import RunLimits
 

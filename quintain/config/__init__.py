@@ -1,6 +1,6 @@
 """Configuration: one YAML file is one experiment, and the same classes are the Python API."""
 
-from quintain.config.load import dump_config, load_config, parse_config
+from quintain.config.load import dump_config, load_config, parse_config, write_config
 from quintain.config.schema import (
     EnvironmentConfig,
     EvaluationConfig,
@@ -24,4 +24,5 @@ __all__ = [
     "dump_config",
     "load_config",
     "parse_config",
+    "write_config",
 ]

@@ -5,6 +5,7 @@ Each problem names the field's path, what was expected, what came, and the neare
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -64,6 +65,13 @@ def dump_config(config: ExperimentConfig) -> str:
     data = config.model_dump(mode="json")
     data["environment"].pop("token", None)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def write_config(config: ExperimentConfig, path: Path) -> None:
+    """Write the resolved experiment to `path`, for its owner alone: options may hold keys. Raises OSError."""
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)  # also where it was there
+        file.write(dump_config(config))
 
 
 def _read(text: str, origin: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from quintain.config.section import MayChange, Positive, Seconds, Section, Url
+from quintain.failure import QuintainError
 
 
 class VLLMConfig(Section):
@@ -16,8 +18,8 @@ class VLLMConfig(Section):
     """How many servers the run starts; null is one, or one for each of `devices`."""
     urls: MayChange[list[Url]] = Field(default_factory=list)
     """Servers that run already, in place of starting any; they are neither stopped nor restarted."""
-    api_key: MayChange[str | None] = Field(default=None, repr=False)
-    """What the servers at `urls` were given as --api-key."""
+    api_key_env: MayChange[str | None] = None
+    """The environment variable that holds what the servers at `urls` were given as --api-key."""
     python: MayChange[str | None] = None
     """The Python that has vLLM and quintain (the last line that scripts/setup_vllm.py prints); null is this one."""
     args: MayChange[list[str]] = Field(default_factory=list)
@@ -59,9 +61,17 @@ class VLLMConfig(Section):
             )
         if self.transfer != "folder" and not self.urls:
             raise ValueError(f"'transfer: {self.transfer}' is for servers at 'urls', started with that engine")
-        if self.api_key and not self.urls:
-            raise ValueError("'api_key' is of the servers at 'urls': servers that the run starts need none")
+        if self.api_key_env and not self.urls:
+            raise ValueError("'api_key_env' is of the servers at 'urls': servers that the run starts need none")
         return self
+
+    def api_key(self, environ: Mapping[str, str]) -> str | None:
+        """The key of the servers at `urls`, which `environ` holds. Raises QuintainError where it does not."""
+        if self.api_key_env is None:
+            return None
+        if not environ.get(self.api_key_env):
+            raise QuintainError(f"rollout.vllm.api_key_env: the variable {self.api_key_env} is not set")
+        return environ[self.api_key_env]
 
     @property
     def count(self) -> int:

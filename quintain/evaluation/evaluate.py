@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from quintain.config import EvaluationConfig, ExperimentConfig, dump_config, load_config
+from quintain.config import EvaluationConfig, ExperimentConfig, VLLMConfig, load_config, write_config
 from quintain.evaluation.episode_log import EVALUATION, EpisodeLog
 from quintain.evaluation.figures import Figures, figures_json, figures_of, figures_table
 from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
@@ -35,7 +35,7 @@ from quintain.failure import QuintainError, one_line
 from quintain.launch.checks import check_model, heldout_size
 from quintain.launch.display import PlainProgress
 from quintain.launch.run_folder import RunFolder, new_run, settle_dtypes, with_dtypes_of
-from quintain.launch.servers import start_environment, start_rollout
+from quintain.launch.servers import Address, start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.trajectory import Group, Trajectory
 
@@ -105,6 +105,7 @@ def identity_of(config: ExperimentConfig, endpoint: Endpoint | None) -> dict[str
         model = {"path": config.model.path, "files": fingerprint(Path(config.model.path))}
         sampling = {"top_p": rollout.top_p, "top_k": rollout.top_k, "max_tokens": rollout.max_completion_length}
         sampling |= {"max_length": rollout.max_length, "engine": rollout.engine, "dtype": rollout.dtype}
+        sampling |= {"vllm": _identity_of_vllm(rollout.vllm)}
     else:
         model = {"endpoint": endpoint.url, "name": endpoint.model}
         sampling = {**endpoint.request, "seeds": endpoint.send_seed}
@@ -119,6 +120,14 @@ def identity_of(config: ExperimentConfig, endpoint: Endpoint | None) -> dict[str
         "max_turns": rollout.max_turns,
         "attempts": rollout.attempts,
     }
+
+
+def _identity_of_vllm(options: VLLMConfig | None) -> dict[str, Any] | None:
+    """What sampling depends on; of variables, which may hold keys, a hash."""
+    if options is None:
+        return None
+    environ = hashlib.sha256(json.dumps(sorted(options.env.items())).encode()).hexdigest()
+    return {"args": options.args, "env": environ, "python": options.python, "max_lora_rank": options.max_lora_rank}
 
 
 def fingerprint(folder: Path) -> str | None:
@@ -173,10 +182,10 @@ class _Session:
     def run(self, *, as_json: bool) -> int:
         from quintain.envs.client import EnvClient
 
-        environment, folder = self.config.environment, self._server_folder()
+        folder = self._server_folder()
         self.console.print("starting the environment server")
-        url = start_environment(self.supervisor, self.config, folder)
-        client = EnvClient(url, token=environment.token)
+        environment = start_environment(self.supervisor, self.config, folder)
+        client = EnvClient(environment.url, environment.token)
         about = asyncio.run(client.metadata())
         self.log.settle("environment_version", f"{about.name} {about.version}")
         size = heldout_size(self.config, client)
@@ -194,25 +203,24 @@ class _Session:
                 shown(trajectory)
 
             if left:
-                self._play(left, url, folder, keep)
+                self._play(left, environment, folder, keep)
         rows = [self.log.finished[place] for place in wanted]
         figures = figures_of(rows, ks=self.asked.ks, pass_at=self.asked.pass_at)
         self._report(rows, figures, as_json=as_json)
         return 0
 
     def _play(
-        self, left: list[tuple[int, int]], url: str, folder: RunFolder, keep: Callable[[Trajectory], None]
+        self, left: list[tuple[int, int]], environment: Address, folder: RunFolder, keep: Callable[[Trajectory], None]
     ) -> None:
-        config, environment, endpoint = self.config, self.config.environment, self.asked.endpoint
-        rollout = config.rollout
+        config, rollout, endpoint = self.config, self.config.rollout, self.asked.endpoint
         episodes = Episodes(
-            self.evaluation.split, left, config.seed, rollout.max_turns, rollout.attempts, environment.label
+            self.evaluation.split, left, config.seed, rollout.max_turns, rollout.attempts, config.environment.label
         )
         if endpoint is None:
-            server = start_rollout(self.supervisor, config, folder, url)
+            server = start_rollout(self.supervisor, config, folder, environment)
             play_on_server(
                 episodes,
-                server.url,
+                server,
                 temperature=self.evaluation.temperature,
                 restarts=config.rollout.restarts,
                 keep=keep,
@@ -224,9 +232,8 @@ class _Session:
             play_at_endpoint(
                 episodes,
                 replace(endpoint, request=request),
-                url,
-                token=environment.token,
-                step_timeout_s=environment.step_timeout_s,
+                environment,
+                step_timeout_s=config.environment.step_timeout_s,
                 keep=keep,
                 check=self.supervisor.check,
             )
@@ -234,7 +241,7 @@ class _Session:
     def _server_folder(self) -> RunFolder:
         """A new folder for this session's servers."""
         try:
-            (self.log.path / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
+            write_config(self.config, self.log.path / "config.yaml")
             shutil.rmtree(self.log.path / "server", ignore_errors=True)
         except OSError as error:
             raise QuintainError(f"cannot write into {self.log.path}: {error.strerror}") from None

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from quintain.evaluation.episode_log import Place
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.launch.servers import Address
 from quintain.trajectory import Trajectory
 
 TASKS_AT_ONCE: Final = 2048
@@ -68,9 +69,9 @@ def member_seed(seed: int, member: int) -> int:
 
 
 def play_on_server(
-    episodes: Episodes, url: str, *, temperature: float, restarts: int, keep: Keep, check: Callable[[], None]
+    episodes: Episodes, server: Address, *, temperature: float, restarts: int, keep: Keep, check: Callable[[], None]
 ) -> None:
-    """Have the rollout server at `url` play `episodes`; `keep` gets each as it finishes, in this or another thread.
+    """Have the rollout `server` play `episodes`; `keep` gets each as it finishes, in this or another thread.
 
     A server that was started again is asked anew for what it has lost, `restarts` times. `check` is called every
     second or so and may raise to end the waiting. Raises FailureError and what `check` raises.
@@ -89,7 +90,7 @@ def play_on_server(
     def play(run: tuple[int, Sequence[int]]) -> None:
         try:
             watched()
-            _play_run(episodes, url, *run, temperature, restarts, kept, watched)
+            _play_run(episodes, server, *run, temperature, restarts, kept, watched)
         except _Stopped:
             pass
         except BaseException as error:  # handed on to the caller's thread, below
@@ -121,7 +122,7 @@ def _runs(places: Sequence[Place]) -> Iterator[tuple[int, Sequence[int]]]:
 
 def _play_run(
     episodes: Episodes,
-    url: str,
+    server: Address,
     member: int,
     indices: Sequence[int],
     temperature: float,
@@ -134,7 +135,7 @@ def _play_run(
     from quintain.rollout.wire import RunRequest
 
     missing = list(indices)
-    with RolloutClient(url, poll=lambda progress: check()) as client:
+    with RolloutClient(server.url, server.token, poll=lambda progress: check()) as client:
         while missing:
             request = RunRequest(
                 episodes.split, tuple(missing), seed=member_seed(episodes.seed, member), temperature=temperature
@@ -155,22 +156,21 @@ def _play_run(
 
 
 def play_at_endpoint(
-    episodes: Episodes, endpoint: Endpoint, environment: str, *, token: str | None, step_timeout_s: float, keep: Keep,
+    episodes: Episodes, endpoint: Endpoint, environment: Address, *, step_timeout_s: float, keep: Keep,
     check: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Play `episodes` in the environment server at `environment` with the model at `endpoint`.
+    """Play `episodes` in the environment server `environment` with the model at `endpoint`.
 
     `keep` gets each as it finishes. `check` is called every moment and may raise to end it. Raises what `keep` and
     `check` raise.
     """
-    asyncio.run(_play_at_endpoint(episodes, endpoint, environment, token, step_timeout_s, keep, check))
+    asyncio.run(_play_at_endpoint(episodes, endpoint, environment, step_timeout_s, keep, check))
 
 
 async def _play_at_endpoint(
     episodes: Episodes,
     endpoint: Endpoint,
-    environment: str,
-    token: str | None,
+    environment: Address,
     step_timeout_s: float,
     keep: Keep,
     check: Callable[[], None],
@@ -190,7 +190,7 @@ async def _play_at_endpoint(
         max_reply_bytes=MAX_REPLY_BYTES,
     )
     patience_s = 2 * step_timeout_s
-    client = EnvClient(environment, token=token, timeout_s=patience_s, patience_s=patience_s)
+    client = EnvClient(environment.url, environment.token, timeout_s=patience_s, patience_s=patience_s)
     waiting = iter(episodes.places)
 
     async def play() -> None:

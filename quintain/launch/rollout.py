@@ -17,8 +17,9 @@ from quintain.launch.run_folder import new_run, resumed_run, settle_dtypes
 from quintain.launch.servers import start_environment
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.lifeline import hold_lifeline
-from quintain.rollout.server.process import ROLLOUT_TOKEN_ENV, serve
+from quintain.rollout.server.process import serve
 from quintain.rollout.server.task_runs import RunLimits
+from quintain.rollout.wire import ROLLOUT_TOKEN_ENV
 from quintain.serving.listen import check_bind
 from quintain.serving.tokens import Tokens
 
@@ -62,8 +63,8 @@ def serve_rollout(
         report("starting the engine")
         serve(
             run.path,
-            environment=environment,
-            token=config.environment.token,
+            environment=environment.url,
+            token=environment.token,
             host=host,
             port=port,
             tokens=tokens,

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from quintain.config import ExperimentConfig, dump_config, load_config
+from quintain.config import ExperimentConfig, load_config, write_config
 from quintain.config.section import Section, forbidden_changes
 from quintain.failure import QuintainError
 
@@ -32,7 +32,7 @@ class RunFolder:
 
     def keep(self, config: ExperimentConfig) -> None:
         """Write the resolved config. OSError where it cannot be written."""
-        self.config.write_text(dump_config(config), encoding="utf-8")
+        write_config(config, self.config)
 
     @property
     def config(self) -> Path:

@@ -1,24 +1,40 @@
-"""The two servers of a run: the environment's and the rollout's, as supervised processes."""
+"""The two servers of a run: the environment's and the rollout's, as supervised processes.
+
+What always holds: a server that a run starts wants a token, new with each start, which travels like all that may be a
+secret in the environment of processes, where other users of the machine cannot read it.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import os
+import secrets
+from dataclasses import dataclass, replace
 
 from quintain.config import ExperimentConfig, VLLMConfig
 from quintain.failure import QuintainError
 from quintain.launch.run_folder import RunFolder
-from quintain.launch.supervisor import Server, ServerSpec, Supervisor, python_module
+from quintain.launch.supervisor import ServerSpec, Supervisor, python_module
 
 
-def start_environment(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder) -> str:
-    """The address of the environment server: the one that runs already, or one started now."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server is, and the token that it wants."""
+
+    url: str
+    token: str | None
+
+
+def start_environment(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder) -> Address:
+    """The environment server: the one that runs already, or one started now."""
+    from quintain.envs.options import OPTIONS_ENV
+    from quintain.envs.serving.serve import TOKEN_ENV
+
     environment = config.environment
     if environment.url is not None:
-        _check_reachable(environment.url, environment.token)
-        return environment.url
-    assert environment.name is not None
-    args = [f"--arg={name}={json.dumps(value)}" for name, value in environment.args.items()]
+        there = Address(environment.url, environment.token or os.environ.get(TOKEN_ENV))
+        _check_reachable(there)
+        return there
 
     def command(port: int) -> list[str]:
         return python_module(
@@ -28,40 +44,44 @@ def start_environment(supervisor: Supervisor, config: ExperimentConfig, run: Run
             str(environment.name),
             f"--port={port}",
             "--json",
-            *args,
             f"--workers={environment.workers}",
             f"--step-timeout-s={environment.step_timeout_s}",
             f"--lease-s={environment.lease_s}",
             f"--max-episodes={environment.max_episodes or config.rollout.max_concurrency}",
         )
 
-    spec = ServerSpec("environment server", command, run.logs / "environment.log")
-    return supervisor.start(spec).url
+    token = secrets.token_urlsafe()
+    environ = {TOKEN_ENV: token, OPTIONS_ENV: json.dumps(environment.args)}
+    spec = ServerSpec("environment server", command, run.logs / "environment.log", environ)
+    return Address(supervisor.start(spec).url, token)
 
 
-def start_rollout(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder, environment: str) -> Server:
-    """The rollout server of the run."""
+def start_rollout(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder, environment: Address) -> Address:
+    """The rollout server of the run, which plays in `environment`."""
+    from quintain.envs.serving.serve import TOKEN_ENV
+    from quintain.rollout.wire import ROLLOUT_TOKEN_ENV
 
     def command(port: int) -> list[str]:
         return python_module(
-            "quintain.rollout.server.process", f"--run={run.path}", f"--environment={environment}", f"--port={port}"
+            "quintain.rollout.server.process", f"--run={run.path}", f"--environment={environment.url}", f"--port={port}"
         )
 
-    token = config.environment.token
-    environ = {"QUINTAIN_ENV_TOKEN": token} if token else {}
+    token = secrets.token_urlsafe()
+    environ = {ROLLOUT_TOKEN_ENV: f"run@trainer:{token}", TOKEN_ENV: environment.token or ""}
     spec = ServerSpec("rollout server", command, run.logs / "rollout.log", environ)
     if config.rollout.engine == "vllm":  # its servers come up first, which takes their own time
         spec = replace(spec, ready_s=spec.ready_s + (config.rollout.vllm or VLLMConfig()).start_s)
-    return supervisor.start(spec)
+    return Address(supervisor.start(spec).url, token)
 
 
-def _check_reachable(url: str, token: str | None) -> None:
+def _check_reachable(address: Address) -> None:
     import httpx
 
     from quintain.calling.connections import http_client
 
+    url = address.url
     try:
-        with http_client(url, token, timeout=10.0) as http:
+        with http_client(url, address.token, timeout=10.0) as http:
             answer = http.get("/health")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise QuintainError(

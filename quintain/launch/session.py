@@ -14,6 +14,7 @@ from quintain.config import ExperimentConfig
 from quintain.launch.display import Display, before_after
 from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
 from quintain.launch.run_folder import RunFolder
+from quintain.launch.servers import Address
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.wire import BatchProgress
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
@@ -41,8 +42,8 @@ class TrainingRun:
     heldout: int
     began: float
 
-    def train(self, rollout: Callable[[], str], *, resume: bool) -> dict[str, Any]:
-        """Train to the end and write what a run leaves; its summary. `rollout` waits for that server's address.
+    def train(self, rollout: Callable[[], Address], *, resume: bool) -> dict[str, Any]:
+        """Train to the end and write what a run leaves; its summary. `rollout` waits for that server.
 
         Raises Interrupted, QuintainError and FailureError with the last whole step saved.
         """
@@ -76,8 +77,8 @@ class TrainingRun:
         return learner.restore(checkpoint) if checkpoint is not None else Progress(0, 0, 0, 0.0)
 
     @contextmanager
-    def _connected(self, learner: Learner, url: str) -> Iterator[tuple[RolloutClient, PolicyPublisher]]:
-        client = RolloutClient(url, poll=self._poll)
+    def _connected(self, learner: Learner, rollout: Address) -> Iterator[tuple[RolloutClient, PolicyPublisher]]:
+        client = RolloutClient(rollout.url, rollout.token, poll=self._poll)
         publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
             yield client, publisher

@@ -23,7 +23,7 @@ from quintain.failure import FailureError, QuintainError
 from quintain.launch.checks import check_model, check_one_process, check_split, heldout_size
 from quintain.launch.display import Display
 from quintain.launch.run_folder import RunFolder, new_run, resumed_run, settle_dtypes
-from quintain.launch.servers import start_environment, start_rollout
+from quintain.launch.servers import Address, start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 
 CHECK_S = 0.5
@@ -77,7 +77,7 @@ def _train(
 
     display.phase("starting the environment server")
     environment = start_environment(supervisor, config, run)
-    client = EnvClient(environment, token=config.environment.token)
+    client = EnvClient(environment.url, environment.token)
     check_split(config, client)
     heldout = heldout_size(config, client)
     config = settle_dtypes(config, say=display.say, phase=display.phase)
@@ -94,12 +94,12 @@ def _train(
                 if stopping:
                     raise Stopped
 
-            def url() -> str:
+            def rollout() -> Address:
                 while not wait([starting], timeout=CHECK_S).done:
                     check()
-                return starting.result().url
+                return starting.result()
 
-            return TrainingRun(config, run, display, check, heldout, began).train(url, resume=resume)
+            return TrainingRun(config, run, display, check, heldout, began).train(rollout, resume=resume)
         except Interrupted as stopped:
             return stopped.step
         except BaseException:

@@ -23,7 +23,7 @@ from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.serving.metrics import CONTENT_TYPE, Metrics
 from quintain.serving.refusals import FailureBody, refused, retry_after_of, status_of
-from quintain.serving.tokens import Tokens
+from quintain.serving.tokens import Role, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +33,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page; `stage` is where its failures are. A page that is `open` asks for no token."""
+    """One page; `stage` is where its failures are, `role` the least that may use it. One that is `open` asks nobody.
+
+    A page that agents may use has the session's id in its path.
+    """
 
     method: str
     path: str
     stage: Stage
     handler: Handler
     open: bool = False
+    role: Role = Role.TRAINER
 
 
 def application(
     pages: Sequence[Page], metrics: Metrics, tokens: Tokens, *, lifespan: Lifespan[Starlette] | None = None
 ) -> Starlette:
-    """The application of `pages`; `request.state.holder` is the name of the token that a request came with."""
+    """The application of `pages`; `request.state.holder` is the name of whose token a request came with."""
     metrics.counter("requests_total", "HTTP requests, by route and status.")
     known = ", ".join(dict.fromkeys(page.path for page in pages if "{" not in page.path))
 
@@ -130,7 +134,8 @@ def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
     async def handle(request: Request) -> Response:
         try:
             if not page.open:
-                request.state.holder = tokens.holder(request.headers.get("authorization", ""))
+                authorization, session = request.headers.get("authorization", ""), request.path_params.get("id")
+                request.state.holder = tokens.admit(authorization, page.role, session).name
             response = await page.handler(request)
         except FailureError as error:
             response = _failed(error)

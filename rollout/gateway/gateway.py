@@ -40,6 +40,7 @@ from quintain.rollout.gateway.wire import (
     SessionStatus,
 )
 from quintain.rollout.rules.order import derive_seed
+from quintain.serving.tokens import Tokens
 from quintain.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class Gateway:
 
     `on_finished` takes each trajectory; it raises where it cannot (a full disk), and the session can be ended again.
     `model` is the policy's name to agents. `max_length` bounds prompt and answer together, in tokens. `tool_calls`
-    names the parser (`tool_calls.PARSERS`). `clock` (seconds) is for leases and durations. Call `close` at the end.
+    names the parser (`tool_calls.PARSERS`). `tokens` make the keys of
+    the sessions' agents. `clock` (seconds) is for leases and durations. Call `close` at the end.
     """
 
     def __init__(
@@ -101,12 +103,14 @@ class Gateway:
         max_length: int | None = None,
         tool_calls: str = "hermes",
         limits: GatewayLimits | None = None,
+        tokens: Tokens | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model, self.limits, self.counters = model, limits or GatewayLimits(), GatewayCounters()
         self.dialect = Dialect(renderer, tool_calls)
         self._calls = Calls(engine, self.dialect, sampling, max_length or engine.max_length, self.counters, clock)
-        self._on_finished, self._seed, self._clock = on_finished, seed, clock
+        self._on_finished, self._tokens = on_finished, tokens or Tokens()
+        self._seed, self._clock = seed, clock
         self._live: dict[str, AgentSession] = {}
         self._ended: dict[str, AgentSession] = {}
         self._oldest: deque[str] = deque()
@@ -126,7 +130,8 @@ class Gateway:
             known = self._begin(asked)
         elif known.asked != asked:
             raise _conflict(f"session {known.id} was opened by another request: choose another id")
-        return SessionOpened(known.id, f"{base}/sessions/{known.id}/v1", self.model, self.limits.lease_s)
+        key, url = self._tokens.agent_key(known.id), f"{base}/sessions/{known.id}/v1"
+        return SessionOpened(known.id, url, key, self.model, self.limits.lease_s)
 
     async def chat(self, session_id: str, asked: ChatRequest) -> Answer:
         """Sample the answer to one call. Cancelling this cancels the sampling. Raises FailureError."""

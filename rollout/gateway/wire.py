@@ -47,10 +47,11 @@ class OpenSession:
 
 @dataclass(frozen=True, slots=True)
 class SessionOpened:
-    """A session: `base_url` and `model` are what an OpenAI client is given."""
+    """A session: `base_url`, `api_key` and `model` are what its agent's OpenAI client is given."""
 
     id: str
     base_url: str
+    api_key: str
     model: str
     lease_s: float
 

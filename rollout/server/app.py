@@ -34,7 +34,7 @@ from quintain.rollout.server.task_runs import RunLimits, TaskRuns
 from quintain.rollout.weights.folders import sweep
 from quintain.rollout.wire import MSGPACK, AdmitRequest, BatchProgress, Health, PublishAnswer, PublishRequest, Stats
 from quintain.serving.app import Page, application, json_answer, metrics_page
-from quintain.serving.tokens import Tokens
+from quintain.serving.tokens import Role, Tokens
 from quintain.trajectory import Group
 
 
@@ -91,9 +91,9 @@ class _Faces:
             Page("POST", "/v1/publish", Stage.PUBLISH, self.publish),
             Page("POST", "/v1/admit", Stage.GENERATE, self.admit),
             Page("GET", "/v1/batches/{step:int}", Stage.GENERATE, self.batch),
-            Page("POST", "/v1/pause", Stage.GENERATE, self.pause),
-            Page("POST", "/v1/resume", Stage.GENERATE, self.resume),
-            Page("POST", "/v1/drain", Stage.GENERATE, self.drain),
+            Page("POST", "/v1/pause", Stage.GENERATE, self.pause, role=Role.OPERATOR),
+            Page("POST", "/v1/resume", Stage.GENERATE, self.resume, role=Role.OPERATOR),
+            Page("POST", "/v1/drain", Stage.GENERATE, self.drain, role=Role.OPERATOR),
             *RunPages(self.runs, self.control).pages(),
             *(gateway_pages(self.gateway, self.control) if self.gateway is not None else ()),
             *((finished_page(self.sessions),) if self.sessions is not None else ()),

@@ -33,13 +33,13 @@ from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.rollout.rules.groups import Patience, Rewards
 from quintain.rollout.scheduler import EpisodeCount, Plan, Scheduler
 from quintain.rollout.server.task_runs import RunLimits
+from quintain.rollout.wire import ROLLOUT_TOKEN_ENV
 from quintain.serving.tokens import Tokens
 from quintain.task import size_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-ROLLOUT_TOKEN_ENV: Final = "QUINTAIN_ROLLOUT_TOKEN"
 GRACE_S: Final = 2
 """How long requests in progress may take to be answered when the server stops."""
 CHECK_S: Final = 0.5
@@ -123,7 +123,7 @@ def serve(
         patience_s = 2 * config.environment.step_timeout_s
         client = EnvClient(
             environment,
-            token=token or os.environ.get(TOKEN_ENV),
+            token=token or os.environ.pop(TOKEN_ENV, None),
             timeout_s=patience_s,
             patience_s=patience_s,
             max_connections=config.rollout.max_concurrency,
@@ -174,6 +174,7 @@ class _Served:
                 on_finished=self.sessions.append,
                 seed=self.seed,
                 max_length=scheduler.plan.max_length,
+                tokens=self.tokens,
             )
         return rollout_app(
             scheduler,
@@ -229,7 +230,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         hold_lifeline()
-        serve(args.run, environment=args.environment, host=args.host, port=args.port)
+        tokens = Tokens.gathered(os.environ.pop(ROLLOUT_TOKEN_ENV, ""), f"the variable {ROLLOUT_TOKEN_ENV}", None)
+        serve(args.run, environment=args.environment, host=args.host, port=args.port, tokens=tokens)
     except QuintainError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

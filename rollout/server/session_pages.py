@@ -17,10 +17,14 @@ from quintain.rollout.server.requests import whole_number
 from quintain.rollout.server.streams import Stream
 from quintain.serving.app import Page
 from quintain.serving.refusals import refused
+from quintain.serving.tokens import Role
 
 
 def gateway_pages(gateway: Gateway, control: Control) -> list[Page]:
-    """The gateway's routes as pages, so that they ask for the server's tokens; a draining server opens no session."""
+    """The gateway's routes as pages, so that they ask for tokens; a draining server opens no session.
+
+    A session's OpenAI pages are its agent's; to open and to end one, and so to reward it, is somebody else's.
+    """
 
     async def opened(request: Request) -> Response:
         control.check_admitting()
@@ -33,7 +37,8 @@ def gateway_pages(gateway: Gateway, control: Control) -> list[Page]:
         if route.path == "/sessions":
             open_session, handler = handler, opened
         methods = sorted((route.methods or set()) - {"HEAD"})
-        pages += [Page(method, route.path, Stage.REQUEST, handler) for method in methods]
+        role = Role.AGENT if route.path.startswith("/sessions/{id}/v1/") else Role.TRAINER
+        pages += [Page(method, route.path, Stage.REQUEST, handler, role=role) for method in methods]
     return pages
 
 

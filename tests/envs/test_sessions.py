@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quintain.envs import Action, FailureError
 from quintain.envs.options import bind
@@ -298,3 +300,44 @@ async def test_a_create_that_makes_no_sense_is_refused(request_, why):
 def test_a_limit_that_allows_nothing_is_a_mistake():
     with pytest.raises(QuintainError, match="the limit step_s must be more than 0, not 0"):
         EnvironmentLimits(step_s=0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400)), max_size=40), st.integers(1, 6))
+@settings(deadline=None)
+def test_the_answers_of_ended_episodes_are_bounded_in_number_and_in_bytes(events, finished):
+    async def live() -> None:
+        table = Table(finished=finished, finished_bytes=1500)
+        for number, (how, size) in enumerate(events):
+            name = f"e{number}"
+            await table.create(name)
+            await table.step(name, 0, "x" * size)
+            if how == 0:
+                table.sessions.close(name)
+            elif how == 1:
+                table.clock.now += 601  # its lease runs out
+                table.sessions.sweep()
+            else:
+                ended = await table.step(name, 1, "end")
+                assert ended["state"] == "done"  # whoever ended it is answered, whatever is kept
+                if how == 3 and table.metric("answers_bytes"):
+                    assert await table.step(name, 1, "end") == ended
+            assert table.metric("answers_bytes") <= 1500
+            assert table.metric("episodes_known") <= finished
+        kept = [record for record in table.sessions._records.values() if record.episode.answers]
+        assert table.metric("answers_bytes") == sum(
+            len(record.opened) + sum(map(len, record.episode.answers)) for record in kept
+        )
+        await table.until(lambda: not table.metric("episodes_live"))
+
+    asyncio.run(live())
+
+
+async def test_after_a_thousand_episodes_that_somebody_broke_off_none_is_left():
+    table = Table(max_episodes=8)
+    for number in range(1000):
+        await table.create(f"e{number}")
+        await table.step(f"e{number}", 0, "hello")
+        table.sessions.close(f"e{number}")
+    await table.until(lambda: not table.metric("episodes_live"))
+    assert table.metric("answers_bytes") == table.metric("episodes_queued") == 0
+    assert not table.host._live

@@ -184,5 +184,8 @@ def test_what_cannot_begin_is_one_clear_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_client_of_a_server_that_is_not_there_hears_so() -> None:
-    with RolloutClient("http://127.0.0.1:9", patience_s=0) as client, pytest.raises(FailureError, match="not answer"):
+    with (
+        RolloutClient("http://127.0.0.1:9", patience_s=0) as client,
+        pytest.raises(FailureError, match="no answer from the rollout server"),
+    ):
         client.drain()

@@ -15,9 +15,9 @@ from quintain.calling.connections import http_client
 from quintain.envs import EnvClient
 from quintain.lifeline import Lifeline
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.engines.fake import FakeEngine
 from quintain.rollout.episodes.episode import EpisodeSpec, run_episode
 
+from ..fake_engine import FakeEngine
 from .stage import RENDERER
 
 LEASE_S = 3.0

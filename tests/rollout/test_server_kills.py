@@ -94,7 +94,7 @@ def test_a_stream_that_breaks_off_is_taken_up_again_by_the_client_itself(tmp_pat
         for cursor, _ in client.groups(run):
             cursors.append(cursor)
             if cursor in (3, 11):
-                for connection in client._http._transport._pool.connections:  # type: ignore[attr-defined]
+                for connection in client._caller._sync._transport._pool.connections:  # type: ignore[attr-defined]
                     connection._connection._network_stream._sock.close()
         assert cursors == list(range(1, 41))
 

@@ -6,6 +6,7 @@ trained with.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,10 @@ def _direct(learner: Learner, config: RolloutConfig) -> DirectTransfer | None:
     if options is None or options.transfer == "folder":
         return None
     return DirectTransfer(
-        lambda: published(learner.model), options.urls, backend=options.transfer, api_key=options.api_key
+        lambda: published(learner.model),
+        options.urls,
+        backend=options.transfer,
+        api_key=options.api_key(os.environ),
     )
 
 

@@ -72,7 +72,7 @@ class _Probe:
     def _version(self) -> None:
         answer = self.http.get("/version")
         if answer.status_code == 401:
-            raise self._wrong("wants a key: set rollout.vllm.api_key to its --api-key")
+            raise self._wrong("wants a key: name a variable that holds its --api-key in rollout.vllm.api_key_env")
         told = str(answer.json().get("version", "")) if answer.status_code == 200 else ""
         numbers = re.match(r"(\d+)\.(\d+)", told)
         if numbers is None:

@@ -49,6 +49,7 @@ def open_vllm(config: ExperimentConfig, *, logs: Path, report: Report) -> VLLMEn
     """The engine that `config` asks for, its servers up and checked. `logs` keeps what servers of ours print."""
     options = config.rollout.vllm or VLLMConfig()
     words = _vocabulary(config.model.path)
+    key = options.api_key(os.environ)
     wanted = Wanted(
         words=words,
         max_length=config.rollout.max_length,
@@ -63,16 +64,16 @@ def open_vllm(config: ExperimentConfig, *, logs: Path, report: Report) -> VLLMEn
         urls = options.urls or [process.url for process in processes]
         for index, url in enumerate(urls):
             _await_health(url, processes[index] if processes else None, options.start_s, report)
-        found = [probe(url, wanted, api_key=options.api_key, report=report) for url in urls]
+        found = [probe(url, wanted, api_key=key, report=report) for url in urls]
         holdings = Holdings(version=0, adapters=wanted.adapters, direct=not wanted.folder, patience_s=options.start_s)
         for url in urls:
-            _set_label(url, holdings.label, options.api_key)
+            _set_label(url, holdings.label, key)
     except BaseException:
         for process in processes:
             process.kill()
         raise
     members = [
-        Member(index, _replica(url, found[index], options), processes[index] if processes else None)
+        Member(index, _replica(url, found[index], options, key), processes[index] if processes else None)
         for index, url in enumerate(urls)
     ]
     fleet = Fleet(
@@ -205,12 +206,12 @@ def _set_label(url: str, label: str, api_key: str | None) -> None:
         raise QuintainError(f"vLLM at {url} refuses a name for its weights: {error}") from None
 
 
-def _replica(url: str, found: Found, options: VLLMConfig) -> Replica:
+def _replica(url: str, found: Found, options: VLLMConfig, key: str | None) -> Replica:
     return Replica(
         url,
         model=found.model,
         dialect=found.dialect,
-        api_key=options.api_key,
+        api_key=key,
         interval=options.stream_interval,
         patience_s=options.hang_s,
     )

@@ -96,7 +96,7 @@ class Stage:
     async def open(self, **asked: Any) -> tuple[str, openai.AsyncOpenAI]:
         """A session's id, and OpenAI's own client for it."""
         opened = (await self.http.post("/sessions", json=asked)).raise_for_status().json()
-        client = openai.AsyncOpenAI(base_url=opened["base_url"], api_key="none", max_retries=0, timeout=20)
+        client = openai.AsyncOpenAI(base_url=opened["base_url"], api_key=opened["api_key"], max_retries=0, timeout=20)
         self._clients.append(client)
         return opened["id"], client
 

@@ -14,6 +14,7 @@ from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm import fleet
 from quintain.rollout.engines.vllm.dialect import Load
 from quintain.rollout.engines.vllm.fleet import Fleet, Member, ReplicaRequest, total_load
+from quintain.rollout.engines.vllm.process import Launch
 from quintain.rollout.engines.vllm.replica import ReplicaDown
 from quintain.rollout.engines.vllm.weights import Holdings
 
@@ -23,7 +24,7 @@ class Server:
 
     def __init__(self) -> None:
         self.url = "http://replica"
-        self.dead = self.refuses = self.fails = self.paused = False
+        self.dead = self.refuses = self.fails = self.paused = self.refuses_to_load = False
         self.has, self.named = "first", "unknown"
         self.calls: list[str] = []
         self.told = Load()
@@ -55,6 +56,8 @@ class Server:
             raise FailureError(Failure.of(FailureKind.REJECTED, Stage.PUBLISH, f"not mine: {path}"))
 
     def _load(self, path: str, label: str) -> None:
+        if self.refuses_to_load:
+            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.PUBLISH, f"there is no {path}"))
         if self.fails:
             self.dead = True
             raise ReplicaDown("it died while loading")
@@ -255,3 +258,41 @@ async def test_a_publish_that_is_cancelled_halfway_leaves_no_replica_with_half_o
     await scene.until_up(3)
     assert [server.has for server in scene.servers] == ["/w/1"] * 3
     assert scene.fleet.holdings.version == 1
+
+
+class OurProcess:
+    """A server of ours, which starts whenever it is told to."""
+
+    how_it_ended = None
+    launch = Launch("vllm-0", "python", [], Path("vllm-0.log"))
+
+    def __init__(self) -> None:
+        self.starts = 0
+
+    def start(self) -> None:
+        self.starts += 1
+
+    def kill(self) -> None:
+        pass
+
+    def last_words(self) -> str:
+        return "it printed nothing"
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_replica_that_never_takes_the_weights_in_force_is_given_up_after_so_many_tries(
+    scene: Scene, ours: bool
+) -> None:
+    """As where their folder is gone: it would come up, refuse, and be started again for ever."""
+    await scene.publish("/w/1", 1)
+    member, server = scene.fleet.members[0], scene.servers[0]
+    process: Any = OurProcess()
+    member.process = process if ours else None
+    server.refuses_to_load = True
+    scene.fleet.suspect(member, "gone", broken=True)
+    async with asyncio.timeout(20):
+        while member.gone is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert process.starts == (1 if ours else 0)
+    assert len([line for line in scene.said if "does not take the weights" in line]) <= 2
+    assert len(scene.fleet.up) == 2

@@ -171,7 +171,7 @@ def test_each_replica_has_its_devices_and_nothing_of_a_cpu_on_a_gpu() -> None:
         ({"vllm": {"kv": "drop"}}, "kv"),
         ({"vllm": {"kv": "keep", "max_lora_rank": 8}}, "drop one"),
         ({"vllm": {"transfer": "nccl"}}, "servers at 'urls'"),
-        ({"vllm": {"api_key": "k"}}, "servers that the run starts need none"),
+        ({"vllm": {"api_key_env": "K"}}, "servers that the run starts need none"),
     ],
 )
 def test_mistakes_in_the_section_are_found_before_anything_starts(rollout: dict[str, object], said: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quintain.failure import QuintainError
 from quintain.serving.refusals import Refused, retry_after_of
-from quintain.serving.tokens import ANYBODY, Tokens
+from quintain.serving.tokens import ANYBODY, Principal, Role, Tokens
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.quotas import Quotas
 
@@ -53,13 +53,20 @@ def test_a_service_with_tokens_lets_nobody_else_in(serve):
 def test_tokens_are_read_from_lines_with_names():
     tokens = Tokens.parsed("# who\n\nann:one\n bob:two:three\n", "the file")
     assert tokens.secrets == {"ann": "one", "bob": "two:three"}
-    assert tokens.holder("Bearer two:three") == "bob"
+    assert tokens.admit("Bearer two:three", Role.OPERATOR) == Principal("bob")
     assert Tokens.parsed("c2VjcmV0==", "x").secrets == {"default": "c2VjcmV0=="}
-    assert Tokens().holder("") == ANYBODY
+    assert Tokens().admit("", Role.OPERATOR) == Principal(ANYBODY)
     assert "one" not in repr(tokens)
+    trainers = Tokens.parsed("run@trainer:s\nboss@operator:b", "x")
+    assert trainers.admit("Bearer s", Role.TRAINER) == Principal("run", Role.TRAINER)
+    assert trainers.admit("Bearer b", Role.OPERATOR) == Principal("boss")
+    with pytest.raises(Refused, match="a trainer's token: this page wants the role operator"):
+        trainers.admit("Bearer s", Role.OPERATOR)
 
 
-@pytest.mark.parametrize("text", ["", "# nothing", "ann:", "a b:x", "ann:x y", "ann:one\nann:two", "a:x\nb:x", "a:ü"])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing", "ann:", "a b:x", "ann:x y", "ann:one\nann:two", "a:x\nb:x", "a:ü", "a@agent:x"]
+)
 def test_tokens_that_are_none_are_refused_without_telling_them(text):
     with pytest.raises(QuintainError, match="the file") as error:
         Tokens.parsed(text, "the file")
