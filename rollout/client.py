@@ -92,11 +92,17 @@ class RolloutClient:
 
     def batch(self, step: int) -> list[Group]:
         """The groups of `step`, once they are complete; the same ones each time. Lost where weights are needed."""
+        groups: list[Group] = []
         while True:
-            answer = self._call("GET", f"/v1/batches/{step}?wait_s={WAIT_S}")
-            if answer.status_code != 202:
-                return unpack(answer.content, list[Group])
-            self.poll(from_json(answer.content, BatchProgress))
+            answer = self._call("GET", f"/v1/batches/{step}?cursor={len(groups)}&wait_s={WAIT_S}", accept=FRAMES)
+            if answer.status_code == 202:
+                self.poll(from_json(answer.content, BatchProgress))
+                continue
+            for item in _items(answer.content):
+                if item.group is not None:
+                    groups.append(item.group)
+                elif item.end:
+                    return groups
 
     def pause(self) -> Stats:
         """Stop sampling at a token boundary; what is in flight is kept."""
@@ -204,13 +210,7 @@ class RolloutClient:
         self.close()
 
     def _items(self, path: str, cursor: int) -> Iterator[StreamItem]:
-        """The items of one answer, which has come in whole: its end is what says that nothing is missing."""
-        body = self._call("GET", f"{path}?cursor={cursor}&wait_s={WAIT_S}", accept=FRAMES).content
-        at = 0
-        while at < len(body):
-            (length,) = FRAME.unpack_from(body, at)
-            at += FRAME.size + length
-            yield unpack(body[at - length : at], StreamItem)
+        return _items(self._call("GET", f"{path}?cursor={cursor}&wait_s={WAIT_S}", accept=FRAMES).content)
 
     def _check_ended_well(self, status: TaskRunStatus) -> None:
         if status.failure is not None:
@@ -222,6 +222,15 @@ class RolloutClient:
     def _call(self, method: str, path: str, body: bytes | None = None, *, accept: str = "*/*") -> httpx.Response:
         headers = {"accept": accept} if body is None else {"content-type": MSGPACK}
         return self._caller.call_sync(method, path, Stage.GENERATE, body, headers=headers)
+
+
+def _items(body: bytes) -> Iterator[StreamItem]:
+    """The items of one answer, which has come in whole: its end is what says that nothing is missing."""
+    at = 0
+    while at < len(body):
+        (length,) = FRAME.unpack_from(body, at)
+        at += FRAME.size + length
+        yield unpack(body[at - length : at], StreamItem)
 
 
 def _ordered(found: Sequence[Group], run: str, asked: RunRequest) -> list[Group]:

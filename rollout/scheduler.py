@@ -32,7 +32,7 @@ from quintain.rollout.rules.order import derive_seed
 from quintain.rollout.rules.plan import Plan as Plan
 from quintain.rollout.weights.canary import Canary, Mismatch, check
 from quintain.task import Task, TaskOrigin
-from quintain.trajectory import Group, Trajectory, versions_of
+from quintain.trajectory import Group, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,11 @@ class Scheduler:
             self.admit(weights.version)
         return mismatch
 
-    async def batch(self, step: int, wait_s: float) -> list[Group] | None:
-        """The groups of trainer step `step`, or None if they are not complete within `wait_s` seconds."""
+    async def batch(self, step: int, wait_s: float) -> list[int] | None:
+        """The places of trainer step `step`, or None if they are not complete within `wait_s` seconds.
+
+        Their groups are the journal's (`Journal.group`).
+        """
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
         look = True  # at the journal: the step may have been taken before
@@ -246,7 +249,7 @@ class Scheduler:
         trajectory = finished.trajectory
         outcome = outcome_of(trajectory, self.plan.rewards, straggler=finished.straggler, elapsed_s=finished.elapsed_s)
         try:
-            if self.journal.record(place, trajectory, outcome):
+            if self.journal.record(place, trajectory, outcome, finished.packed):
                 extras = self._groups.replaced(place)
                 self._groups.record(place, member, outcome)
                 self._replaced += self._groups.replaced(place) - extras
@@ -269,8 +272,8 @@ class Scheduler:
             if place < self._next:
                 self._admission = self._admission.drop(self.plan.members)
 
-    def _take(self, step: int) -> list[Group] | None:
-        """The groups of `step` if they are there; counted where it had not been taken before."""
+    def _take(self, step: int) -> list[int] | None:
+        """The places of `step` if they are there; counted where it had not been taken before."""
         again = self.journal.was_taken(step)
         taken = self.journal.take(step, self.plan.groups)
         if taken is None or again:
@@ -280,8 +283,7 @@ class Scheduler:
         if self._next < self._first():  # taken as a crash had left them, before the rule had counted them
             self._admission = replace(self._admission, issued=self._consumed * self.plan.members, dropped=0)
             self._next = self._first()
-        for trajectory in (trajectory for group in taken for trajectory in group.trajectories):
-            versions = versions_of(trajectory)
+        for versions in (versions for place in taken for versions in self.journal.versions(place)):
             if versions:
                 self._ages[step - min(versions)] += 1
                 self._mixed += len(versions) > 1

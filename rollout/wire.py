@@ -7,9 +7,12 @@ Requests refuse fields they do not know; answers may gain fields. Everything tha
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
+
+import msgpack
 
 from quintain.codec import Floats, Ints
 from quintain.failure import Failure
@@ -24,6 +27,16 @@ FRAMES: Final = "application/vnd.quintain.frames"
 """A stream of msgpack objects, each after its length in bytes (`FRAME`)."""
 FRAME: Final = struct.Struct(">I")
 """Four bytes, big-endian."""
+
+
+def packed_group(name: str, index: int, trajectories: Sequence[bytes]) -> bytes:
+    """The packed `Group` of packed trajectories, none of which is unpacked."""
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_map_header(3)
+    for value in ("id", name, "index", index, "trajectories"):
+        packer.pack(value)
+    packer.pack_array_header(len(trajectories))
+    return b"".join([packer.bytes(), *trajectories])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +113,7 @@ class TaskRunStatus:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamItem:
-    """One object of a run's stream: a group and the `cursor` after it, in the order in which groups finish.
+    """One object of a stream: a group and the `cursor` after it, in the order in which groups finish.
 
     The last one has no group but `status` and `end`: whether there is nothing more. A stream without it is not whole.
     """

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from quintain.codec import pack
 from quintain.envs.base import Environment
 from quintain.rollout.chat.renderer import Renderer
 from quintain.rollout.engines.base import Engine
@@ -26,17 +27,24 @@ from quintain.trajectory import Trajectory
 LOOK_S = 1.0
 """How often the engine's load (which is itself as old as that) and the stragglers are looked at."""
 
+PACKED_AT_ONCE_TOKENS = 2048
+"""Packing a trajectory of more takes longer than a thread costs."""
+
 LimitOf = Callable[[Key], float]
 """How many seconds the training episode at (place, member) may take."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """An episode that came back: how long it had its place, in all attempts, and whether it was ended as too slow."""
+    """An episode that came back: how long it had its place, in all attempts, and whether it was ended as too slow.
+
+    `packed` is the trajectory where packing it took a thread: nobody packs it again.
+    """
 
     trajectory: Trajectory
     elapsed_s: float
     straggler: bool
+    packed: bytes | None = None
 
 
 class _Job:
@@ -84,7 +92,10 @@ class Runner:
         self._jobs[key] = job
 
         async def run() -> None:
-            then(await self._play(spec, job))
+            finished = await self._play(spec, job)
+            if finished.trajectory.output_tokens > PACKED_AT_ONCE_TOKENS:
+                finished = replace(finished, packed=await asyncio.to_thread(pack, finished.trajectory))
+            then(finished)
 
         self._spawn(run(), job).add_done_callback(lambda _: self._forget(key, job))
 

@@ -207,12 +207,11 @@ def _beginnings(messages: Sequence[Message]) -> set[bytes]:
 
 
 def _best(same: Sequence[RecordedTurn], messages: Sequence[Message]) -> RecordedTurn:
-    """Of turns that mean the same: the one whose tool calls have the ids that came back, else the newest."""
+    """Of turns that mean the same: one whose calls have the ids that came back, that nothing follows, the newest."""
     returned = messages[len(same[0].history) - 1]
     ids = [call.id for call in returned.tool_calls]
-    return next(
-        (said for said in reversed(same) if [call.id for call in said.turn.message.tool_calls] == ids), same[-1]
-    )
+    like = [said for said in same if [call.id for call in said.turn.message.tool_calls] == ids] or same
+    return next((said for said in reversed(like) if said.then is None), like[-1])
 
 
 def _common(left: Sequence[Message], right: Sequence[Message]) -> int:

@@ -108,8 +108,13 @@ def _report(name: str, places: list[Place], checks: tuple[Check, ...], problems:
     open_places = [place for place in places if place.consumed_at is None and place.dropped is None]
     recorded = [recorded for place in places for recorded in place.recorded.values()]
     used = [(place.consumed_at or 0, recorded) for place in consumed for recorded in place.used.values()]
-    ages = Counter(step - min(recorded.versions) for step, recorded in used if recorded.versions)
-    lost = [r.tokens for place in places for r in place.recorded.values() if r.failure or place.dropped is not None]
+    ages = Counter(step - min(recorded.facts.versions) for step, recorded in used if recorded.facts.versions)
+    lost = [
+        r.facts.tokens
+        for place in places
+        for r in place.recorded.values()
+        if r.facts.failure or place.dropped is not None
+    ]
     return AuditReport(
         journal=name,
         issued=len(places),
@@ -119,11 +124,11 @@ def _report(name: str, places: list[Place], checks: tuple[Check, ...], problems:
         pending=tuple(place.place for place in open_places if not place.complete),
         steps=len({place.consumed_at for place in consumed}),
         trajectories=len(recorded),
-        failures=dict(Counter(row.failure for row in recorded if row.failure is not None)),
+        failures=dict(Counter(row.facts.failure for row in recorded if row.facts.failure is not None)),
         replaced=sum(row.spare for place in consumed for row in place.recorded.values()),
         staleness=dict(sorted(ages.items())),
-        mixed=sum(len(row.versions) > 1 for _, row in used),
-        tokens=sum(row.tokens for row in recorded),
+        mixed=sum(len(row.facts.versions) > 1 for _, row in used),
+        tokens=sum(row.facts.tokens for row in recorded),
         wasted_tokens=sum(lost),
         checks=checks,
         problems=problems,

@@ -16,29 +16,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from quintain.codec import unpack
 from quintain.failure import QuintainError
 from quintain.rollout.journal import schema
-from quintain.rollout.rules.groups import MemberOutcome, MemberStatus, complete, left_out, outcome_of, teaches, wanted
+from quintain.rollout.rules.groups import MemberOutcome, MemberStatus, complete, left_out, teaches, wanted
 from quintain.rollout.rules.order import derive_seed, task_index
-from quintain.trajectory import Trajectory, versions_of
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What the audit needs of a trajectory; `spare` says that an extra member was used in its place."""
+    """What was written down of a trajectory; `spare` says that an extra member was used in its place."""
 
     outcome: MemberOutcome
     spare: bool
-    group: str
-    index: int
-    seed: int
-    member: int
-    tokens: int
-    failure: str | None  # its kind and stage
-    versions: frozenset[int]
+    facts: schema.Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +48,7 @@ class IssuedRules:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One group: when it was issued, what became of it, and what its members were. `rules` None: an old journal."""
+    """One group: when it was issued, what became of it, and what its members were. `rules` None: they are not known."""
 
     place: int
     task_index: int
@@ -101,43 +92,32 @@ def read_places(path: Path) -> list[Place]:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as db:
             db.execute("BEGIN")
+            schema.check_version(db, path)
             return list(_places(db))
     except sqlite3.Error as error:
         raise QuintainError(f"cannot read the journal {path}: {error}") from None
 
 
 def _places(db: sqlite3.Connection) -> Iterator[Place]:
-    old = schema.version_of(db) < 1
     identity = dict(db.execute("SELECT key, value FROM meta")).get("identity", "{}")
     members = int(json.loads(identity).get("members", 0))
-    plans: list[tuple[int, dict[str, Any]]] = []
-    if not old:
-        plans = [(at, json.loads(text)) for at, text in db.execute("SELECT * FROM plans ORDER BY from_place DESC")]
+    plans = [(at, json.loads(text)) for at, text in db.execute("SELECT * FROM plans ORDER BY from_place DESC")]
     known = [(at, IssuedRules(**{name: plan[name] for name in IssuedRules.__slots__})) for at, plan in plans]
-    dropped = "NULL" if old else "dropped"
-    query = f"SELECT place, task_index, issued_at, consumed_at, {dropped} FROM groups ORDER BY place"
+    query = "SELECT place, task_index, issued_at, consumed_at, dropped FROM groups ORDER BY place"
     for place, index, issued_at, consumed_at, why in db.execute(query):
         rules = next((rules for at, rules in known if at <= place), None)
-        recorded = dict(_recorded(db, place, old))
+        recorded = dict(_recorded(db, place))
         oversample = known[0][1].oversample if known else 0
         if consumed_at is not None and len({rules.oversample for _, rules in known}) > 1:
             oversample = sum(member.spare for member in recorded.values())  # it was changed: who knows when
         yield Place(place, index, issued_at, consumed_at, why, members, oversample, rules, recorded)
 
 
-def _recorded(db: sqlite3.Connection, place: int, old: bool) -> Iterator[tuple[int, Recorded]]:
-    columns = "payload" if old else f"payload, left_out, {schema.OUTCOME}"
-    for member, payload, *rest in db.execute(
-        f"SELECT member, {columns} FROM trajectories WHERE place = ? ORDER BY member", (place,)
+def _recorded(db: sqlite3.Connection, place: int) -> Iterator[tuple[int, Recorded]]:
+    for member, facts, spare, *outcome in db.execute(
+        f"SELECT member, facts, left_out, {schema.OUTCOME} FROM trajectories WHERE place = ? ORDER BY member", (place,)
     ):
-        row = unpack(payload, Trajectory)
-        spare, outcome = (bool(rest[0]), schema.outcome_from(*rest[1:])) if rest else (False, outcome_of(row))
-        failure = None if row.failure is None else f"{row.failure.kind}/{row.failure.stage}"
-        versions = frozenset(versions_of(row))
-        yield (
-            member,
-            Recorded(outcome, spare, row.group, row.index, row.seed, row.member, row.output_tokens, failure, versions),
-        )
+        yield member, Recorded(schema.outcome_from(*outcome), bool(spare), schema.Facts.read(facts))
 
 
 def _the_rules(places: list[Place]) -> IssuedRules | None:
@@ -227,16 +207,16 @@ def records_true(places: list[Place]) -> Iterator[CheckResult]:
     for place in places:
         for member, recorded in place.recorded.items():
             at = f"the record of place {place.place}, member {member}"
-            found = (recorded.group, recorded.index, recorded.member)
+            found = (recorded.facts.group, recorded.facts.index, recorded.facts.member)
             due = (f"{place.place:08d}", place.task_index, member)
             yield CheckResult("records where they belong", found == due, f"{at} says group, task, member {found}")
             failed = recorded.outcome.status is not MemberStatus.OK
-            said = f"{at} is booked as {recorded.outcome.status}, its failure is {recorded.failure}"
-            yield CheckResult("records where they belong", failed == (recorded.failure is not None), said)
+            said = f"{at} is booked as {recorded.outcome.status}, its failure is {recorded.facts.failure}"
+            yield CheckResult("records where they belong", failed == (recorded.facts.failure is not None), said)
             if place.rules is not None:
                 seed = derive_seed(place.rules.seed, "episode", place.place, member)
-                problem = f"{at} has seed {recorded.seed}, the run's seed says {seed}"
-                yield CheckResult("seeds as the run's seed says", recorded.seed == seed, problem)
+                problem = f"{at} has seed {recorded.facts.seed}, the run's seed says {seed}"
+                yield CheckResult("seeds as the run's seed says", recorded.facts.seed == seed, problem)
 
 
 def fresh_enough(places: list[Place]) -> Iterator[CheckResult]:
@@ -244,14 +224,14 @@ def fresh_enough(places: list[Place]) -> Iterator[CheckResult]:
     allowed = max((place.rules.max_staleness for place in places if place.rules is not None), default=None)
     for place in places:
         for member, recorded in place.used.items() if place.consumed_at is not None else ():
-            if recorded.versions:
+            if recorded.facts.versions:
                 assert place.consumed_at is not None
-                age = place.consumed_at - min(recorded.versions)
+                age = place.consumed_at - min(recorded.facts.versions)
                 at = f"place {place.place}, member {member}, consumed at step {place.consumed_at}"
                 if allowed is not None:
                     problem = f"{at}, is {age} versions old, {allowed} are allowed"
                     yield CheckResult("staleness", age <= allowed, problem)
-                newest = max(recorded.versions)
+                newest = max(recorded.facts.versions)
                 yield CheckResult("staleness", newest <= place.consumed_at, f"{at}, has tokens of version {newest}")
 
 

@@ -8,7 +8,8 @@ Invariants:
 - after a crash, `pending` is exactly what was issued, is still needed and has not been recorded.
 
 SQLite in WAL mode with `synchronous=NORMAL`: safe against the death of the process, not against a power cut.
-Trajectories live here and not in memory, however slow the trainer is.
+Trajectories live here and not in memory, however slow the trainer is: packed once, when they are recorded, and handed
+over as packed, until `forget` drops what no trainer will go back to.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quintain.codec import pack, unpack
+from quintain.codec import pack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.journal import schema
 from quintain.rollout.rules.groups import Drop, MemberOutcome, OpenGroup, complete, left_out, outcome_of, wanted
-from quintain.trajectory import Group, Trajectory
+from quintain.rollout.wire import packed_group
+from quintain.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,13 @@ class Journal:
         self._path = path
         with _guarded(path):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute(f"PRAGMA page_size={schema.PAGE_BYTES}")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            # of whoever reads or drops payloads in a thread, and is not in the way of what is recorded meanwhile
+            self._aside = sqlite3.connect(path, timeout=60.0, isolation_level=None, check_same_thread=False)
         with self._transaction():
-            schema.bring_up_to_date(self._db, path)
+            schema.make_tables(self._db, path)
         self._check_identity(json.dumps({**identity, "members": members}, sort_keys=True))
 
     def _check_identity(self, identity: str) -> None:
@@ -94,15 +99,24 @@ class Journal:
             row = (place, task_index, version)
             self._db.execute("INSERT INTO groups (place, task_index, issued_at) VALUES (?, ?, ?)", row)
 
-    def record(self, place: int, trajectory: Trajectory, outcome: MemberOutcome | None = None) -> bool:
-        """Keep a finished trajectory. False if this member was recorded before: the first record stands."""
-        row = schema.columns_of(outcome or outcome_of(trajectory))
+    def record(
+        self, place: int, trajectory: Trajectory, outcome: MemberOutcome | None = None, packed: bytes | None = None
+    ) -> bool:
+        """Keep a finished trajectory, which may be `packed` already.
+
+        False if this member was recorded before: the first record stands.
+        """
+        member, facts = trajectory.member, schema.Facts.of(trajectory).written()
+        columns = schema.columns_of(outcome or outcome_of(trajectory))
+        payload = packed or pack(trajectory)
         with self._transaction():
             cursor = self._db.execute(
-                "INSERT OR IGNORE INTO trajectories (place, member, payload, status, scores, tokens, elapsed_s)"
+                f"INSERT OR IGNORE INTO trajectories (place, member, facts, {schema.OUTCOME})"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (place, trajectory.member, pack(trajectory), *row),
+                (place, member, facts, *columns),
             )
+            if cursor.rowcount == 1:
+                self._db.execute("INSERT INTO payloads VALUES (?, ?, ?)", (place, member, payload))
             return cursor.rowcount == 1
 
     def drop(self, place: int, reason: Drop) -> None:
@@ -113,10 +127,10 @@ class Journal:
                 (reason.value, place),
             )
 
-    def take(self, step: int, count: int) -> list[Group] | None:
-        """The `count` oldest groups that were not dropped, now consumed at `step`; None while one is incomplete.
+    def take(self, step: int, count: int) -> list[int] | None:
+        """The places of the `count` oldest groups that were not dropped, now consumed at `step`.
 
-        A step that was taken before gives the same groups again.
+        None while one is incomplete. A step that was taken before gives the same ones again.
         """
         with self._transaction():
             taken = self._column("SELECT place FROM groups WHERE consumed_at = ? ORDER BY place", step)
@@ -128,7 +142,46 @@ class Journal:
                 self._db.executemany("UPDATE groups SET consumed_at = ? WHERE place = ?", [(step, p) for p in taken])
                 spare = [(p, m) for p, rows in zip(taken, outcomes, strict=True) for m in left_out(rows, self.members)]
                 self._db.executemany("UPDATE trajectories SET left_out = 1 WHERE place = ? AND member = ?", spare)
-        return [self._group(place) for place in taken]
+        return taken
+
+    def group(self, place: int) -> bytes:
+        """The group at `place`, packed, without what was left out. In any thread.
+
+        Raises FailureError (rejected) where it was forgotten.
+        """
+        with _guarded(self._path):
+            facts = self._used(self._aside, place)
+            payloads = [
+                payload
+                for (payload,) in self._aside.execute(
+                    "SELECT payload FROM payloads JOIN trajectories USING (place, member)"
+                    " WHERE place = ? AND left_out = 0 ORDER BY member",
+                    (place,),
+                )
+            ]
+        if len(payloads) < len(facts):
+            message = f"the trajectories of place {place} are in Parquet only: no checkpoint is kept that needs them"
+            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.JOURNAL, message))
+        return packed_group(facts[0].group, facts[0].index, payloads)
+
+    def versions(self, place: int) -> list[tuple[int, ...]]:
+        """The policy versions that sampled each trajectory of the group at `place`, without what was left out."""
+        return [facts.versions for facts in self._used(self._db, place)]
+
+    def forget(self, before: int) -> None:
+        """Drop the trajectories of the steps before `before`, and of the groups dropped till then. In any thread.
+
+        What they came to stays. For a trainer that will not go back so far.
+        """
+        with _guarded(self._path):
+            places = self._aside.execute(
+                "SELECT DISTINCT place FROM payloads WHERE place <="
+                " (SELECT max(place) FROM groups WHERE consumed_at < ?) AND place NOT IN"
+                " (SELECT place FROM groups WHERE consumed_at >= ?)",
+                (before, before),
+            ).fetchall()
+            for place in places:  # one by one: whoever records waits for one at most
+                self._aside.execute("DELETE FROM payloads WHERE place = ?", place)
 
     def was_taken(self, step: int) -> bool:
         """Whether `take` has given `step` its groups before."""
@@ -176,6 +229,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
+        self._aside.close()
         self._db.close()
 
     def _next_place(self) -> int:
@@ -193,11 +247,9 @@ class Journal:
         query = f"SELECT member, {schema.OUTCOME} FROM trajectories WHERE place = ? ORDER BY member"
         return {row[0]: schema.outcome_from(*row[1:]) for row in self._db.execute(query, (place,))}
 
-    def _group(self, place: int) -> Group:
-        query = "SELECT payload FROM trajectories WHERE place = ? AND left_out = 0 ORDER BY member"
-        rows: list[Trajectory] = [unpack(data, Trajectory) for (data,) in self._db.execute(query, (place,))]
-        (index,) = self._db.execute("SELECT task_index FROM groups WHERE place = ?", (place,)).fetchone()
-        return Group(rows[0].group, index, tuple(rows))
+    def _used(self, db: sqlite3.Connection, place: int) -> list[schema.Facts]:
+        query = "SELECT facts FROM trajectories WHERE place = ? AND left_out = 0 ORDER BY member"
+        return [schema.Facts.read(text) for (text,) in db.execute(query, (place,))]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

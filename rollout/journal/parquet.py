@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -33,6 +33,8 @@ FORMAT: Final = "1"
 """Raised when columns change their meaning; stands in the file's metadata as `quintain.trajectories`."""
 ROWS_AT_ONCE: Final = 64
 """Rows decoded at a time: a row may hold a hundred thousand tokens."""
+TURNS_AT_ONCE: Final = 256
+"""Turns coded at a time."""
 _FORMAT_KEY: Final = b"quintain.trajectories"
 
 
@@ -45,20 +47,42 @@ class Stored:
     trajectory: Trajectory
 
 
-def write_trajectories(folder: Path, step: int, groups: Sequence[Group]) -> None:
+def write_trajectories(folder: Path, step: int, groups: Iterable[Group]) -> None:
     """Write a step's trajectories to `step-000012.parquet` in `folder`, which is `trajectories/` in the run's folder.
 
     Raises FailureError (resource, at stage journal) where they cannot be written; then no such file is left.
     """
-    rows = [Stored(folder.parent.name, step, row) for group in groups for row in group.trajectories]
+    rows = (Stored(folder.parent.name, step, row) for group in groups for row in group.trajectories)
     write_stored(folder / f"step-{step:06d}.parquet", rows)
 
 
-def write_stored(path: Path, rows: Sequence[Stored]) -> None:
-    """Write `rows` to `path`, replacing what is there once they are written. Raises FailureError."""
+def write_stored(path: Path, rows: Iterable[Stored]) -> None:
+    """Write `rows` to `path`, replacing what is there once they are written; few are in memory at a time.
+
+    Raises FailureError.
+    """
     pa, pq = _pyarrow()
-    table = pa.Table.from_pylist([_row(row) for row in rows], schema=schema())
-    _write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+    def write(file: IO[bytes]) -> None:
+        with pq.ParquetWriter(file, schema(), compression="zstd") as writer:
+            for some in _few(rows):
+                writer.write_table(pa.Table.from_pylist(some, schema=schema()))
+
+    _write_whole(path, write)
+
+
+def _few(rows: Iterable[Stored]) -> Iterator[list[dict[str, Any]]]:
+    """`rows` a few at a time: what codes them lets no other thread run."""
+    some: list[dict[str, Any]] = []
+    turns = 0
+    for row in rows:
+        some.append(_row(row))
+        turns += 1 + len(row.trajectory.turns)
+        if turns >= TURNS_AT_ONCE:
+            yield some
+            some, turns = [], 0
+    if some:
+        yield some
 
 
 def read_trajectories(path: Path) -> Iterator[Stored]:

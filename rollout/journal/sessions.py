@@ -18,8 +18,8 @@ from typing import Final, Self
 
 from quintain.codec import pack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.rollout.wire import FRAME
-from quintain.trajectory import Group, Trajectory
+from quintain.rollout.wire import FRAME, packed_group
+from quintain.trajectory import Trajectory
 
 MAGIC: Final = b"quintain sessions 1\n"
 
@@ -43,8 +43,7 @@ class FinishedSessions:
 
     async def append(self, trajectory: Trajectory) -> None:
         """Keep a finished session. FailureError (resource, at stage journal) where the disk refuses."""
-        group = Group(trajectory.group, trajectory.index, (trajectory,))
-        body = await asyncio.to_thread(pack, group)
+        body = packed_group(trajectory.group, trajectory.index, [await asyncio.to_thread(pack, trajectory)])
         record, end = FRAME.pack(len(body)) + body, self._offsets[-1]
         try:
             written = os.pwrite(self._file, record, end)

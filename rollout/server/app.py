@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,23 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quintain.codec import pack, to_json
+from quintain.codec import to_json, unpack
 from quintain.failure import Stage
 from quintain.rollout.gateway.gateway import Gateway
+from quintain.rollout.journal.journal import Journal
 from quintain.rollout.journal.parquet import write_trajectories
 from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.control import Control
 from quintain.rollout.server.metrics import rollout_metrics
 from quintain.rollout.server.monitor import Monitor
-from quintain.rollout.server.requests import read_request, wait_of
+from quintain.rollout.server.requests import read_request, wait_of, whole_number
 from quintain.rollout.server.session_pages import finished_page, gateway_pages
+from quintain.rollout.server.streams import Stream
 from quintain.rollout.server.task_pages import RunPages
 from quintain.rollout.server.task_runs import RunLimits, TaskRuns
 from quintain.rollout.weights.folders import sweep
-from quintain.rollout.wire import MSGPACK, AdmitRequest, BatchProgress, Health, PublishAnswer, PublishRequest, Stats
+from quintain.rollout.wire import AdmitRequest, BatchProgress, Health, PublishAnswer, PublishRequest, Stats
 from quintain.serving.app import Page, application, json_answer, metrics_page
 from quintain.serving.tokens import Role, Tokens
 from quintain.trajectory import Group
@@ -49,7 +51,8 @@ def rollout_app(
 ) -> Starlette:
     """The rollout server over `scheduler`; closing the application closes the scheduler, its engine and the rest.
 
-    Taken batches are written to the folder `trajectories`. Where there are `tokens`, one is asked for everywhere but
+    Taken batches are written to the folder `trajectories` of the run's; what they are then older than the oldest of its
+    `checkpoints` leaves the journal. Where there are `tokens`, one is asked for everywhere but
     at `/health`. `gateway` adds its pages for agents that are not ours, and `sessions`, where it keeps what they did,
     a page to fetch it.
     """
@@ -67,6 +70,26 @@ def rollout_app(
     return application(faces.pages(), faces.metrics, tokens, lifespan=lifespan)
 
 
+class _Batch:
+    """The groups of a step as a feed, each read when its turn comes."""
+
+    def __init__(self, journal: Journal, places: Sequence[int]) -> None:
+        self._journal, self._places = journal, places
+
+    async def get(self, cursor: int) -> bytes | None:
+        return (
+            await asyncio.to_thread(self._journal.group, self._places[cursor]) if cursor < len(self._places) else None
+        )
+
+    async def wait(self, cursor: int, until: float) -> None: ...
+
+    def stalled(self) -> bool:
+        return False
+
+    def last(self, cursor: int) -> Mapping[str, Any]:
+        return {"end": cursor >= len(self._places)}
+
+
 class _Faces:
     def __init__(
         self,
@@ -77,6 +100,7 @@ class _Faces:
         sessions: FinishedSessions | None,
     ) -> None:
         self.scheduler, self.trajectories, self.gateway, self.sessions = scheduler, trajectories, gateway, sessions
+        self.checkpoints = trajectories.parent / "checkpoints" if trajectories is not None else Path()
         self.boot = uuid.uuid4().hex
         self.runs = TaskRuns(scheduler, limits)
         self.control = Control(scheduler, self.runs, gateway)
@@ -116,18 +140,27 @@ class _Faces:
 
     async def batch(self, request: Request) -> Response:
         scheduler, step = self.scheduler, int(request.path_params["step"])
-        began = time.monotonic()
-        groups = await scheduler.batch(step, wait_of(request))
+        began, cursor = time.monotonic(), whole_number(request, "cursor", 0)
+        places = await scheduler.batch(step, wait_of(request))
         self.metrics.add("trainer_wait_seconds_total", time.monotonic() - began)
-        if groups is None:
+        if places is None:
             if self.control.drained:  # it will never be complete
                 self.control.check_admitting()
             total = scheduler.plan.groups * scheduler.plan.members
             return _json(BatchProgress(scheduler.journal.progress(step, scheduler.plan.groups), total), 202)
-        self.metrics.add("batches_total")
+        if not cursor:  # the others go on with what is written and counted
+            self.metrics.add("batches_total")
+            await asyncio.to_thread(self._keep, step, places)
+        return Stream(_Batch(scheduler.journal, places), cursor, request)
+
+    def _keep(self, step: int, places: Sequence[int]) -> None:
+        """Write the batch to Parquet, and drop what no checkpoint needs. In a thread."""
+        journal = self.scheduler.journal
         if self.trajectories is not None:
-            await asyncio.to_thread(write_trajectories, self.trajectories, step, groups)
-        return Response(await asyncio.to_thread(pack, groups, list[Group]), media_type=MSGPACK)
+            groups = (unpack(journal.group(place), Group) for place in places)
+            write_trajectories(self.trajectories, step, groups)
+            kept = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
+            journal.forget(min(map(int, filter(str.isdecimal, kept)), default=0))
 
     async def pause(self, request: Request) -> Response:
         await self.control.pause()

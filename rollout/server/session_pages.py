@@ -61,7 +61,7 @@ class _Finished:
     def __init__(self, sessions: FinishedSessions) -> None:
         self._sessions = sessions
 
-    def get(self, cursor: int) -> bytes | None:
+    async def get(self, cursor: int) -> bytes | None:
         return self._sessions.get(cursor)
 
     async def wait(self, cursor: int, until: float) -> None:

@@ -35,7 +35,7 @@ SLOW_READER_S: Final = 120.0
 class Feed(Protocol):
     """Where a stream's groups come from. Methods raise FailureError where it is gone."""
 
-    def get(self, cursor: int) -> bytes | None:
+    async def get(self, cursor: int) -> bytes | None:
         """The packed group at `cursor`, or None where there is none yet."""
         ...
 
@@ -78,10 +78,10 @@ class Stream(Response):
         feed, cursor, sent = self._feed, self._cursor, 0
         until = asyncio.get_running_loop().time() + self._wait_s
         while sent < STREAM_BYTES:
-            group = feed.get(cursor)
+            group = await feed.get(cursor)
             if group is None and not (sent and feed.stalled()):
                 await feed.wait(cursor, until)
-                group = feed.get(cursor)
+                group = await feed.get(cursor)
             if group is None:
                 break
             cursor += 1

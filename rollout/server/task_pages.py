@@ -46,7 +46,7 @@ class RunPages:
         run, cursor = request.path_params["run"], whole_number(request, "cursor", 0)
         self._runs.acknowledge(run, cursor)
         feed = _Groups(self._runs, run)
-        feed.get(cursor)  # one that is forgotten is refused before the answer begins
+        await feed.get(cursor)  # one that is forgotten is refused before the answer begins
         return Stream(feed, cursor, request)
 
     async def _cancel(self, request: Request) -> Response:
@@ -62,7 +62,7 @@ class _Groups:
     def __init__(self, runs: TaskRuns, run: str) -> None:
         self._runs, self._run = runs, run
 
-    def get(self, cursor: int) -> bytes | None:
+    async def get(self, cursor: int) -> bytes | None:
         return self._runs.group(self._run, cursor)
 
     async def wait(self, cursor: int, until: float) -> None:

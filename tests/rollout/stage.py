@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quintain.codec import unpack
 from quintain.envs import Action, EndlessTasks, Environment, LocalClient, Observation, Step, Task, TaskSource, user
 from quintain.rollout.chat.renderer import Renderer
 from quintain.rollout.engines.base import Engine, Sampling, Weights
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.scheduler import Plan, Scheduler
 from quintain.rollout.weights.canary import Canary
+from quintain.trajectory import Group
 
 from ..fake_engine import FakeEngine, FakeModel
 
@@ -79,6 +81,12 @@ def scheduler(folder: Path, *, engine: Engine | None = None, options: Any = None
     return Scheduler(
         made, engine=engine or FakeEngine(words=128), renderer=RENDERER, make_env=client.episode, journal=journal
     )
+
+
+async def batch_of(made: Scheduler, step: int, wait_s: float) -> list[Group] | None:
+    """The groups of `step` as the trainer gets them, None where they are not complete in time."""
+    places = await made.batch(step, wait_s)
+    return None if places is None else [unpack(made.journal.group(place), Group) for place in places]
 
 
 def weights(folder: Path, version: int) -> Weights:

@@ -85,17 +85,17 @@ DROPPED = "(SELECT place FROM groups WHERE dropped IS NOT NULL LIMIT 1)"
         (f"UPDATE trajectories SET left_out = 1 WHERE place = {CONSUMED}", "only failed members replaced"),
         ("UPDATE trajectories SET left_out = 0", "consumed groups whole"),
         (
-            f"INSERT INTO trajectories SELECT place, 9, payload, status, scores, tokens, elapsed_s, 0 FROM trajectories"
+            f"INSERT INTO trajectories SELECT place, 9, status, scores, tokens, elapsed_s, facts, 0 FROM trajectories"
             f" WHERE place = {CONSUMED} AND member = 1",
             "no member too many",
         ),
         (
-            f"UPDATE trajectories SET payload = (SELECT payload FROM trajectories WHERE place = 0 AND member = 0)"
+            f"UPDATE trajectories SET facts = (SELECT facts FROM trajectories WHERE place = 0 AND member = 0)"
             f" WHERE place = {CONSUMED}",
             "records where they belong",
         ),
         (
-            f"UPDATE trajectories SET payload = (SELECT payload FROM trajectories WHERE place = 0 AND member = 0)"
+            f"UPDATE trajectories SET facts = (SELECT facts FROM trajectories WHERE place = 0 AND member = 0)"
             f" WHERE place = {CONSUMED}",
             "seeds as the run's seed says",
         ),

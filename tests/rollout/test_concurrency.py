@@ -20,7 +20,7 @@ from quintain.rollout.episodes.gate import EpisodeCount, Gate
 from quintain.rollout.rules.concurrency import FULL, ROOM, Concurrency
 
 from ..fake_engine import FakeEngine
-from .stage import canary, scheduler, weights
+from .stage import batch_of, canary, scheduler, weights
 from .world import on_virtual_clock
 
 IDLE = EngineStats(0, 0, 0, 0, 0, 0.0)
@@ -229,7 +229,7 @@ def test_a_limit_on_episodes_changes_nothing_that_is_sampled(tmp_path: Path, fol
         made = scheduler(folder, max_concurrency=limit, follow_engine=follow)
         published = weights(folder, 0)
         await made.publish(published, canary(published), admit=True)
-        groups = await made.batch(0, 1e6)
+        groups = await batch_of(made, 0, 1e6)
         assert groups is not None
         await made.close()
         return [turn.output_ids.tolist() for g in groups for t in g.trajectories for turn in t.turns]

@@ -17,10 +17,10 @@ from quintain.rollout.engines.base import Sampling, Weights
 from quintain.rollout.engines.embedded.engine import EmbeddedEngine
 from quintain.rollout.journal.audit import audit
 from quintain.rollout.weights.canary import Canary
-from quintain.trajectory import Group, Turn, versions_of
+from quintain.trajectory import Turn, versions_of
 
 from ..tiny_llama import tiny_llama
-from .stage import RENDERER, scheduler
+from .stage import RENDERER, batch_of, scheduler
 
 WORDS = 128
 
@@ -73,7 +73,7 @@ async def test_an_update_in_flight_leaves_every_token_explained_by_the_version_i
         weights, canary = published(tmp_path, step)
         mismatch = await made.publish(weights, canary, admit=True)
         assert mismatch.mean < 1e-4
-        groups: list[Group] | None = await made.batch(step, 60)
+        groups = await batch_of(made, step, 60)
         assert groups is not None
         for trajectory in groups[0].trajectories:
             assert trajectory.failure is None

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from quintain.codec import pack
+from quintain.codec import pack, unpack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
 from quintain.rollout.journal.audit import audit
 from quintain.rollout.journal.journal import Journal, Pending
 from quintain.rollout.rules.groups import Drop, MemberOutcome, MemberStatus
-from quintain.trajectory import Ending, Finish, Trajectory, Turn, VersionSpan
+from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 IDENTITY: dict[str, object] = {"seed": 0, "split": "train"}
 
@@ -31,6 +31,10 @@ def trajectory(place: int, member: int, reward: float | None = 1.0) -> Trajector
     failure = None if reward is not None else Failure.of(FailureKind.CRASHED, Stage.STEP, "broke")
     ending = Ending.FAILED if failure else Ending.TERMINATED
     return Trajectory(f"{place}/{member}", f"{place}", "k", place, member, 7, (turn,), ending, reward, failure)
+
+
+def groups_at(journal: Journal, places: list[int]) -> list[Group]:
+    return [unpack(journal.group(place), Group) for place in places]
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -49,6 +53,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.recorded: dict[tuple[int, int], float | None] = {}
         self.taken: dict[int, list[int]] = {}
         self.dropped: set[int] = set()
+        self.forgotten = 0  # steps before
 
     def opened(self) -> Journal:
         return Journal(self.path, members=self.members, identity=IDENTITY, oversample=self.extras)
@@ -78,19 +83,30 @@ class JournalMachine(RuleBasedStateMachine):
     def take(self, again: bool) -> None:
         step = max(self.taken, default=0) if again else len(self.taken)
         assert self.journal.was_taken(step) == (step in self.taken)
-        groups = self.journal.take(step, self.batch)
+        places = self.journal.take(step, self.batch)
         if step not in self.taken:
             left = [p for p in range(self.issued) if p not in self._consumed() and p not in self.dropped]
             oldest = left[: self.batch]
             if len(oldest) < self.batch or not all(self._whole(place) for place in oldest):
-                assert groups is None
+                assert places is None
                 return
             self.taken[step] = oldest
-        assert groups is not None
+        assert places == self.taken[step]
+        if step < self.forgotten:
+            with pytest.raises(FailureError, match="in Parquet only"):
+                self.journal.group(places[0])
+            return
+        groups = groups_at(self.journal, places)
         assert [g.index // 3 for g in groups] == self.taken[step]
         assert [[t.reward for t in g.trajectories] for g in groups] == [
             [self.recorded[place, member] for member in self._used(place)] for place in self.taken[step]
         ]
+
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        before = data.draw(st.integers(0, len(self.taken)))
+        self.journal.forget(before)
+        self.forgotten = max(self.forgotten, before)
 
     @rule()
     def restart(self) -> None:
@@ -163,9 +179,8 @@ while True:
     told = seen + [int(line) for line in child.stdout.read().splitlines() if line.isdigit()]
     child.wait()
     journal = Journal(path, members=1, identity=IDENTITY)
-    groups = journal.take(0, len(told))
-    assert groups is not None
-    assert [pack(g.trajectories[0]) for g in groups] == [pack(trajectory(place, 0)) for place in told]
+    assert journal.take(0, len(told)) == told
+    assert [pack(g.trajectories[0]) for g in groups_at(journal, told)] == [pack(trajectory(place, 0)) for place in told]
 
 
 def test_places_are_issued_in_order_and_once(tmp_path: Path) -> None:
@@ -210,59 +225,45 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged_and_the_journal_goes_on
     assert journal.take(0, 2) is not None
 
 
-OLD_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE groups (place INTEGER PRIMARY KEY, task_index INTEGER NOT NULL, issued_at INTEGER NOT NULL,
-                     consumed_at INTEGER);
-CREATE TABLE trajectories (place INTEGER NOT NULL REFERENCES groups(place), member INTEGER NOT NULL,
-                           payload BLOB NOT NULL, PRIMARY KEY (place, member));
-CREATE INDEX by_step ON groups(consumed_at);
-INSERT INTO meta VALUES ('identity', '{"members": 2, "seed": 0, "split": "train"}');
-INSERT INTO groups VALUES (0, 5, 0, 0), (1, 6, 0, NULL), (2, 7, 1, NULL);
-"""
-
-
-def old_journal(path: Path) -> None:
-    """A journal as the first version left it: one group consumed, one complete, one half done."""
-    with sqlite3.connect(path) as db:
-        db.executescript(OLD_TABLES)
-        for place, member, reward in [(0, 0, 1.0), (0, 1, 0.0), (1, 0, 0.5), (1, 1, None), (2, 1, 1.0)]:
-            row = replace(trajectory(place, member, reward), group=f"{place:08d}", index=place + 5)
-            db.execute("INSERT INTO trajectories VALUES (?, ?, ?)", (place, member, pack(row)))
-    db.close()
-
-
-def test_a_journal_of_the_first_version_is_read_as_it_is_and_goes_on_under_the_new_rules(tmp_path: Path) -> None:
-    path = tmp_path / "j.db"
-    old_journal(path)
-    before = path.read_bytes()
-    report = audit(path)
-    assert report.ok, report.problems
-    assert (report.issued, report.consumed, report.ready, report.pending) == (3, 1, 1, (2,))
-    assert path.read_bytes() == before, "an audit changes nothing"
-
-    journal = Journal(path, members=2, identity=IDENTITY, oversample=1)
-    assert journal.pending() == [Pending(1, 6, 2), Pending(2, 7, 0)]
-    journal.record(1, trajectory(1, 2, 0.25))
-    groups = journal.take(1, 1)
-    assert groups is not None
-    assert [t.reward for t in groups[0].trajectories] == [0.5, 0.25]
-    first = journal.take(0, 1)
-    assert first is not None
-    assert [t.reward for t in first[0].trajectories] == [1.0, 0.0]
-    journal.drop(2, Drop.TOO_FEW)
-    assert journal.balance().dropped == 1
-    journal.close()
-    Journal(path, members=2, identity=IDENTITY, oversample=1).close()
-
-
-def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path / "j.db", members=2, identity=IDENTITY).close()
     with sqlite3.connect(tmp_path / "j.db") as db:
         db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(QuintainError, match="is of version 9, this quintain writes version 1"):
+    with pytest.raises(QuintainError, match="is of version 9, this quintain writes version 2: start a new run"):
         Journal(tmp_path / "j.db", members=2, identity=IDENTITY)
+    with pytest.raises(QuintainError, match="is of version 9"):
+        audit(tmp_path / "j.db")
+
+
+def test_a_journal_is_no_larger_than_what_a_trainer_may_still_go_back_to(tmp_path: Path) -> None:
+    journal, path = Journal(tmp_path / "j.db", members=1, identity=IDENTITY), tmp_path / "j.db"
+    row, sizes = trajectory(0, 0), []
+    for place in range(60):
+        journal.issue(place, place, 0)
+        journal.record(place, replace(row, group=f"{place:08d}", info={"noise": os.urandom(100_000).hex()}))
+        assert journal.take(place, 1) == [place]
+        journal.forget(place - 3)
+        journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        sizes.append(path.stat().st_size)
+    assert max(sizes[10:]) == sizes[10], sizes
+    assert [group.trajectories[0].group for group in groups_at(journal, [57, 58, 59])] == [
+        f"{place:08d}" for place in (57, 58, 59)
+    ]
+    with pytest.raises(FailureError, match="place 3 are in Parquet only"):
+        journal.group(3)
+    assert journal.balance().trajectories == 60
+    assert audit(path).trajectories == 60
+
+
+def test_a_trajectory_that_is_packed_is_not_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "j.db", members=1, identity=IDENTITY)
+    journal.issue(0, 0, 0)
+    packed = pack(trajectory(0, 0))
+    monkeypatch.setattr("quintain.rollout.journal.journal.pack", None)
+    journal.record(0, trajectory(0, 0), packed=packed)
+    assert journal.take(0, 1) == [0]
+    assert packed in journal.group(0), "as it is"
 
 
 def test_a_dropped_group_is_never_taken_and_keeps_its_first_reason(tmp_path: Path) -> None:
@@ -273,8 +274,6 @@ def test_a_dropped_group_is_never_taken_and_keeps_its_first_reason(tmp_path: Pat
     journal.drop(0, Drop.TOO_FEW)
     journal.drop(0, Drop.ZERO_VARIANCE)
     assert [group.dropped for group in journal.window()] == [Drop.TOO_FEW, None]
-    groups = journal.take(0, 1)
-    assert groups is not None
-    assert [group.index for group in groups] == [1]
+    assert journal.take(0, 1) == [1]
     journal.drop(1, Drop.TOO_FEW)
     assert journal.balance().dropped == 1, "what is consumed is not dropped"

@@ -17,7 +17,7 @@ from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Ending, Finish, Group, Trajectory, extends, to_segments
 
 from ..fake_engine import FakeEngine, crash_on, hang_on
-from .stage import RENDERER, Words, canary, scheduler, weights
+from .stage import RENDERER, Words, batch_of, canary, scheduler, weights
 
 
 async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = True) -> None:
@@ -26,7 +26,7 @@ async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = 
 
 
 async def batch(made: Scheduler, step: int) -> list[Group]:
-    groups = await made.batch(step, wait_s=30)
+    groups = await batch_of(made, step, wait_s=30)
     assert groups is not None
     return groups
 

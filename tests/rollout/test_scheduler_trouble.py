@@ -21,7 +21,7 @@ from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Group, Trajectory, versions_of
 
 from ..fake_engine import FakeEngine, hang_on
-from .stage import IDENTITY, RENDERER, canary, plan, weights
+from .stage import IDENTITY, RENDERER, batch_of, canary, plan, weights
 from .world import on_virtual_clock
 
 Script = Callable[[Task, int], float]
@@ -62,7 +62,7 @@ async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = 
 
 
 async def batch(made: Scheduler, step: int) -> list[Group]:
-    groups = await made.batch(step, 1e6)
+    groups = await batch_of(made, step, 1e6)
     assert groups is not None, "waited in vain"
     return groups
 

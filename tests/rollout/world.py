@@ -27,7 +27,7 @@ from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Group, versions_of
 
 from ..fake_engine import FakeEngine
-from .stage import IDENTITY, RENDERER, canary, plan, weights
+from .stage import IDENTITY, RENDERER, batch_of, canary, plan, weights
 
 FOREVER_S = 1e7
 
@@ -222,7 +222,7 @@ class World:
             await self._publish(made)
         while self.step < self.setup.steps:
             try:
-                groups = await made.batch(self.step, FOREVER_S)
+                groups = await batch_of(made, self.step, FOREVER_S)
             except FailureError as error:
                 if error.failure.kind is not FailureKind.LOST:
                     raise
