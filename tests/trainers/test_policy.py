@@ -106,7 +106,7 @@ def test_what_is_saved_and_published_is_the_policy_and_comes_back_as_it(tmp_path
 def test_the_embedded_engine_samples_with_what_is_published(tmp_path: Path, kind: str, lora: Any) -> None:
     changes = KINDS.get(kind, {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8})
     model = policy(tmp_path / "base", kind, lora, **changes)
-    network = open_network(tmp_path / "base", "float32", 64).network
+    network = open_network(tmp_path / "base", "float32", 64, torch.device("cpu")).network
     store = WeightStore(tmp_path, torch.float32, need_bytes=0, shared=tmp_path / "none")
     for version in range(FILES + 2):
         changed(model)
