@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import Message, Role, ToolSpec, assistant
-from quintain.task import Task, TaskSource
+from quintain.task import Task, TaskSource, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Observation:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "info", _plain(self.info, "an observation's info"))
         object.__setattr__(self, "messages", _tuple_of(Message, self.messages, "an observation's messages"))
         object.__setattr__(self, "tools", _tuple_of(ToolSpec, self.tools, "an observation's tools"))
 
@@ -74,9 +75,10 @@ class Step:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", finite(self.reward, "the reward"))
-        if parts := self.info.get("rewards"):
-            named = {str(name): finite(part, f"the reward {name!r}") for name, part in parts.items()}
-            object.__setattr__(self, "info", {**self.info, "rewards": named})
+        info = dict(self.info)
+        if parts := info.pop("rewards", None):
+            named = {"rewards": {str(name): finite(part, f"the reward {name!r}") for name, part in parts.items()}}
+        object.__setattr__(self, "info", _plain(info, "a step's info") | (named if parts else {}))
 
     @property
     def ended(self) -> bool:
@@ -120,6 +122,14 @@ class Environment(ABC):
 def invalid(message: str, stage: Stage = Stage.STEP) -> FailureError:
     """The error that says an environment broke its contract."""
     return FailureError(Failure.of(FailureKind.INVALID, stage, message))
+
+
+def _plain(info: Mapping[str, Any], what: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = plain(info, what)
+    except QuintainError as error:
+        raise invalid(str(error)) from None
+    return found
 
 
 def finite(value: Any, what: str) -> float:

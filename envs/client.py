@@ -26,7 +26,7 @@ from quintain.calling.retry import RetryPolicy
 from quintain.codec import to_json
 from quintain.envs.base import Action, Environment, Observation, Step
 from quintain.envs.serving.wire import CreateEpisode, EpisodeCreated, Metadata, StepAnswer, StepRequest, TaskPage
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.task import EndlessTasks, Task, TaskSource
 
 CLOSE_S = 5.0
@@ -162,7 +162,10 @@ class RemoteEnv(Environment):
         else:
             request = CreateEpisode(task=task, seed=seed, episode_id=episode)
         self._episode, self._turn, self._ended = episode, 0, False  # first: a reset that is cancelled is closed too
-        created = await self._client.create(request)
+        try:
+            created = await self._client.create(request)
+        except QuintainError as error:
+            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, str(error))) from None
         self.task_id, self._lease_s = created.task_id, created.lease_s
         return created.observation
 

@@ -7,18 +7,25 @@ one of another type: `true` is no number, and "1" neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgpack
 import numpy as np
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
-from pydantic_core import SchemaValidator
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, SchemaValidator
 
 from quintain.failure import QuintainError
 
 T = TypeVar("T")
+
+LONG_INTEGER: Final = 1
+"""The msgpack extension type of an integer of more than 64 bits: its bytes, big-endian, signed."""
+
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""An integer of ours, which databases and tables have to hold."""
 
 
 def as_ints(values: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -101,8 +108,11 @@ def from_builtins(data: Any, kind: type[T]) -> T:
 
 
 def to_json(value: Any, kind: Any = None) -> str:
-    """`value` as JSON text."""
-    return _adapter(kind or type(value)).dump_json(value).decode()
+    """`value` as JSON text, or `QuintainError` with the field and the type that JSON has no form for."""
+    try:
+        return _adapter(kind or type(value)).dump_json(value).decode()
+    except (PydanticSerializationError, UnicodeError) as error:
+        raise QuintainError(f"cannot write as JSON {_culprit(value, type(value).__name__) or f'it: {error}'}") from None
 
 
 def from_json(text: str | bytes, kind: type[T]) -> T:
@@ -111,25 +121,51 @@ def from_json(text: str | bytes, kind: type[T]) -> T:
 
 
 def pack(value: Any, kind: Any = None) -> bytes:
-    """`value` as msgpack bytes, arrays as raw bytes."""
-    plain = _adapter(kind or type(value)).dump_python(value, mode="python")
-    packed: bytes = msgpack.packb(plain, default=_raw)
+    """`value` as msgpack bytes, arrays as raw bytes; or `QuintainError` with the field and type that has no form."""
+    try:
+        builtins = _adapter(kind or type(value)).dump_python(value, mode="python")
+        packed: bytes = msgpack.packb(builtins, default=_raw)
+    except (PydanticSerializationError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise QuintainError(f"cannot pack {_culprit(value, type(value).__name__) or f'it: {error}'}") from None
     return packed
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
     """The `kind` that the msgpack bytes `data` hold, or `QuintainError` with the field's path."""
     try:
-        plain = msgpack.unpackb(data, strict_map_key=False)
+        builtins = msgpack.unpackb(data, strict_map_key=False, ext_hook=_unusual)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise QuintainError(f"expected msgpack, got {len(data)} bytes that are none ({type(error).__name__})") from None
-    return _validate(kind, lambda adapter: adapter.validate_python(plain))
+    return _validate(kind, lambda adapter: adapter.validate_python(builtins))
 
 
 def _raw(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tobytes()
-    raise TypeError(f"cannot pack a {type(value).__name__}")
+    if isinstance(value, int):  # of more than 64 bits, which msgpack has no form for
+        return msgpack.ExtType(LONG_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+    raise TypeError(f"there is no form for a {type(value).__name__}")
+
+
+def _unusual(code: int, data: bytes) -> Any:
+    if code != LONG_INTEGER:
+        raise ValueError(f"there is no type {code}")
+    return int.from_bytes(data, "big", signed=True)
+
+
+def _culprit(value: Any, path: str) -> str | None:
+    """The place and type of what in `value` cannot be written."""
+    if isinstance(value, Mapping):
+        parts = [(f"{path}[{name!r}]", part) for name, part in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"{path}[{place}]", part) for place, part in enumerate(value)]
+    elif is_dataclass(value):
+        parts = [(f"{path}.{f.name}", getattr(value, f.name)) for f in fields(value) if f.repr]
+    else:
+        fine = value is None or isinstance(value, (bool, int, float, bytes, np.ndarray))
+        fine = fine or (isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value))
+        return None if fine else f"{path}, which is of type {type(value).__name__}"
+    return next((found for at, part in parts if (found := _culprit(part, at))), None)
 
 
 def _validate(kind: type[T], validate: Callable[[TypeAdapter[T]], T]) -> T:

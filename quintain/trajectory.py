@@ -24,6 +24,7 @@ from pydantic import Field, PlainValidator
 from quintain.codec import Floats, Ints, as_floats, as_ints, pack, unpack
 from quintain.failure import Failure
 from quintain.messages import Message
+from quintain.task import plain
 
 POLICY: Final = "policy"
 """The seat of an episode that has one."""
@@ -145,6 +146,7 @@ class Trajectory:
             raise ValueError(f"a trajectory that failed ends in 'failed' and no other does, not {self.ending!r}")
         if self.reward is not None and not math.isfinite(self.reward):
             raise ValueError(f"a trajectory's reward must be finite, not {self.reward!r}")
+        object.__setattr__(self, "info", plain(self.info, "a trajectory's info"))
         object.__setattr__(self, "turns", tuple(_linked(self.turns)))
 
     def __reduce__(self) -> tuple[Any, ...]:

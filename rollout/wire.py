@@ -14,7 +14,7 @@ from typing import Final
 
 import msgpack
 
-from quintain.codec import Floats, Ints
+from quintain.codec import Floats, Int64, Ints
 from quintain.failure import Failure
 from quintain.task import Task
 from quintain.trajectory import Group
@@ -64,7 +64,7 @@ class PublishAnswer:
 class AdmitRequest:
     """Start what the staleness rule allows at `version`."""
 
-    version: int
+    version: Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +77,10 @@ class RunRequest:
     """
 
     split: str | None = None
-    indices: tuple[int, ...] = ()
+    indices: tuple[Int64, ...] = ()
     tasks: tuple[Task, ...] = ()
     samples: int = 1
-    seed: int = 0
+    seed: Int64 = 0
     temperature: float | None = 0.0  # None: the experiment's, as for those below
     top_p: float | None = None
     top_k: int | None = None

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quintain.codec import Int64
 from quintain.envs.base import Action, Observation
 from quintain.failure import Failure
 from quintain.messages import Message
@@ -29,9 +30,9 @@ class CreateEpisode:
     """
 
     split: str | None = None
-    index: int | None = None
+    index: Int64 | None = None
     task: Task | None = None
-    seed: int | None = None
+    seed: Int64 | None = None
     episode_id: str | None = None
 
 

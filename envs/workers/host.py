@@ -24,8 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pydantic_core import PydanticSerializationError
-
 from quintain.codec import to_json
 from quintain.envs.base import Action, Environment, Observation, Step, invalid
 from quintain.envs.judging import JudgingEnv
@@ -303,9 +301,8 @@ def _left(deadline: float) -> float:
 def _encoded(value: Any, stage: Stage) -> str:
     try:
         return to_json(value)
-    except (PydanticSerializationError, UnicodeError, ValueError) as error:
-        message = f"what the environment's {stage} gave cannot be sent as JSON: {type(error).__name__}"
-        raise invalid(message, stage) from error
+    except (QuintainError, ValueError) as error:
+        raise invalid(f"what the environment's {stage} gave cannot be sent: {error}", stage) from error
 
 
 def _where(call: WorkerCall) -> str:

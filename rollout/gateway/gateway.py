@@ -85,7 +85,8 @@ class GatewayCounters:
 class Gateway:
     """Sessions over `engine`, rendered by `renderer`, sampled as `sampling` says.
 
-    `on_finished` takes each trajectory; it raises where it cannot (a full disk), and the session can be ended again.
+    `on_finished` takes each trajectory; it raises where it cannot (a full disk), and the session can be ended again;
+    QuintainError says that it never can: the session ends as a failure without what harness and agent said of it.
     `model` is the policy's name to agents. `max_length` bounds prompt and answer together, in tokens. `tool_calls`
     names the parser (`tool_calls.PARSERS`). `tokens` make the keys of
     the sessions' agents. `clock` (seconds) is for leases and durations. Call `close` at the end.
@@ -245,8 +246,13 @@ class Gateway:
                 call.cancel()
             if session.calls:
                 await asyncio.wait(session.calls)
-            trajectory = session.trajectory(end, self._clock())
-            await self._on_finished(trajectory)
+            try:
+                trajectory = session.trajectory(end, self._clock())
+                await self._on_finished(trajectory)
+            except QuintainError as error:  # what was said of it can never be written: it ends without that
+                why = FailRequest(f"the session cannot be written: {error}", FailureKind.INVALID)
+                trajectory = session.trajectory(why, self._clock(), said=False)
+                await self._on_finished(trajectory)
         except Exception as error:  # the boundary: the sink may break in any way
             session.end = session.ending = None
             raise FailureError(failure_from(error, Stage.JOURNAL)) from error

@@ -74,8 +74,8 @@ class AgentSession:
         """The newest failure of a call that was not answered later."""
         return next(reversed(self._unanswered.values()), None)
 
-    def trajectory(self, end: RewardRequest | FailRequest, now_s: float) -> Trajectory:
-        """What the session is when `end` ends it."""
+    def trajectory(self, end: RewardRequest | FailRequest, now_s: float, *, said: bool = True) -> Trajectory:
+        """What the session is when `end` ends it, with or without what was said of it (info, metadata)."""
         failure = self._failure(end)
         reward = end.reward if failure is None and isinstance(end, RewardRequest) else None
         turns, order = self.conversations.turns(reward or 0.0)
@@ -102,7 +102,7 @@ class AgentSession:
             failure,
             dict(end.rewards) if isinstance(end, RewardRequest) and failure is None else {},
             first.messages if first else (),
-            {**end.info, "metadata": dict(asked.metadata), "gateway": gateway},
+            {**(dict(end.info) | {"metadata": asked.metadata} if said else {}), "gateway": gateway},
             elapsed_s=now_s - self.opened_s,
             environment=asked.environment,
             task_id=asked.task,

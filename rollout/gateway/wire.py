@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from quintain.codec import Int64
 from quintain.failure import Failure, FailureKind
 
 
@@ -33,9 +34,9 @@ class OpenSession:
     id: str | None = None
     task: str | None = None
     group: str | None = None
-    index: int = 0
-    member: int = 0
-    seed: int | None = None
+    index: Int64 = 0
+    member: Int64 = 0
+    seed: Int64 | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     overrides: Overrides = Overrides.REFUSE

@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from quintain.codec import pack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.frames import MAX_FRAME_BYTES
 from quintain.rollout.wire import FRAME, packed_group
 from quintain.trajectory import Trajectory
 
@@ -42,8 +43,13 @@ class FinishedSessions:
         return len(self._offsets) - 1
 
     async def append(self, trajectory: Trajectory) -> None:
-        """Keep a finished session. FailureError (resource, at stage journal) where the disk refuses."""
+        """Keep a finished session. FailureError (resource, at stage journal) where the disk refuses.
+
+        QuintainError where it can never be written.
+        """
         body = packed_group(trajectory.group, trajectory.index, [await asyncio.to_thread(pack, trajectory)])
+        if len(body) > MAX_FRAME_BYTES:
+            raise QuintainError(f"the session is {len(body):,} bytes long, and {MAX_FRAME_BYTES:,} is the most")
         record, end = FRAME.pack(len(body)) + body, self._offsets[-1]
         try:
             written = os.pwrite(self._file, record, end)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quintain.envs import (
@@ -154,6 +155,16 @@ async def test_an_episode_says_the_environments_own_id_of_its_task_though_it_was
         await env.reset(replace(task, id="the client's name", origin=place) if place else task, seed=0)
         assert env.task_id == task.id
         await env.close()
+
+
+async def test_a_reference_of_numpy_plays_the_same_and_one_that_cannot_be_sent_is_a_failure_that_names_it(face):
+    right = 5 if face.name == "guess" else "5"
+    task = Task("mine", (user("What is 2 + 3?"),), np.array([right])[0], info={"x": np.float32(0.5)})
+    assert (await play(face, task, 0, "5"))[1].reward >= 1.0
+    if face.way == "remote":
+        with pytest.raises(FailureError, match=r"CreateEpisode.task.reference, which is of type object") as caught:
+            await face.make().reset(Task("mine", (user("?"),), object()), seed=0)
+        assert (caught.value.failure.kind, caught.value.failure.stage) == (FailureKind.REJECTED, Stage.RESET)
 
 
 async def test_every_reward_is_the_float_it_should_be(face):

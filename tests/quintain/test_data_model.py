@@ -228,6 +228,33 @@ def test_what_other_libraries_write_for_nothing_is_nothing() -> None:
     assert Message("assistant", "x", None) == said  # type: ignore[arg-type]
 
 
+@given(st.integers())
+def test_an_integer_of_the_user_s_is_carried_however_long_it_is(number: int) -> None:
+    long = Task("a", info={"n": number, "deep": [number << 64, {"m": -(number << 200)}]})
+    assert unpack(pack(long), Task) == from_json(to_json(long), Task) == long
+
+
+def test_numpy_in_a_task_is_plain_and_what_json_cannot_say_is_refused_by_name_and_type() -> None:
+    made = Task(
+        "a", reference=np.arange(3), seed=np.int64(7), info={"x": np.float32(0.5), "m": np.eye(2), "b": np.True_}
+    )
+    assert made == Task("a", reference=[0, 1, 2], seed=7, info={"x": 0.5, "m": [[1.0, 0.0], [0.0, 1.0]], "b": True})
+    assert from_json(to_json(made), Task) == unpack(pack(made), Task) == made
+    for changes, says in (
+        ({"info": {"loss": float("nan")}}, r"a task's info\['loss'\] is nan, which JSON has no number for"),
+        ({"info": {"a": [{"b": np.inf}]}}, r"a task's info\['a'\]\[0\]\['b'\] is inf"),
+        ({"info": {"f": object()}}, r"a task's info\['f'\] is of type object"),
+        ({"id": np.int64(3)}, "a task's id is text, not of type int64"),
+        ({"seed": 2**63}, "a task's seed has at most 64 bits, not 64"),
+    ):
+        with pytest.raises(QuintainError, match=says):
+            Task(**{"id": "a", **changes})  # type: ignore[arg-type]
+    opaque = Task("a", reference={"check": [1, object()]})  # never leaves the environment's process
+    for write in (to_json, pack):
+        with pytest.raises(QuintainError, match=r"Task.reference\['check'\]\[1\], which is of type object"):
+            write(opaque)
+
+
 def turn(**changes: Any) -> Turn:
     fields: dict[str, Any] = {
         "new_ids": [1, 2],

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from quintain.codec import unpack
 from quintain.failure import FailureError, FailureKind
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.gateway import FailRequest, Gateway, GatewayLimits, OpenSession, Outbox, RewardRequest
 from quintain.rollout.gateway.chat import read_chat
 from quintain.rollout.gateway.errors import ApiError
-from quintain.trajectory import Ending, Trajectory
+from quintain.rollout.journal.sessions import FinishedSessions
+from quintain.trajectory import Ending, Group, Trajectory
 
 from ...fake_engine import hang_on
 from .stage import RENDERER, scripted, staged
@@ -66,6 +69,32 @@ async def test_a_session_ends_once_and_a_repeated_reward_is_answered_again() -> 
     assert [t.id for t in handed] == ["a", "b"]
     assert gateway.counters.ended == {"rewarded": 1, "failed": 1}
     await gateway.close()
+
+
+async def test_a_session_that_cannot_be_written_ends_as_a_failure_and_frees_its_place(tmp_path: Path) -> None:
+    with FinishedSessions(tmp_path / "sessions.bin") as kept:
+        gateway = made(kept.append, limits=GatewayLimits(max_sessions=1))
+        for name, info in (("long", {"n": 2**70}), ("odd", {"deep": [object()]}), ("nan", {"loss": float("nan")})):
+            gateway.open(OpenSession(id=name, metadata={"m": -(2**70)}))
+            await gateway.chat(name, read_chat(ASK))
+            await gateway.reward(name, RewardRequest(1.0, info=info))
+        long, odd, nan = [unpack(kept.get(place) or b"", Group).trajectories[0] for place in range(3)]
+        assert (long.reward, long.info["n"], long.info["metadata"]) == (1.0, 2**70, {"m": -(2**70)})
+        for row, says in ((odd, r"info['deep'][0] is of type object"), (nan, "info['loss'] is nan")):
+            assert row.failure is not None
+            assert (row.failure.kind, row.reward, len(row.turns)) == (FailureKind.INVALID, None, 1)
+            assert says in row.failure.message
+        assert gateway.status("odd").failure == odd.failure
+        assert gateway.live == 0
+        await gateway.close()
+
+
+@pytest.mark.parametrize("field", ["index", "member", "seed"])
+async def test_numbers_of_ours_beyond_64_bits_are_refused_when_a_session_is_opened(field: str) -> None:
+    async with staged(scripted("yes")) as stage:
+        answer = await stage.http.post("/sessions", json={field: 2**63})
+        assert (answer.status_code, field in answer.text) == (400, True)
+        assert stage.gateway.live == 0
 
 
 async def test_a_sink_that_fails_leaves_the_session_live_to_be_ended_again() -> None:
