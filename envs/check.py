@@ -135,14 +135,12 @@ async def _refuses(env: Environment, answer: str) -> bool:
 
 
 def _unsendable(played: _Played) -> Iterator[str]:
-    from pydantic_core import PydanticSerializationError
-
     from quintain.codec import to_json
 
     for said in (played.first, *played.steps):
         try:
             to_json(said)
-        except (PydanticSerializationError, ValueError) as error:
+        except (QuintainError, ValueError) as error:
             yield f"its {type(said).__name__} cannot be sent as JSON: {error}"
 
 

@@ -122,7 +122,7 @@ async def test_a_sound_environment_has_no_problems(cls):
         (Chatty, "the info of its tasks or observations shows the reference"),
         (Generous, "the info of its tasks or observations shows the reference"),
         (Silent, "the first observation has no message"),
-        (Opaque, "its Observation cannot be sent as JSON"),
+        (Opaque, "an observation's info['x'] is of type type"),
         (Fragile, "the reward must be a finite number, not nan"),
         (Empty, "split 'train' has no tasks"),
         (Forgetful, "gives other tasks at the same index the second time"),

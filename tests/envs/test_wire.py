@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from quintain.cores import CORES_ENV
-from quintain.envs import Action, FailureError, Limits, Task
+from quintain.envs import Action, EnvironmentLimits, FailureError, Task
 from quintain.failure import FailureKind, QuintainError, Stage
 from quintain.serving.listen import check_bind
 
@@ -19,7 +19,7 @@ REFERENCE = "the-hidden-reference-7391"
 
 @pytest.fixture(scope="module")
 def server(serve_all):
-    return serve_all("Probe", limits=Limits(body_bytes=20_000))
+    return serve_all("Probe", limits=EnvironmentLimits(body_bytes=20_000))
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_the_reference_is_in_no_byte_of_any_answer(http):
 
 
 def test_broken_task_sources_say_nothing_of_the_references(serve):
-    server = serve("Slow", limits=Limits(tasks_s=0.3, reset_s=0.3))
+    server = serve("Slow", limits=EnvironmentLimits(tasks_s=0.3, reset_s=0.3))
     with httpx.Client(base_url=server.url, trust_env=False) as http:
         got = failure(http.get("/v1/tasks?split=broken"))
         assert got[:2] == (500, "crashed")
@@ -266,7 +266,7 @@ async def test_a_server_without_a_living_worker_says_that_it_is_not_well():
     from quintain.serving.metrics import Metrics
 
     metrics = Metrics("quintain_env_")
-    app = EnvApp(Sessions(EnvironmentWorkers("math", {}, 1), Limits(), metrics), metrics)  # never started
+    app = EnvApp(Sessions(EnvironmentWorkers("math", {}, 1), EnvironmentLimits(), metrics), metrics)  # never started
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app.asgi), base_url="http://here") as http:
         assert failure(await http.get("/health"))[:2] == (503, "unreachable")
 
@@ -292,7 +292,7 @@ def test_metrics_count_what_has_happened(serve):
 
 
 def test_a_full_server_says_when_to_come_back(serve):
-    server = serve("Probe", limits=Limits(max_episodes=1, queue=1, queue_s=0.2))
+    server = serve("Probe", limits=EnvironmentLimits(max_episodes=1, queue=1, queue_s=0.2))
     with httpx.Client(base_url=server.url, trust_env=False) as http:
         create(http)
         response = http.post("/v1/episodes", json={"split": "train", "index": 0})
