@@ -5,7 +5,8 @@
 2. the whole text as JSON: OpenAI's `tool_calls` (or the message that has them), `{"name": …, "arguments": {…}}`,
    `{function: {parameter: value}}`, or a list of any of these;
 3. the whole text as Python: `f(a=1)`, `[f(a=1), g.h(b="x")]`, or one call a line, parsed with `ast`;
-4. the last fenced block of JSON or Python, as 2 or 3.
+4. the last fenced block of JSON or Python, as 2 or 3;
+5. `Action: f` and `Action Input: {…}`, as ReAct has them, and JSON within prose that names a function on offer.
 What is none of these makes no call, unless it starts or looks like one: then it is `UnreadableCall`. `split_calls`
 reads one format only, as a chat model of that format means it, and keeps what was said beside the calls.
 
@@ -39,6 +40,11 @@ Schemas = Mapping[str, Mapping[str, Any]]
 _STRING = re.compile(r"""(?:'''|\"\"\")|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*\"""")
 _CALL_START = re.compile(r"[\[\s(]{0,8}[A-Za-z_][\w.]{0,199}\s{0,4}\(")
 _LANGUAGES: Final = frozenset({"", "json", "python", "py", "tool_call", "tool_code"})
+_NAMES: Final = ("name", "tool_name", "tool", "action", "function")
+_ARGUMENTS: Final = ("arguments", "parameters", "input", "args", "action_input", "kwargs")
+_ACTION = re.compile(
+    r"^Action:\s{0,4}([\w.-]{1,200})\s{0,4}\nAction Input:\s{0,4}(\{.*?\})\s*$", re.MULTILINE | re.DOTALL
+)
 _LITERALS: Final = {"true": True, "false": False, "null": None}
 _LOOKS_LIKE_A_CALL = re.compile(
     r"<[|｜/]?[^<>\n]{0,40}(?:tool|function|invoke|action)[^<>\n]{0,40}>|\[/?TOOL_|\bto=functions\.", re.IGNORECASE
@@ -121,6 +127,7 @@ class _No(Exception):
 
 
 def _read(text: str, schemas: Schemas) -> list[Call]:
+    text = text.replace("<|python_tag|>", "").replace("<|eom_id|>", "").strip()
     marks = [(text.find(form.begin), form) for form in FORMATS.values() if form.begin in text]
     if marks:
         _, form = min(marks, key=lambda mark: (mark[0], -len(mark[1].begin)))
@@ -133,14 +140,34 @@ def _read(text: str, schemas: Schemas) -> list[Call]:
         found = _whole(block.strip())
         if found is not None:
             return found
+    embedded = _embedded(text, schemas)
+    if embedded:
+        return embedded
     for name in schemas:
-        if re.search(rf"(?<![\w.]){re.escape(name)}\s{{0,4}}\(", text):
+        if re.search(rf"(?<![\w.]){re.escape(name)}\s{{0,4}}\(|[\"'<=]\s?{re.escape(name)}\s?[\"'>/]", text):
             raise _No(f"it names a call of {name} within other text")
     if text[:1] in ("{", "["):
         raise _No("it begins like a call and is neither JSON nor Python")
     if looks_like_a_call(text):
         raise _No("it looks like a call, in a format that is not known")
     return []
+
+
+def _embedded(text: str, schemas: Schemas) -> list[Call]:
+    """ReAct's actions, or else the JSON objects within other text that call a function on offer."""
+    calls = [_call({"name": name, "arguments": _json(given)}) for name, given in _ACTION.findall(text)]
+    at, decoder = text.find("{"), json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+    for _ in range(MAX_CALLS if not calls and len(text) <= MAX_CHARS else 0):
+        if at < 0:
+            break
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except ValueError:
+            value, end = None, at + 1
+        if isinstance(value, dict) and _named(value) in schemas:
+            calls.append(_call(value))
+        at = text.find("{", end)
+    return calls
 
 
 def _elements(text: str, form: Format) -> tuple[str, list[str], bool]:
@@ -160,6 +187,9 @@ def _elements(text: str, form: Format) -> tuple[str, list[str], bool]:
 def _whole(text: str) -> list[Call] | None:
     """The calls that the whole of `text` is; None where it does not begin like any."""
     if text.startswith("{") or re.match(r"\[\s{0,64}[{\]]", text):
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
+            return _of_json([_json(line) for line in lines])  # one object a line
         return _of_json(_json(text))
     return _of_python(text) if _CALL_START.match(text) else None
 
@@ -199,11 +229,12 @@ def _call(entry: Any) -> Call:
         entry = entry["function"]
     if not isinstance(entry, dict):
         raise _No("a call is an object")
-    name = next((entry[key] for key in ("name", "tool_name") if isinstance(entry.get(key), str)), None)
+    name = _named(entry)
     if name is not None:
-        arguments: Any = next((entry[key] for key in ("arguments", "parameters", "input") if key in entry), {})
+        arguments: Any = next((entry[key] for key in _ARGUMENTS if key in entry), {})
         if isinstance(arguments, str):  # OpenAI writes the arguments as JSON within JSON
             arguments = _json(arguments) if arguments.strip() else {}
+        arguments = {} if arguments is None else arguments
     elif len(entry) == 1:
         [(name, arguments)] = entry.items()
     else:
@@ -211,6 +242,13 @@ def _call(entry: Any) -> Call:
     if not isinstance(arguments, dict):
         raise _No("the arguments of a call are an object")
     return Call(name, arguments)
+
+
+def _named(entry: Mapping[str, Any]) -> str | None:
+    """The name of the function that `entry` calls, where it has one."""
+    found = entry.get("function")
+    entry = found if isinstance(found, dict) else entry
+    return next((entry[key] for key in _NAMES if isinstance(entry.get(key), str)), None)
 
 
 def _of_python(text: str) -> list[Call] | None:

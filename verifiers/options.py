@@ -12,12 +12,14 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quintain.failure import QuintainError
+from quintain.verifiers.text import last_element, text_after_thinking
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]: a score, a share."""
+Mark = Annotated[str, Field(min_length=1, max_length=100)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -47,10 +49,30 @@ class WorkerOptions(Options):
     """Worker processes; one for each processor unless given."""
 
 
-class TextOptions(Options):
-    """Where in the model's text the answer is."""
+class ThinkingOptions(Options):
+    """What of a model's text is thinking, and no answer."""
 
     after_thinking: bool = True
-    """Only what follows the last `</think>` counts, and nothing where the thinking never ends."""
+    """Only what follows the thinking counts (`</think>` and the like), and nothing where it never ends."""
+    thinking: tuple[tuple[Mark, Mark], ...] = ()
+    """Further pairs of texts between which the model thinks: `[["<plan>", "</plan>"]]`."""
+
+    def body_of(self, text: str) -> str | None:
+        """The part of `text` in which the answer is, or None where there is none."""
+        return text_after_thinking(text, self.thinking) if self.after_thinking else text
+
+    def answer_in(self, text: str) -> str | None:
+        """That part, stripped."""
+        body = self.body_of(text)
+        return None if body is None else body.strip()
+
+
+class TextOptions(ThinkingOptions):
+    """Where in the model's text the answer is."""
+
     tag: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]{0,63}$")] | None = None
     """The answer is what is in the last `<tag>…</tag>`; without one there is no answer."""
+
+    def body_of(self, text: str) -> str | None:
+        body = super().body_of(text)
+        return body if body is None or self.tag is None else last_element(body, self.tag)

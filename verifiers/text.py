@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 SHOWN_CHARS: Final = 200
 MAX_ANSWER_CHARS: Final = 4 << 20
 """No verifier reads a longer answer: it is unparsable."""
 
-_THINKING: Final = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad"
-_THINKING_ENDS = re.compile(
-    rf"<\s?/\s?(?:{_THINKING})\s?>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷|<\|channel\|>final<\|message\|>",
-    re.IGNORECASE,
+Marks = Sequence[tuple[str, str]]
+"""Pairs of texts between which a model thinks, beyond those that are known."""
+
+_THOUGHT: Final = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)"
+_THINKING_ENDS: Final = (
+    rf"<\|?\s?/\s?(?:[\w.-]{{1,24}}[:_])?{_THOUGHT}\s?\|?>|\[/THINK\]|◁/think▷|<unused95>|<channel\|>"
+    rf"|<\|(?:end|end_of|stop)_?{_THOUGHT}\|>|<\|channel\|>final<\|message\|>|<\|inner_suffix\|>"
 )
-_THINKING_BEGINS = re.compile(
-    rf"<\s?(?:{_THINKING})\s?>|\[THINK\]|<\|begin_of_thought\|>|◁think▷|<\|channel\|>analysis<\|message\|>",
-    re.IGNORECASE,
+_THINKING_BEGINS: Final = (
+    rf"<\|?\s?(?:[\w.-]{{1,24}}[:_])?{_THOUGHT}(?:\s[^<>\n]{{0,200}})?\|?>|\[THINK\]|◁think▷|<unused94>|<\|channel>thought"
+    rf"|<\|(?:begin|begin_of|start|start_of)_?{_THOUGHT}\|>|<\|channel\|>analysis<\|message\|>|<\|inner_prefix\|>"
 )
+_QUOTES: Final = str.maketrans("\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u201f", "'''''" + '"' * 4)
 
 
-def text_after_thinking(text: str) -> str | None:
+def text_after_thinking(text: str, marks: Marks = ()) -> str | None:
     """What follows the thinking, or None where the thinking never ended."""
+    begins, ends = (
+        re.compile("|".join((known, *(re.escape(pair[side]) for pair in marks))), re.IGNORECASE)
+        for side, known in enumerate((_THINKING_BEGINS, _THINKING_ENDS))
+    )
     end = 0
-    for mark in _THINKING_ENDS.finditer(text):
+    for mark in ends.finditer(text):
         end = mark.end()
-    body = text[end:]
-    return None if _THINKING_BEGINS.search(body) else body
+    return None if begins.search(text, end) else text[end:]
 
 
-def answer_in(text: str, *, after_thinking: bool = True, tag: str | None = None) -> str | None:
-    """The answer in `text`, stripped: after the thinking, in the last `<tag>…</tag>`; None where there is none."""
-    body: str | None = text_after_thinking(text) if after_thinking else text
-    if body is not None and tag is not None:
-        body = last_element(body, tag)
-    return None if body is None else body.strip()
+def straight_quotes(text: str) -> str:
+    """`text` with typographic quotation marks and apostrophes as ASCII has them."""
+    return text.translate(_QUOTES)
 
 
 def last_element(text: str, tag: str) -> str | None:

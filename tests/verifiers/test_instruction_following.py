@@ -230,3 +230,47 @@ def test_the_language_of_a_text_is_always_the_same_and_none_is_not_the_right_one
     reference = {"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "en"}]}
     verdicts = verify_sync("instruction_following", [Item(text, reference) for text in [ENGLISH] * 5 + ["12345", "!!"]])
     assert [verdict.score for verdict in verdicts] == [1.0] * 5 + [0.0, 0.0]
+
+
+FORMATS: list[tuple[str, dict[str, Any], str, bool]] = [
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "***bold***", False),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "2 * 3 * 4 = 24", False),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "---\n->x\n*Note:* hi\n* a", True),
+    ("detectable_format:constrained_response", {}, "My answer is yes. My answer is no.", False),
+    ("detectable_format:json_format", {}, "NaN", False),
+    (
+        "detectable_format:multiple_sections",
+        {"section_spliter": "SECTION", "num_sections": 2},
+        "SECTION 1 SECTION 1",
+        False,
+    ),
+    ("detectable_content:number_placeholders", {"num_placeholders": 1}, "[] [ ]", False),
+    ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, "c\u0430t", False),
+    ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, "cat_", False),
+    ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, "ca\u200bt", False),
+    ("keywords:existence", {"keywords": ["it's"]}, "It\u2019s", True),
+    ("punctuation:no_comma", {}, "a\uff0c b", False),
+    ("length_constraints:number_words", {"num_words": 2, "relation": "at least"}, "_ _ word", False),
+    ("startend:quotation", {}, "\u201cHi.\u201d", True),
+]
+
+
+@pytest.mark.parametrize(("family", "parameters", "answer", "follows"), FORMATS)
+def test_what_only_looks_followed_is_not(family: str, parameters: dict[str, Any], answer: str, follows: bool) -> None:
+    reference = {"instruction_id_list": [family], "kwargs": [parameters]}
+    [verdict] = verify_sync("instruction_following", [Item(answer, reference)])
+    assert verdict.score == float(follows)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("The U.S. is big. Yes.", 2),
+        ("He lives at 5 Elm St. She does not.", 2),
+        ("He was in St. Paul. Yes.", 2),
+        ("Meet at 5 p.m. Bring food.", 2),
+        ("Dr. Who met J. Smith. Yes.", 2),
+    ],
+)
+def test_an_abbreviation_ends_a_sentence_where_a_capital_follows_and_a_title_never(text: str, count: int) -> None:
+    assert sentences(text) == count

@@ -171,3 +171,27 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return type(one) is type(other) and one == other
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "outcome"),
+    [
+        ({"multipleOf": 0.01}, "19.99", Outcome.CORRECT),
+        ({"multipleOf": 0.1}, "0.35", Outcome.WRONG),
+        ({"pattern": "^a$"}, '"a\\n"', Outcome.WRONG),
+        ({"pattern": "^(?<n>\\d)$"}, '"٣"', Outcome.WRONG),
+        ({"pattern": "^(?<n>\\d)$"}, '"3"', Outcome.CORRECT),
+        ({"pattern": "\\p{L}"}, '"a"', Outcome.BAD_REFERENCE),
+        ({"requierd": ["x"]}, "{}", Outcome.BAD_REFERENCE),
+        ({"type": "string", "format": "no-such-format"}, '"x"', Outcome.BAD_REFERENCE),
+        ({"type": "string", "format": "uri"}, '"no uri"', Outcome.WRONG),
+        ({"properties": {"requierd": {"const": {"requierd": 1}}}}, "{}", Outcome.CORRECT),
+        ({"name": "f", "schema": {"required": ["y"]}}, "{}", Outcome.WRONG),
+        ({"name": "f", "inputSchema": {"required": ["y"]}}, "{}", Outcome.WRONG),
+        ({"type": "function", "function": {"name": "f", "parameters": {"required": ["y"]}}}, "{}", Outcome.WRONG),
+    ],
+)
+async def test_nothing_in_a_schema_is_ignored(schema: dict[str, Any], answer: str, outcome: Outcome) -> None:
+    async with get_verifier("json_schema", check_formats=True, workers=1) as verifier:
+        [verdict] = await verifier.verify([Item(answer, schema)])
+    assert verdict.outcome is outcome, verdict

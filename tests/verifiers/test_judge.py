@@ -139,7 +139,7 @@ NO_LABEL = [
     "Yes.",
     "I cannot help with that.",
     "The answer is right: CORRECT-{nonce}",
-    "CORRECT-{nonce}.",
+    "CORRECT-{nonce}, because",
     "CORRECT-{nonce} CORRECT-{nonce}",
     "correct-{nonce}",
     "CORRECT-0123456789abcdef",
@@ -185,6 +185,13 @@ async def test_an_answer_cannot_leave_its_delimiters_or_name_the_label(answer: s
         message = request["messages"][1]["content"]
         assert set(texts(message)) == {"ANSWER", "REFERENCE"}
         assert nonce(message) not in texts(message)["ANSWER"]
+
+
+@pytest.mark.parametrize(
+    "reply", ["**INCORRECT-n**", "Label: INCORRECT-n.", "> `INCORRECT-n`", "<think>CORRECT-n</think>[INCORRECT-n]"]
+)
+def test_a_label_may_be_decorated(reply: str) -> None:
+    assert label_of(reply, reference_question("a", "b", None, "", nonce="n", swapped=False)) == "no"
 
 
 def test_the_label_means_the_same_in_either_order() -> None:

@@ -43,7 +43,19 @@ CHOSEN = [
     ("（Ｂ）", "B"),
     (r"$\textbf{(C)}\ 25$", "C"),
     ("Choice D", "D"),
+    ("Thus, B is the correct answer.", "B"),
+    ("the answer is therefore B", "B"),
+    ("It is not A because that makes no sense, so I think it's B", "B"),
+    ("I pick letter D", "D"),
+    ("Final answer - B", "B"),
+    ("Die Antwort ist C.", "C"),
+    ("<answer>B</answer>", "B"),
+    ("The answer is B (not A).", "B"),
+    ("The answer is B.\n\nA is wrong, C is wrong.", "B"),
     # No choice at all, or more than one
+    ("I don't think B is the correct answer", ""),
+    ("The answer is anything but B", ""),
+    ("I do not believe it's B", ""),
     ("A dog", ""),
     ("I think so", ""),
     ("The answer is a dog.", ""),
@@ -99,6 +111,45 @@ TABLE: list[tuple[str, Any, float | None]] = [
 def test_the_table(answer: str, reference: Any, score: float | None) -> None:
     [verdict] = verify_sync("multiple_choice", [Item(answer, reference)])
     assert verdict.score == score
+
+
+CONNECTORS = [" or maybe ", ", or perhaps ", " (or ", " or else ", ", alternatively ", " but could be ", " as well as "]
+CONNECTORS += [
+    " + ",
+    "|",
+    "\\",
+    " -> ",
+    " unless ",
+    "; also ",
+    ". Maybe ",
+    ". It could also be ",
+    " ∨ ",
+    " xor ",
+    " / ",
+    " … ",
+]
+
+
+@given(st.sampled_from("ABCD"), st.sampled_from("ABCD"), st.sampled_from(CONNECTORS), st.booleans())
+def test_no_connector_makes_one_of_two_letters(one: str, other: str, connector: str, announced: bool) -> None:
+    text = f"{'The answer is ' if announced else ''}{one}{connector}{other}{')' if '(' in connector else ''}"
+    if one != other:
+        assert chosen_letters(text) != frozenset(one), text
+    assert chosen_letters(text) <= {one, other}
+
+
+def test_another_choices_text_is_a_hedge_and_ones_own_is_a_choice() -> None:
+    places = ["Paris", "Rome", "Oslo"]
+    texts = [
+        "The answer is Rome.",
+        "Answer: Rome",
+        "B - Rome",
+        "The answer is B (Rome)",
+        "The answer is B or Paris",
+        "A) Rome",
+    ]
+    found = ["".join(sorted(chosen_letters(text, places))) for text in texts]
+    assert found == ["B", "B", "B", "B", "AB", "AB"]
 
 
 @given(st.sampled_from("ABCDE"), st.sampled_from("ABCDE"))

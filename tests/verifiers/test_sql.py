@@ -175,16 +175,40 @@ ROWS = st.integers(1, 3).flatmap(lambda width: st.lists(st.tuples(*[VALUES] * wi
 def test_a_multiset_does_not_change_by_shuffling_or_rounding_and_does_by_a_row(rows: list[Row], random: Any) -> None:
     shuffled = [tuple(v * (1 + 1e-12) if isinstance(v, float) else v for v in row) for row in rows]
     random.shuffle(shuffled)
-    assert same_rows(rows, shuffled, ordered=False, relative_tolerance=1e-6)
-    assert same_rows(rows, rows, ordered=True, relative_tolerance=0.0)
-    assert not same_rows(rows, [*rows, ("new",)], ordered=False, relative_tolerance=1e-6)
+    assert same_rows(rows, shuffled, ends=None, relative_tolerance=1e-6)
+    assert same_rows(rows, rows, ends=list(range(1, len(rows) + 1)), relative_tolerance=0.0)
+    assert not same_rows(rows, [*rows, ("new",)], ends=None, relative_tolerance=1e-6)
     if rows:
         other = [("not there", *rows[0][1:]), *rows[1:]]
-        assert not same_rows(rows, other, ordered=False, relative_tolerance=1e-6)
+        assert not same_rows(rows, other, ends=None, relative_tolerance=1e-6)
 
 
 def test_rows_that_differ_in_fractions_alone_are_matched_as_a_whole() -> None:
     one = [(1.0, 2.0), (1.0 + 1e-12, 1.0)]
     other = [(1.0, 1.0), (1.0 + 1e-12, 2.0)]
-    assert same_rows(one, other, ordered=False, relative_tolerance=1e-6)
-    assert not same_rows(one, [(1.0, 1.0), (1.0, 1.0)], ordered=False, relative_tolerance=1e-6)
+    assert same_rows(one, other, ends=None, relative_tolerance=1e-6)
+    assert not same_rows(one, [(1.0, 1.0), (1.0, 1.0)], ends=None, relative_tolerance=1e-6)
+
+
+TIES = "CREATE TABLE t(id INTEGER, name TEXT); INSERT INTO t VALUES (1,'a'),(2,'b'),(3,'a'),(4,'b');"
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "outcome"),
+    [
+        ("SELECT id FROM t ORDER BY name", "SELECT id FROM t ORDER BY name, id DESC", Outcome.CORRECT),
+        ("SELECT id FROM t ORDER BY name", "SELECT id FROM t ORDER BY name DESC, id", Outcome.WRONG),
+        ("SELECT id FROM t ORDER BY id -- by id", "SELECT id FROM t ORDER BY id DESC", Outcome.WRONG),
+        ("SELECT name FROM t ORDER BY name LIMIT 3", "SELECT name FROM t ORDER BY name, id LIMIT 3", Outcome.CORRECT),
+        ("SELECT 1000000", "SELECT 1000001.0", Outcome.WRONG),
+        ("SELECT 0.0000000001", "SELECT 0.0000000005", Outcome.WRONG),
+        ("SELECT 0.3", "SELECT 0.1 + 0.2", Outcome.CORRECT),
+        ("SELECT random()", "SELECT random()", Outcome.BAD_REFERENCE),
+    ],
+)
+async def test_ties_may_come_in_any_order_and_numbers_are_what_they_are(
+    query: str, answer: str, outcome: Outcome
+) -> None:
+    async with get_verifier("sql", workers=1) as verifier:
+        [verdict] = await verifier.verify([Item(answer, {"query": query, "schema": TIES})])
+    assert verdict.outcome is outcome, verdict

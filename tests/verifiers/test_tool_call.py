@@ -90,8 +90,45 @@ SINGLE: list[tuple[str, dict[str, Any], bool]] = [
 ]
 
 
+MCP_RECORD = {
+    "function": [
+        {"name": "get_weather", "inputSchema": {"properties": {"city": {"type": "string"}}, "required": ["city"]}}
+    ],
+    "ground_truth": [{"get_weather": {"city": ["Paris-1.25"]}}],
+}
+
+
+@pytest.mark.parametrize("char", " ,./-_*^")
+def test_a_text_is_compared_by_every_character(char: str) -> None:
+    """Unless BFCL's rule is asked for, which forgives punctuation, but not in what is a number."""
+    answers = [f'get_weather(city="Paris{char}1{other}25")' for other in ".,/-"] + ['get_weather(city="Paris-1.2.5")']
+    right = [char == "-" and answer == 'get_weather(city="Paris-1.25")' for answer in answers]
+    assert [v.score == 1 for v in verify_sync("tool_call", [Item(a, MCP_RECORD) for a in answers])] == right
+    assert all(
+        v.score == 1 for v in verify_sync("tool_call", [Item(a, MCP_RECORD) for a in answers], {"texts": "bfcl"})
+    )
+    version = MCP_RECORD | {"ground_truth": [{"get_weather": {"city": ["1.25"]}}]}
+    [verdict] = verify_sync("tool_call", [Item('get_weather(city="12.5")', version)], {"texts": "bfcl"})
+    assert verdict.score == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '<|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris-1.25"}}',
+        '{"type": "tool_use", "id": "1", "name": "get_weather", "input": {"city": "Paris-1.25"}}',
+        'Action: get_weather\nAction Input: {"city": "Paris-1.25"}',
+        '{"tool": "get_weather", "args": {"city": "Paris-1.25"}}',
+        'Sure: {"name": "get_weather", "arguments": {"city": "Paris-1.25"}}',
+    ],
+)
+def test_a_call_is_read_in_every_format_and_is_a_call_where_none_is_right(answer: str) -> None:
+    called, none = verify_sync("tool_call", [Item(answer, MCP_RECORD), Item(answer, MCP_RECORD | {"ground_truth": []})])
+    assert (called.score, none.score) == (1.0, 0.0)
+
+
 def test_a_single_call_is_judged_as_bfcl_does() -> None:
-    verdicts = verify_sync("tool_call", [Item(answer, reference) for answer, reference, _ in SINGLE])
+    verdicts = verify_sync("tool_call", [Item(answer, reference) for answer, reference, _ in SINGLE], {"texts": "bfcl"})
     assert [(answer, verdict.score == 1.0) for (answer, _, _), verdict in zip(SINGLE, verdicts, strict=True)] == [
         (answer, right) for answer, _, right in SINGLE
     ]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from quintain.fences import fenced_blocks, has_fence
-from quintain.verifiers.text import last_element, text_after_thinking
 
 Choice = Literal["first", "last", "all"]
 
@@ -38,14 +37,17 @@ class Code:
     fenced: bool
 
 
-def code_in(text: str, fences: frozenset[str], choice: Choice) -> Code | None:
-    """The code in `text` whose language is one of `fences`, or None."""
+def code_in(text: str, fences: frozenset[str], choice: Choice, defines: str | None = None) -> Code | None:
+    """The code in `text` whose language is one of `fences`, or None; of blocks, those that define the name `defines`
+    if any do: the others are examples of its use."""
     if not has_fence(text):
         return Code(text, False) if text.strip() else None
     found = blocks(text)
     chosen = [block for block in found if block.language in fences] or [block for block in found if not block.language]
     if not chosen:
         return None
+    if defines is not None and choice != "all":
+        chosen = [block for block in chosen if defining(defines).search(block.code)] or chosen
     if choice == "all":
         return Code("\n\n".join(block.code for block in chosen), True)
     return Code(chosen[0 if choice == "first" else -1].code, True)
@@ -61,14 +63,6 @@ def blocks(text: str) -> list[Block]:
     return [_block(info, code) for info, code in fenced_blocks(text)][-MAX_BLOCKS:]
 
 
-def body_of(text: str, after_thinking: bool, tag: str | None) -> str | None:
-    """The part of a model's text in which code is looked for, its indentation kept; None where there is none."""
-    body: str | None = text_after_thinking(text) if after_thinking else text
-    if body is not None and tag is not None:
-        body = last_element(body, tag)
-    return body
-
-
 def _block(info: str, code: str) -> Block:
     language, path = "", None
     for number, word in enumerate(info.replace(":", " ").split()[:4]):
@@ -78,6 +72,14 @@ def _block(info: str, code: str) -> Block:
         elif number == 0:
             language = word.strip("{}.").lower()
     return Block(language, path, code)
+
+
+def defining(name: str) -> re.Pattern[str]:
+    """Finds a definition of `name` in code: a function, a class, a method or a value."""
+    name = re.escape(name)
+    return re.compile(
+        rf"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+{name}\b|^{name}[ \t]*(?::[^=\n]*)?=(?!=)", re.MULTILINE
+    )
 
 
 def assemblies(code: Code, prompt: str, entry: str) -> list[str]:

@@ -21,7 +21,7 @@ from quintain.failure import FailureError, QuintainError
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Cost, Item, Verifier
 from quintain.verifiers.code import functions, programs, projects
-from quintain.verifiers.code.extract import Code, assemblies, body_of, code_in, files_in
+from quintain.verifiers.code.extract import Code, assemblies, code_in, files_in
 from quintain.verifiers.code.findings import CaseStatus, Finding, verdict_of
 from quintain.verifiers.code.graders import Graders
 from quintain.verifiers.code.options import CodeOptions, LanguageOptions
@@ -137,14 +137,15 @@ class CodeVerifier(Verifier):
 
     async def _find(self, task: Task, answer: str, limits: Limits, batch: Hashable) -> Finding:
         options = self.options
-        body = body_of(answer, options.after_thinking, options.tag)
+        body = options.body_of(answer)
         if isinstance(task, ProjectTask):
             return await self._find_project(task, body, limits, batch)
         name = (task.language or options.language) if isinstance(task, StdioTask) else PYTHON
         language = options.language_called(name)
         if language is None:
             raise BadReference(f"language is one of the option languages, not {name[:50]!r}")
-        code = code_of(body, name, language, options)
+        entry = task.entry_point if isinstance(task, FunctionTask) else None
+        code = code_of(body, name, language, options, entry)
         if code is None:
             return Finding(CaseStatus.NO_CODE)
         if isinstance(task, StdioTask):
@@ -200,9 +201,11 @@ class CodeVerifier(Verifier):
         return await projects.judge_project(self._sandboxes, task, solution, limits, group=batch)
 
 
-def code_of(body: str | None, name: str, language: LanguageOptions, options: CodeOptions) -> Code | None:
-    """The code of that language in `body`."""
-    return None if body is None else code_in(body, frozenset({name, *language.fences}), options.extraction)
+def code_of(
+    body: str | None, name: str, language: LanguageOptions, options: CodeOptions, defines: str | None = None
+) -> Code | None:
+    """The code of that language in `body`, which `defines` a name."""
+    return None if body is None else code_in(body, frozenset({name, *language.fences}), options.extraction, defines)
 
 
 def with_prelude(prelude: str, source: str) -> str:

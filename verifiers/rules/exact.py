@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from quintain.verdict import Verdict
 from quintain.verifiers.options import TextOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
-from quintain.verifiers.text import answer_in, shown, texts_of
+from quintain.verifiers.text import shown, texts_of
 
 
 class ExactOptions(TextOptions):
@@ -40,7 +40,7 @@ class ExactVerifier(PureVerifier):
         accepted = texts_of(reference)
         if accepted is None:
             return bad_reference("a text that is not empty, or a list of such texts", reference)
-        given = answer_in(answer, after_thinking=self.options.after_thinking, tag=self.options.tag)
+        given = self.options.answer_in(answer)
         if not given:
             return unparsable("there is no answer in the text")
         right = self._normal(given) in map(self._normal, accepted)

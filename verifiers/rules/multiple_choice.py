@@ -18,7 +18,7 @@ from quintain.verdict import Verdict
 from quintain.verifiers.options import TextOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
 from quintain.verifiers.rules.choices import LETTERS, chosen_letters
-from quintain.verifiers.text import answer_in, shown
+from quintain.verifiers.text import shown
 
 
 class MultipleChoiceOptions(TextOptions):
@@ -43,7 +43,7 @@ class MultipleChoiceVerifier(PureVerifier):
         if asked is None:
             return bad_reference('a letter, a number from 0, or {"answer": …, "choices": [texts]}', reference)
         right, choices = asked
-        given = answer_in(answer, after_thinking=self.options.after_thinking, tag=self.options.tag)
+        given = self.options.answer_in(answer)
         if not given:
             return unparsable("there is no answer in the text")
         chosen = chosen_letters(given, choices)

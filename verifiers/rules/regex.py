@@ -22,7 +22,7 @@ from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Item
 from quintain.verifiers.options import TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
-from quintain.verifiers.text import answer_in, shown, texts_of
+from quintain.verifiers.text import shown, texts_of
 from quintain.verifiers.workers.verifier import PooledVerifier
 
 MAX_PATTERN_CHARS: Final = 10_000
@@ -77,7 +77,7 @@ class RegexVerifier(PooledVerifier):
             wanted = texts_of(item.reference)
             if wanted is None:
                 return bad_reference("a text that is not empty, or a list of such texts", item.reference)
-        text = answer_in(item.answer, after_thinking=self.options.after_thinking, tag=self.options.tag)
+        text = self.options.answer_in(item.answer)
         if not text:
             return unparsable("there is no answer in the text")
         return {

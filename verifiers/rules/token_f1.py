@@ -1,7 +1,8 @@
 """The token F1 verifier: how many words do answer and reference share?
 
 Definition (Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", and the
-evaluation of SQuAD 2.0): both texts are lower-cased, freed of ASCII punctuation and of the words a, an and the,
+evaluation of SQuAD 2.0): both texts are lower-cased, their typographic
+quotation marks made plain, freed of ASCII punctuation and of the words a, an and the,
 and split at white space. With c words in common, counted as often as both have them, precision p = c / words of the
 answer, recall r = c / words of the reference, and the score is 2pr / (p + r), the best over all references. Where
 one side has no words left, the score is 1 if the other has none either, else 0.
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, Literal
 from quintain.verdict import Verdict
 from quintain.verifiers.options import TextOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
-from quintain.verifiers.text import answer_in, shown, texts_of
+from quintain.verifiers.text import shown, straight_quotes, texts_of
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -44,7 +45,7 @@ class TokenF1Verifier(PureVerifier):
         accepted = texts_of(reference)
         if accepted is None:
             return bad_reference("a text that is not empty, or a list of such texts", reference)
-        given = answer_in(answer, after_thinking=self.options.after_thinking, tag=self.options.tag)
+        given = self.options.answer_in(answer)
         if not given:
             return unparsable("there is no answer in the text")
         words = normal_words(given)
@@ -57,7 +58,7 @@ class TokenF1Verifier(PureVerifier):
 
 def normal_words(text: str) -> list[str]:
     """The words of `text` under SQuAD's normalisation."""
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return _ARTICLES.sub(" ", straight_quotes(text).lower().translate(_PUNCTUATION)).split()
 
 
 def token_f1(answer: list[str], reference: list[str]) -> float:

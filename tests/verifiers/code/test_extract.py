@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.verifiers.code.extract import Block, Code, assemblies, blocks, body_of, code_in, files_in
+from quintain.verifiers.code.extract import Block, Code, assemblies, blocks, code_in, files_in
 
 PYTHON = frozenset({"python", "py"})
 TEXT = """First:
@@ -63,12 +63,6 @@ def test_a_fence_may_name_a_file(info: str) -> None:
     assert files_in(f"```{info}\nx = 1\n```") == {"src/a.py": "x = 1\n"}
 
 
-def test_thinking_does_not_count_and_indentation_does() -> None:
-    assert body_of("<think>```python\nbad\n```</think>    return 1", True, None) == "    return 1"
-    assert body_of("<think>no end", True, None) is None
-    assert body_of("<answer>  a</answer> b", True, "answer") == "  a"
-
-
 def test_code_is_assembled_with_the_prompt_likeliest_first() -> None:
     prompt = 'import math\n\ndef f(x):\n    """Doc."""\n'
     assert assemblies(Code("    return x\n", False), prompt, "f")[0] == prompt + "    return x\n"
@@ -90,4 +84,21 @@ def test_no_text_breaks_the_extraction(text: str) -> None:
         found = code_in(text, PYTHON, choice)  # type: ignore[arg-type]
         assert found is None or found.text.replace("\n", "") in text.replace("\n", "") or choice == "all"
     files_in(text)
-    body_of(text, True, "python")
+
+
+def test_fences_as_models_write_them() -> None:
+    assert code_in("def f():\n    return 1\n```\nThis returns one.", PYTHON, "last") == Code(
+        "def f():\n    return 1\n", True
+    )
+    assert code_in("- x\n\n    ```python\n    if a:\n        b\n    ```", PYTHON, "last") == Code(
+        "if a:\n    b\n", True
+    )
+    assert code_in("a\n```\nUse:\n```python\nb\n```", PYTHON, "last") == Code("b\n", True)
+    inner = "def f():\n    '''\n    ```\n    x\n    ```\n    '''\n"
+    assert code_in(f"```python\n{inner}```", PYTHON, "last") == Code(inner, True)
+
+
+def test_of_several_blocks_the_last_that_defines_the_entry_point_is_meant() -> None:
+    text = "```python\ndef f(): return 0\n```\n```python\nf = lambda: 1\n```\n```python\nprint(f())\n```"
+    assert code_in(text, PYTHON, "last", "f") == Code("f = lambda: 1\n", True)
+    assert code_in(text, PYTHON, "last", "g") == Code("print(f())\n", True)

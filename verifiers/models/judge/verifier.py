@@ -38,14 +38,14 @@ from quintain.verifiers.models.judge.prompt import (
     pair_question,
     reference_question,
 )
-from quintain.verifiers.options import Count, Options, Positive, Seconds
+from quintain.verifiers.options import Count, Positive, Seconds, ThinkingOptions
 from quintain.verifiers.pure import bad_reference, crashed, unparsable, unreadable
-from quintain.verifiers.text import answer_in, shown
+from quintain.verifiers.text import shown
 
 SCORES: Final[Mapping[Label, float]] = {"yes": 1.0, "no": 0.0, "tie": 0.5}
 
 
-class JudgeOptions(Options):
+class JudgeOptions(ThinkingOptions):
     """Options of the judge."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
@@ -139,7 +139,7 @@ class JudgeVerifier(Verifier):
         refused = unreadable(item.answer)
         if refused is not None:
             return refused
-        answer = answer_in(item.answer)
+        answer = self.options.answer_in(item.answer)
         if not answer:
             return unparsable("there is no answer in the text")
         if len(answer) > self.options.max_chars:

@@ -28,9 +28,9 @@ from pydantic import Field, model_validator
 from quintain.failure import QuintainError, one_line
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Cost, Item, Verifier
-from quintain.verifiers.options import Count, Finite, Options, Positive, Seconds
+from quintain.verifiers.options import Count, Finite, Positive, Seconds, ThinkingOptions
 from quintain.verifiers.pure import bad_reference, unparsable, unreadable
-from quintain.verifiers.text import answer_in, shown
+from quintain.verifiers.text import shown
 
 if TYPE_CHECKING:
     from quintain.verifiers.models.reward_model.classifier import Classifier
@@ -39,7 +39,7 @@ INSTALL: Final = "pip install 'quintain[train]'"
 T = TypeVar("T")
 
 
-class RewardModelOptions(Options):
+class RewardModelOptions(ThinkingOptions):
     """Options of the reward model."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -64,8 +64,6 @@ class RewardModelOptions(Options):
     """Where the model is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The numbers it computes with."""
-    after_thinking: bool = True
-    """Only what follows the last `</think>` is scored, and nothing where the thinking never ends."""
     deadline_s: Seconds = 120.0
     """Wall time for a forward pass; more is a `timeout` for the answers in it."""
 
@@ -126,7 +124,7 @@ class RewardModelVerifier(Verifier):
         messages = _messages(item.reference)
         if messages is None:
             return bad_reference('the prompt\'s text, {"prompt": text}, {"messages": […]} or None', item.reference)
-        answer = answer_in(item.answer, after_thinking=self.options.after_thinking)
+        answer = self.options.answer_in(item.answer)
         if not answer:
             return unparsable("there is no answer in the text")
         messages = [*messages, {"role": "assistant", "content": answer}]

@@ -20,22 +20,20 @@ from typing import Any, ClassVar, Literal
 
 from quintain.nearest import one_of
 from quintain.verdict import Verdict
-from quintain.verifiers.options import Options
+from quintain.verifiers.options import ThinkingOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
 from quintain.verifiers.rules.instruction_following.checks import AT_LEAST, FAMILIES, LESS_THAN, Family, Kind
 from quintain.verifiers.rules.instruction_following.language import INSTALL, Detector
-from quintain.verifiers.text import answer_in, shown
+from quintain.verifiers.text import shown
 
 
-class InstructionFollowingOptions(Options):
+class InstructionFollowingOptions(ThinkingOptions):
     """Options of the instruction-following verifier."""
 
     mode: Literal["strict", "loose"] = "strict"
     """Whether the answer is checked as it is, or any of the paper's eight variants of it will do."""
     score: Literal["instruction", "prompt"] = "instruction"
     """The share of the instructions that are followed, or 1 where all of them are and else 0."""
-    after_thinking: bool = True
-    """Only what follows the last `</think>` is the answer, and nothing where the thinking never ends."""
 
 
 class InstructionFollowingVerifier(PureVerifier):
@@ -63,7 +61,7 @@ class InstructionFollowingVerifier(PureVerifier):
             return bad_reference(f'{{"instruction_id_list": […], "kwargs": [{{…}}]}} as in IFEval ({error})', reference)
         if self._detect is None and any(name == "language:response_language" for name, _ in instructions):
             return bad_reference(f"checkable without langdetect, or langdetect is installed ({INSTALL})", reference)
-        text = answer_in(answer, after_thinking=self.options.after_thinking)
+        text = self.options.answer_in(answer)
         if not text:
             return unparsable("there is no answer in the text")
         texts = [text] if self.options.mode == "strict" else variants(text)

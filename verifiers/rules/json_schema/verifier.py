@@ -1,5 +1,9 @@
 """The JSON-schema verifier: the reference is a JSON Schema (a mapping, or its JSON text), the answer is data.
 
+A schema may stand in a tool or a response format, as OpenAI, Anthropic and MCP have them. One with a keyword that no
+draft knows (`requierd`), or with a format that cannot be checked where formats are, is a `bad_reference`: it would let
+pass what it should refuse. Patterns are read as ECMA-262 has them.
+
 The data is the last fenced block of its language, or else the whole answer; it is read as JSON, YAML, TOML or XML
 (see `read`) and validated by `jsonschema`, under the draft that the schema names, else
 2020-12. Both happen in killable workers: a schema's `pattern` may take for ever on a hostile answer.
@@ -21,7 +25,6 @@ from quintain.verdict import Verdict
 from quintain.verifiers.base import Item
 from quintain.verifiers.options import Positive, TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
-from quintain.verifiers.text import answer_in
 from quintain.verifiers.workers.verifier import PooledVerifier
 
 INSTALL: Final = "pip install 'quintain[schema]'"
@@ -31,6 +34,11 @@ FENCES: Final = {
     "toml": frozenset({"toml", ""}),
     "xml": frozenset({"xml", ""}),
 }
+
+
+WRAPPERS: Final = ("json_schema", "function", "schema", "parameters", "inputSchema", "input_schema")
+KEYWORDS: Final = frozenset({"$ref", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "required"})
+"""A mapping with one of these is a schema itself."""
 
 
 class JsonSchemaOptions(WorkerOptions, TextOptions):
@@ -76,10 +84,11 @@ class JsonSchemaVerifier(PooledVerifier):
                 schema = json.loads(schema)
             except (ValueError, RecursionError):
                 schema = None
+        schema = unwrapped(schema)
         if not isinstance(schema, dict):
             return bad_reference("a JSON Schema: a mapping, or its JSON text", item.reference)
         options = self.options
-        text = answer_in(item.answer, after_thinking=options.after_thinking, tag=options.tag)
+        text = options.answer_in(item.answer)
         if text and options.extract != "whole":
             block = last_fence(text, FENCES[options.syntax])
             text = block if block is not None else text if options.extract == "fence_or_whole" else None
@@ -94,6 +103,14 @@ class JsonSchemaVerifier(PooledVerifier):
             "schema": schema,
             "check_formats": options.check_formats,
         }
+
+
+def unwrapped(schema: Any) -> Any:
+    """The JSON Schema in what OpenAI, Anthropic and MCP wrap around one: a response format or a tool."""
+    if not isinstance(schema, dict) or (schema.get("type") not in (None, "json_schema", "function")):
+        return schema
+    inner = next((schema[key] for key in WRAPPERS if isinstance(schema.get(key), dict)), None)
+    return schema if inner is None or KEYWORDS & set(schema) else unwrapped(inner)
 
 
 def make_json_schema_verifier(**options: Any) -> JsonSchemaVerifier:

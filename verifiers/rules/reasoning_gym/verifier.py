@@ -23,7 +23,7 @@ from quintain.verdict import Verdict
 from quintain.verifiers.base import Item
 from quintain.verifiers.options import TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
-from quintain.verifiers.text import answer_in, last_element
+from quintain.verifiers.text import last_element
 from quintain.verifiers.workers.verifier import PooledVerifier
 
 INSTALL: Final = "pip install 'quintain[reasoning-gym]'"
@@ -69,7 +69,7 @@ class ReasoningGymVerifier(PooledVerifier):
                 return bad_reference("about an entry that has its answer", entry)
         elif not isinstance(config, Mapping) or not isinstance(index, int) or isinstance(index, bool) or index < 0:
             return bad_reference('{"dataset": name} with its "entry", or with "config" and "index"', reference)
-        text = answer_in(item.answer, after_thinking=self.options.after_thinking, tag=self.options.tag)
+        text = self.options.answer_in(item.answer)
         if text and self.options.tag is None:
             text = (last_element(text, "answer") or text).strip("\r\n")
         if not text:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quintain.verdict import Outcome
-from quintain.verifiers.rules.sql.compare import Row, is_ordered, same_rows
+from quintain.verifiers.rules.sql.compare import Row, is_ordered, same_rows, tied_orders, tied_rows
 from quintain.verifiers.text import shown
 
 MAX_VALUE_BYTES: Final = 1 << 20
@@ -63,22 +63,39 @@ def check(item: dict[str, Any]) -> dict[str, Any]:
         return _bad(f"its database cannot be made: {error}")
     with closing(connection):
         try:
-            expected, columns = _executed(connection, item["query"], item["max_steps"], item["max_rows"])
+            limits = (item["max_steps"], item["max_rows"])
+            expected, columns = _executed(connection, item["query"], *limits)
+            if _executed(connection, item["query"], *limits)[0] != expected:
+                return _bad("its query finds something else when it is asked again")
         except _Failed as error:
             return _bad(f"its query fails: {error}")
         if not expected and not item["allow_empty"]:
             return _bad("its query finds no rows")
+        ends = _ends(connection, item["query"], expected, columns, *limits)
         try:
             found, width = _executed(connection, item["answer"], item["max_steps"], len(expected))
         except _Failed as error:
             outcome = Outcome.WRONG if error.is_sql else Outcome.UNPARSABLE
             return {"outcome": outcome, "detail": {"reason": str(error)}}
-    ordered = is_ordered(item["query"])
-    detail = {"rows": len(found), "expected_rows": len(expected), "ordered": ordered}
+    detail = {"rows": len(found), "expected_rows": len(expected), "ordered": ends is not None}
     if width != columns:
         return {"outcome": Outcome.WRONG, "detail": detail | {"reason": f"it has {width} columns, not {columns}"}}
-    same = same_rows(found, expected, ordered=ordered, relative_tolerance=item["relative_tolerance"])
+    same = same_rows(found, expected, ends=ends, relative_tolerance=item["relative_tolerance"])
     return {"outcome": Outcome.CORRECT if same else Outcome.WRONG, "detail": detail}
+
+
+def _ends(
+    connection: sqlite3.Connection, query: str, expected: list[Row], columns: int, max_steps: int, max_rows: int
+) -> list[int] | None:
+    """Where each group of rows ends that `query` leaves tied; None where it orders nothing."""
+    if not is_ordered(query):
+        return None
+    every = list(range(1, len(expected) + 1))
+    try:
+        orders = [_executed(connection, one, max_steps, max_rows)[0] for one in tied_orders(query, columns)]
+    except _Failed:  # an ORDER BY of another form: the order is taken as it is
+        return every
+    return tied_rows(*orders) or every
 
 
 def _opened(schema: str | None, path: str | None, max_steps: int) -> sqlite3.Connection:

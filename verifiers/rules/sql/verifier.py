@@ -8,7 +8,7 @@ The reference is `{"query": …}` with the database it is about, one of
 The answer's query is the last fenced block of SQL, or else the whole answer: one statement that only reads. Score 1
 where the results are equal (see `compare`), 0 where they are not, where the query fails, or where
 it takes more steps, rows or memory than allowed; a query that is no SQL is `unparsable`. A reference whose own query
-fails or exceeds the limits is a `bad_reference`.
+fails, exceeds the limits or finds something else when it is asked again (`random()`) is a `bad_reference`.
 
 Where the reference finds no rows, so does many a wrong query: `allow_empty: false` refuses such references.
 """
@@ -27,7 +27,6 @@ from quintain.verdict import Verdict
 from quintain.verifiers.base import Item
 from quintain.verifiers.options import Positive, TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
-from quintain.verifiers.text import answer_in
 from quintain.verifiers.workers.verifier import PooledVerifier
 
 LANGUAGES: Final = frozenset({"sql", "sqlite", "sqlite3", ""})
@@ -43,8 +42,8 @@ class SqlOptions(WorkerOptions, TextOptions):
     """How many rows a reference's query may find."""
     max_steps: Positive = 10_000_000
     """How many instructions of SQLite's virtual machine a query may take: the same everywhere, unlike a time."""
-    relative_tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-6
-    """How far two numbers, one of them with a fraction, may differ relative to the larger; 1e-9 is always allowed."""
+    relative_tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-9
+    """How far two numbers, one of them with a fraction, may differ relative to the larger; 1e-12 is always allowed."""
     allow_empty: bool = True
     """Whether a reference may find no rows at all."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
@@ -85,7 +84,7 @@ class SqlVerifier(PooledVerifier):
                 return bad_reference("about a file in the folder that the option databases names", database)
         elif not isinstance(schema, str) or database is not None:
             return bad_reference('{"query": SQL} with its "schema", a script, or its "database", a name', reference)
-        text = answer_in(item.answer, after_thinking=options.after_thinking, tag=options.tag)
+        text = options.answer_in(item.answer)
         query = text and (last_fence(text, LANGUAGES) or text).strip()
         if not query:
             return unparsable("there is no query in the answer")

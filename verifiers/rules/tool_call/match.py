@@ -6,14 +6,16 @@ The rules (Patil et al. 2025, "The Berkeley Function Calling Leaderboard", and i
   expected may be left out only where "" is among its allowed values;
 - a value has exactly the parameter's type (an integer will do for a float, a bool is no integer), or the type of
   the allowed values, where those are not of the parameter's type (a variable's name for an integer);
-- a variable's name is equal as it stands; texts are equal without regard to case, blanks and `,./-_*^`, and with
-  `'` for `"`;
+- a variable's name is equal as it stands; texts are equal but for case and for blanks at their ends, or runs of them
+  within; with `texts: bfcl`, without regard to case, blanks and `,./-_*^`, and with `'` for `"`, unless they are
+  numbers or dates, in which every character counts;
 - arrays are equal item by item; of a dictionary, each value is one of those allowed for its key, and a key may be
   left out where "" is allowed;
 - several calls are matched in any order by a maximum matching, so that a call that fits two expectations is
   never in the way of one that fits only one.
 
-Differences from BFCL's own programme: an integer will do for a float inside an array too; true is not 1 inside a
+Differences from BFCL's own programme: texts are compared by every character, and what may be left out is left out and
+not "", unless `texts: bfcl`; an integer will do for a float inside an array too; true is not 1 inside a
 dictionary either; the text "." is not "", though they are equal but for punctuation; and the matching is a maximum
 one, where BFCL takes the first fit.
 """
@@ -23,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from quintain.tool_calls import Call
 from quintain.verifiers.text import shown
@@ -43,6 +45,8 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "dict": (dict,),
     "object": (dict,),
 }
+Texts = Literal["exact", "bfcl"]
+_NUMBER_LIKE = re.compile(r"\s*[-+]?[\d\s,./:_*^-]*\d[\d\s,./:_*^%-]*")
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
@@ -63,7 +67,7 @@ class Expected:
     allowed: Mapping[str, Sequence[Any]]
 
 
-def why_not(call: Call, expected: Expected) -> str | None:
+def why_not(call: Call, expected: Expected, texts: Texts = "exact") -> str | None:
     """Why `call` is not the `expected` one, or None where it is."""
     function = expected.function
     if call.name not in (function.name, function.name.replace(".", "_")):
@@ -73,7 +77,7 @@ def why_not(call: Call, expected: Expected) -> str | None:
     for name, value in call.arguments.items():
         if name not in function.parameters or name not in expected.allowed:
             return f"there is no parameter {shown(name, 80)}"
-        problem = _why_not_value(value, function.parameters[name], expected.allowed[name])
+        problem = _why_not_value(value, function.parameters[name], expected.allowed[name], texts)
         if problem:
             return f"{name}: {problem}"
     for name, allowed in expected.allowed.items():
@@ -82,12 +86,14 @@ def why_not(call: Call, expected: Expected) -> str | None:
     return None
 
 
-def standard(text: str) -> str:
-    """`text` as BFCL compares it."""
+def standard(text: str, texts: Texts) -> str:
+    """`text` as it is compared."""
+    if texts == "exact" or _NUMBER_LIKE.fullmatch(text):
+        return " ".join(text.split()).casefold()
     return _IGNORED.sub("", text).lower().replace("'", '"')
 
 
-def _why_not_value(value: Any, schema: Mapping[str, Any], allowed: Sequence[Any]) -> str | None:
+def _why_not_value(value: Any, schema: Mapping[str, Any], allowed: Sequence[Any], texts: Texts) -> str | None:
     known = _TYPES.get(str(schema.get("type", "any")), (str,))
     given = [option for option in allowed if option != OMITTED]
     if type(value) not in known and not (given and type(value) is type(given[0])):
@@ -96,9 +102,9 @@ def _why_not_value(value: Any, schema: Mapping[str, Any], allowed: Sequence[Any]
     if isinstance(value, list) and isinstance(items, Mapping) and not _items_fit(value, items, given):
         return f"its items are not of type {items.get('type')}"
     is_variable = bool(given) and type(given[0]) not in known
-    if any(value == option if is_variable else _same(value, option) for option in given):
+    if any(value == option if is_variable else _same(value, option, texts) for option in given):
         return None
-    if value == OMITTED and OMITTED in allowed:
+    if texts == "bfcl" and value == OMITTED and OMITTED in allowed:
         return None
     return f"{shown(value, 80)} is not allowed"
 
@@ -112,23 +118,25 @@ def _items_fit(value: Sequence[Any], items: Mapping[str, Any], options: Sequence
     return False
 
 
-def _same(value: Any, option: Any) -> bool:
+def _same(value: Any, option: Any, texts: Texts) -> bool:
     if isinstance(value, str) and isinstance(option, str):
-        return standard(value) == standard(option)
+        return standard(value, texts) == standard(option, texts)
     if isinstance(value, list) and isinstance(option, list):
-        return len(value) == len(option) and all(map(_same, value, option))
+        return len(value) == len(option) and all(_same(*pair, texts) for pair in zip(value, option, strict=True))
     if isinstance(value, dict) and isinstance(option, Mapping):
-        return _same_dict(value, option)
+        return _same_dict(value, option, texts)
     if isinstance(value, bool) or isinstance(option, bool):
         return value is option
     return type(value) in (int, float, type(None)) and bool(value == option)
 
 
-def _same_dict(value: Mapping[str, Any], option: Mapping[str, Any]) -> bool:
+def _same_dict(value: Mapping[str, Any], option: Mapping[str, Any], texts: Texts) -> bool:
     for key, part in value.items():
         allowed = option.get(key)
         if key not in option or not (
-            any(_same(part, choice) for choice in allowed) if isinstance(allowed, list) else _same(part, allowed)
+            any(_same(part, choice, texts) for choice in allowed)
+            if isinstance(allowed, list)
+            else _same(part, allowed, texts)
         ):
             return False
     return all(key in value or (isinstance(allowed, list) and OMITTED in allowed) for key, allowed in option.items())

@@ -3,7 +3,8 @@
     {"function": [{"name": …, "parameters": {"properties": {…}, "required": […]}}],
      "ground_truth": [{"get_weather": {"city": ["Paris"], "unit": ["celsius", ""]}}]}
 
-`function` may also hold OpenAI's tools, `{"type": "function", "function": {…}}`. Each entry of `ground_truth` is an
+`function` may also hold the tools of OpenAI, `{"type": "function", "function": {…}}`, MCP (`inputSchema`) and Anthropic
+(`input_schema`). Each entry of `ground_truth` is an
 expected call with the values that each parameter may have. An empty `ground_truth` is BFCL's irrelevance: right is
 who calls nothing. Who tries to call something and fails to write it is `unparsable`, there too.
 """
@@ -11,23 +12,28 @@ who calls nothing. Who tries to call something and fails to write it is `unparsa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
-from quintain.tool_calls import MAX_CALLS, Call, UnreadableCall, read_calls
+from quintain.tool_calls import MAX_CALLS, Call, Schemas, UnreadableCall, read_calls
 from quintain.verdict import Verdict
-from quintain.verifiers.options import Options
+from quintain.verifiers.options import ThinkingOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
-from quintain.verifiers.rules.tool_call.match import Expected, Function, matching, why_not
-from quintain.verifiers.text import answer_in, shown
+from quintain.verifiers.rules.tool_call.match import Expected, Function, Texts, matching, why_not
+from quintain.verifiers.text import shown
+
+SCHEMAS: Final = ("parameters", "inputSchema", "input_schema")
+"""Where a function has the schema of its parameters: with OpenAI, in MCP, with Anthropic."""
 
 
-class ToolCallOptions(Options):
+class ToolCallOptions(ThinkingOptions):
     """Options of the tool-call verifier."""
 
     ordered: bool = False
     """Whether several calls must come in the order in which the reference has them."""
     partial: bool = False
     """Whether the score is the share of calls that match, of the larger of both numbers, in place of all or nothing."""
+    texts: Texts = "exact"
+    """Whether texts are compared by every character but case and blanks, or as BFCL does, without punctuation."""
 
 
 class ToolCallVerifier(PureVerifier):
@@ -42,15 +48,15 @@ class ToolCallVerifier(PureVerifier):
     def judge(self, answer: str, reference: Any) -> Verdict:
         """The score; the detail has the calls that were read and why they do not match."""
         try:
-            expected, names = expected_calls(reference)
+            expected, schemas = expected_calls(reference)
         except _BadReference as error:
             return bad_reference(f'{{"function": […], "ground_truth": […]}} as in BFCL ({error})', reference)
-        text = answer_in(answer)
+        text = self.options.answer_in(answer)
         if text is None:
             return unparsable("the thinking never ends")
         if not text and expected:
             return unparsable("there is no answer in the text")
-        calls = read_calls(text, names)
+        calls = read_calls(text, schemas)
         if isinstance(calls, UnreadableCall):
             return unparsable(calls.reason)
         detail: dict[str, Any] = {"calls": [shown(call.name, 80) for call in calls]}
@@ -65,7 +71,7 @@ class ToolCallVerifier(PureVerifier):
         return Verdict.scored(share if self.options.partial else float(share == 1.0), **detail)
 
     def _matched(self, calls: list[Call], expected: list[Expected]) -> tuple[int, list[str]]:
-        problems = [[why_not(call, one) for call in calls] for one in expected]
+        problems = [[why_not(call, one, self.options.texts) for call in calls] for one in expected]
         if self.options.ordered:
             diagonal = [problems[i][i] for i in range(min(len(calls), len(expected)))]
             matched, reasons = diagonal.count(None), [problem for problem in diagonal if problem]
@@ -81,8 +87,8 @@ class _BadReference(Exception):
     """Raised inside this module: what is wrong with the reference."""
 
 
-def expected_calls(reference: Any) -> tuple[list[Expected], list[str]]:
-    """The expected calls of `reference` and the names of the functions on offer."""
+def expected_calls(reference: Any) -> tuple[list[Expected], Schemas]:
+    """The expected calls of `reference` and the schemas of the functions on offer."""
     if not isinstance(reference, Mapping):
         raise _BadReference("it is no mapping")
     offered, truth = reference.get("function"), reference.get("ground_truth")
@@ -92,7 +98,9 @@ def expected_calls(reference: Any) -> tuple[list[Expected], list[str]]:
     if len(truth) > MAX_CALLS:
         raise _BadReference(f"it expects more than {MAX_CALLS} calls")
     functions = {function.name: function for function in map(_function, offered)}
-    return [_expected(entry, functions) for entry in truth], [*functions]
+    return [_expected(entry, functions) for entry in truth], {
+        name: {"properties": function.parameters} for name, function in functions.items()
+    }
 
 
 def _function(offered: Any) -> Function:
@@ -100,7 +108,7 @@ def _function(offered: Any) -> Function:
         offered = offered["function"]
     if not isinstance(offered, Mapping) or not isinstance(offered.get("name"), str):
         raise _BadReference("a function has a name")
-    parameters = offered.get("parameters") or {}
+    parameters: Any = next((offered[key] for key in SCHEMAS if offered.get(key)), {})
     properties = parameters.get("properties", {}) if isinstance(parameters, Mapping) else None
     required = parameters.get("required") or [] if isinstance(parameters, Mapping) else None
     if not isinstance(properties, Mapping) or not all(isinstance(one, Mapping) for one in properties.values()):
