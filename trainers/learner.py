@@ -21,18 +21,17 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from quintain.config import ExperimentConfig
-from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
 from quintain.rollout.chat.renderer import quiet_transformers
 from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.dtypes import torch_dtype
-from quintain.trainers.algorithms.grpo import Credited, Row, credit
+from quintain.trainers.algorithms.base import Algorithm, Pass
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.losses.metrics import metric_values
-from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, supports_tree
 from quintain.trainers.model.policy import ReferenceModel, load_policy
+from quintain.trainers.rows import Row, Rows
 from quintain.trainers.schedule import learning_rate
 from quintain.trainers.streams import Streams, draws_random_numbers
 from quintain.trainers.update import Share, Work, accumulate, parameters_of, score
@@ -43,11 +42,12 @@ SKIPS_IN_A_ROW = 3
 
 
 class Learner:
-    """Trains the policy of `config`. `check` may raise to give up a step under way."""
+    """Trains the policy of `config` by `algorithm`. `check` may raise to give up a step under way."""
 
     def __init__(
         self,
         config: ExperimentConfig,
+        algorithm: Algorithm,
         *,
         checkpoints: Path,
         logs: Path,
@@ -60,6 +60,7 @@ class Learner:
         threads = trainer.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
         self.config, self.checkpoints, self.logs, self._check = config, checkpoints, logs, check
+        self.algorithm = algorithm
         self._skipped = 0  # batches in a row
         self._proven = False  # a checkpoint of this process has been loaded back and found equal
         compute = torch_dtype(config.model.compute_dtype, "model.compute_dtype")
@@ -75,9 +76,8 @@ class Learner:
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.model, notes = load_policy(config.model, seed=config.seed)
         _check_length(config, self.model)
-        self.reference = ReferenceModel(self.model) if trainer.beta > 0 else None
-        self.options: LossOptions = trainer
-        self.notes: list[str] = [*notes, *self.options.warnings()]
+        self.reference = ReferenceModel(self.model) if Pass.REF in algorithm.passes else None
+        self.notes: list[str] = [*notes, *trainer.warnings()]
         try:
             self.layout = self._layout()
             self.forward, self.optimizer = self._prepared()
@@ -88,9 +88,8 @@ class Learner:
 
     def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
         """Train on a batch: `num_iterations` optimiser updates. The figures to log, by TRL's names."""
-        config, trainer = self.config, self.config.trainer
-        longest = config.rollout.max_completion_length
-        credited = credit(groups, trainer, version=step, longest=longest)
+        trainer = self.config.trainer
+        credited = self.algorithm.rows(groups, version=step)
         work = self._work(credited)
         rate = learning_rate(trainer, step)
         for group in self.optimizer.param_groups:
@@ -177,25 +176,23 @@ class Learner:
                 f" any more; the last batch is in {kept}: lower trainer.learning_rate, then go on with --resume"
             )
 
-    def _work(self, credited: Credited) -> Work:
+    def _work(self, credited: Rows) -> Work:
         """The batch cut into pieces, with what the loss needs besides the policy's own forward pass."""
-        options = self.options
-        skip_zero = options.zero_advantage_is_inert and options.top_entropy_quantile >= 1.0
-        rows = credited.trained(skip_zero=skip_zero)
-        work = Work(self._pieces(rows), rows, credited.denominators, options, self.share)
+        rows = credited.trained(self.algorithm.inert)
+        work = Work(self._pieces(rows), rows, credited.totals, self.algorithm.loss, self.share)
         if self.reference is not None and rows:
             with self.reference.model() as reference:
                 scored = score(PolicyForward(reference, temperature=self.config.rollout.temperature), work)
             work.ref = {index: tokens.logp for index, tokens in scored.items()}
-        if options.top_entropy_quantile < 1.0:
+        if Pass.ENTROPY in self.algorithm.passes:
             found = score(self._scored, work)
             every = torch.cat([tokens.entropy for tokens in found.values() if tokens.entropy is not None])
-            work.entropy_threshold = entropy_threshold(every, options.top_entropy_quantile)
+            work.totals = self.algorithm.settled(work.totals, every)
         return work
 
     def _pieces(self, rows: tuple[Row, ...]) -> list[MicroBatch]:
         segments = [row.segment for row in rows]
-        groups = [row.group for row in rows]
+        groups = [row.prefix for row in rows]
         return micro_batches(
             segments,
             groups,
@@ -259,7 +256,7 @@ def _described(row: Row) -> dict[str, Any]:
     numbers = {"advantage": [row.advantage], "logprobs": segment.logprobs.tolist()}
     finite = {name: [x if math.isfinite(x) else None for x in values] for name, values in numbers.items()}
     return {
-        "group": row.group,
+        "group": row.prefix,
         "advantage": finite["advantage"][0],
         "ids": segment.ids.tolist(),
         "mask": segment.mask.tolist(),

@@ -17,9 +17,9 @@ from typing import Protocol
 from quintain.config import ExperimentConfig
 from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.rollout.wire import PublishAnswer
-from quintain.trainers.algorithms.grpo import failures_of
 from quintain.trainers.checkpoint import Progress
 from quintain.trainers.heldout import Evaluation, evaluation_of, heldout_at
+from quintain.trainers.rows import failures_of
 from quintain.trajectory import Group
 
 PUBLISH_ATTEMPTS = 2

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quintain.config.loss import LossOptions
-from quintain.trainers.algorithms.grpo import Row
 from quintain.trainers.batches.batch import MicroBatch
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics, combine
-from quintain.trainers.losses.policy import policy_loss, reduce
-from quintain.trainers.losses.reduction import Denominators
 from quintain.trainers.model.forward import TokenLogprobs
+from quintain.trainers.rows import Row, Totals
 from quintain.trainers.streams import Streams
+
+Loss = Callable[[LossInputs, Totals], tuple[Tensor, Metrics]]
+"""A micro-batch's part of the loss [] and of the metrics (`Algorithm.loss`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,16 @@ class Share:
 class Work:
     """One batch, cut into pieces. `old` and `ref` hold log-probabilities [T] by the index of the piece.
 
-    old: of the proximal policy, filled at the first pass over the batch. ref: of the reference, empty without a KL.
+    old: of the proximal policy, filled at the first pass over the batch. ref: of the reference, empty without it.
     """
 
     pieces: Sequence[MicroBatch]
     rows: Sequence[Row]
-    denominators: Denominators
-    options: LossOptions
+    totals: Totals
+    loss: Loss
     share: Share = Share()
     old: dict[int, Tensor] = field(default_factory=dict)
     ref: dict[int, Tensor] = field(default_factory=dict)
-    entropy_threshold: float | None = None
 
 
 def accumulate(
@@ -83,10 +82,9 @@ def accumulate(
         scored = model(piece)
         work.old.setdefault(index, scored.logp.detach())
         inputs = loss_inputs(work, index, piece, scored)
-        per_token = policy_loss(inputs, work.options, entropy_threshold=work.entropy_threshold)
-        loss = reduce(per_token, inputs, work.options.loss_type, work.denominators)
+        loss, metrics = work.loss(inputs, work.totals)
         if counts:
-            done[index] = float(loss.detach()), per_token.metrics
+            done[index] = float(loss.detach()), metrics
         # DDP averages gradients over ranks; the parts are to be summed.
         return loss * (work.share.world if counts else 0.0)
 

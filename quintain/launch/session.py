@@ -17,6 +17,7 @@ from quintain.launch.run_folder import RunFolder
 from quintain.launch.servers import Address
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.wire import BatchProgress
+from quintain.trainers.algorithms import algorithm_of
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.heldout import Evaluation, heldout_at
 from quintain.trainers.learner import Learner
@@ -49,7 +50,13 @@ class TrainingRun:
         """
         progress, loop = Progress(0, 0, 0, 0.0), None
         try:
-            learner = Learner(self.config, checkpoints=self.run.checkpoints, logs=self.run.logs, check=self.check)
+            learner = Learner(
+                self.config,
+                algorithm_of(self.config),
+                checkpoints=self.run.checkpoints,
+                logs=self.run.logs,
+                check=self.check,
+            )
             progress = self._progress(learner, resume)
             for line in learner.notes:
                 self.display.say(line)

@@ -14,7 +14,7 @@ from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metric, combine
 from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.losses.policy import policy_loss, reduce
-from quintain.trainers.losses.reduction import Denominators
+from quintain.trainers.rows import Totals
 
 ROWS, LONGEST = 6, 7
 
@@ -123,9 +123,9 @@ def rows_of(inputs: LossInputs, rows: list[int]) -> LossInputs:
     return select(inputs, torch.isin(inputs.row, torch.tensor(rows, dtype=torch.int64)).nonzero()[:, 0], rows)
 
 
-def totals(inputs: LossInputs) -> Denominators:
+def totals(inputs: LossInputs) -> Totals:
     """The counts of a batch that is all there is."""
-    return Denominators(rows=inputs.rows, tokens=int(inputs.mask.sum()), max_completion_length=LONGEST)
+    return Totals(rows=inputs.rows, tokens=int(inputs.mask.sum()), max_completion_length=LONGEST)
 
 
 def threshold_of(inputs: LossInputs, options: LossOptions) -> float | None:

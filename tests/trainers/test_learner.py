@@ -18,6 +18,7 @@ from torch import Tensor
 from quintain.config import parse_config
 from quintain.failure import QuintainError
 from quintain.trainers import checkpoint
+from quintain.trainers.algorithms import algorithm_of
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.learner import Learner
 
@@ -50,7 +51,9 @@ def made(model: Path, tmp_path: Path) -> Iterator[Callable[..., Learner]]:
         options = {"learning_rate": 0.01, "threads": 1, "save_total_limit": 1} | changes
         settings = [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()]
         config = parse_config(text, settings + (['model.lora={"r": 2}'] if lora else []))
-        learners.append(Learner(config, checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs"))
+        learners.append(
+            Learner(config, algorithm_of(config), checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
+        )
         return learners[-1]
 
     yield make
@@ -247,9 +250,9 @@ def test_episodes_whose_rows_would_depend_on_the_rows_beside_them_are_refused(
     config = parse_config(text, settings)
     if refused:
         with pytest.raises(QuintainError, match=r"^rollout\.max_length: beyond 32 tokens .*set it to at most 32"):
-            Learner(config, checkpoints=tmp_path, logs=tmp_path)
+            Learner(config, algorithm_of(config), checkpoints=tmp_path, logs=tmp_path)
     else:
-        Learner(config, checkpoints=tmp_path, logs=tmp_path).close()
+        Learner(config, algorithm_of(config), checkpoints=tmp_path, logs=tmp_path).close()
 
 
 def test_what_the_trainer_cannot_run_is_one_line(model: Path, tmp_path: Path) -> None:
@@ -257,4 +260,4 @@ def test_what_the_trainer_cannot_run_is_one_line(model: Path, tmp_path: Path) ->
     untied = make_model(tmp_path / "untied", favours=7)
     config = parse_config(f"model: {{path: {untied}, compute_dtype: float32}}\nenvironment: {{name: math}}\n", [lora])
     with pytest.raises(QuintainError, match=r"^model: the LM head of LlamaForCausalLM is a Linear.*leave it out"):
-        Learner(config, checkpoints=tmp_path, logs=tmp_path)
+        Learner(config, algorithm_of(config), checkpoints=tmp_path, logs=tmp_path)

@@ -20,7 +20,7 @@ from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Kind, Metric, combine, metric_values
 from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.losses.policy import policy_loss, reduce
-from quintain.trainers.losses.reduction import Denominators
+from quintain.trainers.rows import Totals
 
 from .loss_batches import (
     LONGEST,
@@ -215,7 +215,7 @@ def test_a_micro_batch_without_tokens_contributes_zero_and_no_metrics(loss_type:
         entropy=nothing,
     )
     per_token = policy_loss(empty, busy(loss_type), entropy_threshold=0.0)
-    counts = Denominators(rows=8, tokens=100, max_completion_length=LONGEST)
+    counts = Totals(rows=8, tokens=100, max_completion_length=LONGEST)
     loss = reduce(per_token, empty, loss_type, counts)
     loss.backward()
     assert loss.item() == 0.0

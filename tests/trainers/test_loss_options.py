@@ -16,7 +16,7 @@ from quintain.config.loss import LOSS_TYPES, LossOptions
 from quintain.failure import QuintainError
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.policy import LOSSES, policy_loss
-from quintain.trainers.losses.reduction import Denominators
+from quintain.trainers.rows import Totals
 
 from .trl_oracle import DEFAULTS
 
@@ -145,7 +145,7 @@ def test_the_entropy_mask_needs_the_threshold_of_the_global_batch() -> None:
         policy_loss(inputs(entropy=torch.ones(3)), LossOptions(top_entropy_quantile=0.5))
 
 
-def test_denominators_that_are_no_counts_are_refused() -> None:
-    good = Denominators(rows=0, tokens=0, max_completion_length=1)
-    with pytest.raises(ValueError, match="denominators: expected"):
+def test_totals_that_are_no_counts_are_refused() -> None:
+    good = Totals(rows=0, tokens=0, max_completion_length=1)
+    with pytest.raises(ValueError, match="totals: expected"):
         replace(good, max_completion_length=0)

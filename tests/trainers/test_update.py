@@ -19,7 +19,7 @@ from quintain.config import parse_config
 from quintain.config.schema import TrainerConfig
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
-from quintain.trainers.algorithms.grpo import credit
+from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.batches.batch import MicroBatch, micro_batches
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs
@@ -74,13 +74,13 @@ def gradient(
     share: Share | None = None, model: nn.Module | None = None, streams: int = 1, mixed: bool = False,
 ) -> tuple[Tensor, float, dict[str, float]]:  # fmt: skip
     model = model or tiny()
-    credited = credit(batch, trainer, version=0, longest=8)
+    credited = GRPO(trainer, longest=8).rows(batch, version=0)
     rows = credited.rows
     pieces = micro_batches(
-        [r.segment for r in rows], [r.group for r in rows], layout=layout, max_tokens=max_tokens, at_least=streams
+        [r.segment for r in rows], [r.prefix for r in rows], layout=layout, max_tokens=max_tokens, at_least=streams
     )
     assert len(pieces) >= streams
-    work = Work(pieces, rows, credited.denominators, trainer, share or Share())
+    work = Work(pieces, rows, credited.totals, GRPO(trainer, longest=8).loss, share or Share())
     policy = PolicyForward(model, temperature=0.8)
 
     def forward(piece: MicroBatch) -> TokenLogprobs:
@@ -180,9 +180,9 @@ def test_a_failed_trajectory_changes_neither_advantages_nor_gradient() -> None:
     trainer = config()
     with_failures = groups(3, failing=True)
     without = [Group(g.id, g.index, g.trajectories[:3]) for g in with_failures]
-    a, b = (credit(batch, trainer, version=0, longest=8) for batch in (with_failures, without))
+    a, b = (GRPO(trainer, longest=8).rows(batch, version=0) for batch in (with_failures, without))
     assert [row.advantage for row in a.rows] == [row.advantage for row in b.rows]
-    assert a.denominators == b.denominators
+    assert a.totals == b.totals
     assert near(gradient(with_failures, trainer)[0], gradient(without, trainer)[0])
     assert (a.metrics["failures"], b.metrics["failures"]) == (3, 0)
     assert a.metrics["reward"] == b.metrics["reward"]
@@ -195,12 +195,12 @@ def test_rows_without_advantage_may_be_left_out_of_the_forward_pass() -> None:
         Trajectory(t.id, t.group, t.task, t.index, t.member, 0, t.turns, t.ending, 1.0) for t in batch[1].trajectories
     )
     batch[1] = Group("1", 1, same)
-    credited = credit(batch, trainer, version=0, longest=8)
-    kept = credited.trained(skip_zero=True)
-    assert {row.group for row in kept} == {0, 2}
-    pieces = micro_batches([r.segment for r in kept], [r.group for r in kept], layout="tree", max_tokens=10_000)
+    credited = GRPO(trainer, longest=8).rows(batch, version=0)
+    kept = credited.trained(GRPO(trainer, longest=8).inert)
+    assert {row.prefix for row in kept} == {0, 2}
+    pieces = micro_batches([r.segment for r in kept], [r.prefix for r in kept], layout="tree", max_tokens=10_000)
     model = tiny()
-    work = Work(pieces, kept, credited.denominators, trainer)
+    work = Work(pieces, kept, credited.totals, GRPO(trainer, longest=8).loss)
     accumulate(PolicyForward(model, temperature=0.8), work, backward=lambda value: value.backward())
     left_out = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert near(left_out, gradient(batch, trainer)[0])
@@ -208,7 +208,7 @@ def test_rows_without_advantage_may_be_left_out_of_the_forward_pass() -> None:
 
 def test_a_reward_the_environment_does_not_give_is_said_with_what_it_gives() -> None:
     with pytest.raises(QuintainError, match=r"trainer\.reward_weights: the environment gives no reward 'style'"):
-        credit(groups(1), config(reward_weights={"style": 1.0}), version=0, longest=8)
+        GRPO(config(reward_weights={"style": 1.0}), longest=8).rows(groups(1), version=0)
 
 
 RANK = """
@@ -219,16 +219,16 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.trainers.test_update import config, groups, tiny
 from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.model.forward import PolicyForward
-from quintain.trainers.algorithms.grpo import credit
+from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.update import Share, Work, accumulate
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 model, trainer, batch = tiny(), config(), groups(5)
-credited = credit(batch, trainer, version=0, longest=8)
+credited = GRPO(trainer, longest=8).rows(batch, version=0)
 rows = credited.rows
-pieces = micro_batches([r.segment for r in rows], [r.group for r in rows], layout="tree", max_tokens=int(sys.argv[1]))
+pieces = micro_batches([r.segment for r in rows], [r.prefix for r in rows], layout="tree", max_tokens=int(sys.argv[1]))
 forward = DistributedDataParallel(PolicyForward(model, temperature=0.8))
-work = Work(pieces, rows, credited.denominators, trainer, Share(dist.get_rank(), dist.get_world_size()))
+work = Work(pieces, rows, credited.totals, GRPO(trainer, longest=8).loss, Share(dist.get_rank(), dist.get_world_size()))
 loss, _ = accumulate(forward, work, backward=lambda value: value.backward(), unsynced=forward.no_sync)
 flat = torch.cat([p.grad.flatten() for p in model.parameters()])
 total = torch.tensor([loss]); dist.all_reduce(total)

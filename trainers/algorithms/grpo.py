@@ -1,77 +1,75 @@
 """GRPO: a group's rewards become advantages relative to each other; the losses are those of `losses`.
 
-What this file decides is the credit: which row gets which advantage, which rows are trained on at all, and the global
-counts that reductions divide by. Invariants: a failure is in no mean, no deviation and no denominator; the counts
-are of the whole batch, before anything is left out of the forward pass.
+What this file decides is the credit: which row gets which advantage, and which rows are trained on at all.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from quintain.config import TrainerConfig
 from quintain.failure import QuintainError
+from quintain.trainers.algorithms.base import Pass
 from quintain.trainers.estimators import group_advantages
-from quintain.trainers.losses.reduction import Denominators
-from quintain.trajectory import Group, Segment, Trajectory, to_segments
+from quintain.trainers.losses.inputs import LossInputs
+from quintain.trainers.losses.metrics import Metrics
+from quintain.trainers.losses.offpolicy import entropy_threshold
+from quintain.trainers.losses.policy import policy_loss, reduce
+from quintain.trainers.rows import Row, Rows, Totals, described
+from quintain.trajectory import Group, Trajectory, to_segments
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """A segment with its credit. `group` is shared by rows whose prompts may be shared."""
+class GRPO:
+    """Group-relative advantages and the loss that `config` says; `longest` is the completion limit in tokens."""
 
-    segment: Segment
-    group: int
-    advantage: float
-    masked: bool = False  # counted, but not trained on (a truncated completion)
+    def __init__(self, config: TrainerConfig, *, longest: int) -> None:
+        self.config, self.longest = config, longest
+        self._all_tokens = config.top_entropy_quantile >= 1.0
+        wanted = {Pass.REF: config.beta > 0, Pass.ENTROPY: not self._all_tokens}
+        self.passes = frozenset(name for name, needed in wanted.items() if needed)
 
+    def rows(self, groups: Sequence[Group], *, version: int) -> Rows:
+        """Advantages and rows of a step's groups; `version` is the trainer's."""
+        config = self.config
+        members = [(g, row) for g, group in enumerate(groups) for row in group.trajectories]
+        failed = np.array([row.failure is not None for _, row in members], dtype=np.bool_)
+        names = tuple(config.reward_weights or ())
+        advantages = group_advantages(
+            _rewards([row for _, row in members], names),
+            np.array([g for g, _ in members]),
+            failed=failed,
+            weights=tuple(config.reward_weights.values()) if config.reward_weights else None,
+            scale_rewards=config.scale_rewards,
+            multi_objective_aggregation=config.multi_objective_aggregation,
+            names=names or None,
+        )
+        rows = [
+            Row(segment, g, float(advantage), config.mask_truncated_completions and trajectory.truncated)
+            for (g, trajectory), advantage in zip(members, advantages.advantage, strict=True)
+            if trajectory.failure is None
+            for segment in to_segments(trajectory)
+        ]
+        tokens = sum(int(row.segment.mask.sum()) for row in rows if not row.masked)
+        totals = Totals(rows=len(rows), tokens=tokens, max_completion_length=self.longest)
+        metrics = {**advantages.metrics, **described([row for _, row in members], rows, version)}
+        return Rows(tuple(rows), totals, metrics)
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Credited:
-    """The rows of a step, the counts of the whole batch, and what to log."""
+    def inert(self, row: Row) -> bool:
+        """Whether `row` need not be run: it has no advantage, and nothing else of the loss needs it."""
+        return row.advantage == 0.0 and self.config.zero_advantage_is_inert and self._all_tokens
 
-    rows: tuple[Row, ...]
-    denominators: Denominators
-    metrics: dict[str, float]
+    def settled(self, totals: Totals, entropies: Tensor) -> Totals:
+        """`totals` with the entropy above which tokens are trained on."""
+        return replace(totals, entropy_threshold=entropy_threshold(entropies, self.config.top_entropy_quantile))
 
-    def trained(self, *, skip_zero: bool) -> tuple[Row, ...]:
-        """The rows that need a forward pass; `skip_zero` leaves out those that have no gradient."""
-        return tuple(row for row in self.rows if not row.masked and not (skip_zero and row.advantage == 0.0))
-
-
-def credit(groups: Sequence[Group], config: TrainerConfig, *, version: int, longest: int) -> Credited:
-    """Advantages and rows of a step's groups; `version` is the trainer's, `longest` the completion limit in tokens."""
-    members = [(g, row) for g, group in enumerate(groups) for row in group.trajectories]
-    failed = np.array([row.failure is not None for _, row in members], dtype=np.bool_)
-    names = tuple(config.reward_weights or ())
-    advantages = group_advantages(
-        _rewards([row for _, row in members], names),
-        np.array([g for g, _ in members]),
-        failed=failed,
-        weights=tuple(config.reward_weights.values()) if config.reward_weights else None,
-        scale_rewards=config.scale_rewards,
-        multi_objective_aggregation=config.multi_objective_aggregation,
-        names=names or None,
-    )
-    rows = [
-        Row(segment, g, float(advantage), config.mask_truncated_completions and trajectory.truncated)
-        for (g, trajectory), advantage in zip(members, advantages.advantage, strict=True)
-        if trajectory.failure is None
-        for segment in to_segments(trajectory)
-    ]
-    tokens = sum(int(row.segment.mask.sum()) for row in rows if not row.masked)
-    denominators = Denominators(rows=len(rows), tokens=tokens, max_completion_length=longest)
-    metrics = {**advantages.metrics, **_described([row for _, row in members], rows, version)}
-    return Credited(tuple(rows), denominators, metrics)
-
-
-def failures_of(groups: Sequence[Group]) -> Counter[str]:
-    """How many trajectories failed, by what happened."""
-    return Counter(str(row.failure) for group in groups for row in group.trajectories if row.failure is not None)
+    def loss(self, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
+        """The policy loss of `losses`, reduced."""
+        per_token = policy_loss(inputs, self.config, entropy_threshold=totals.entropy_threshold)
+        return reduce(per_token, inputs, self.config.loss_type, totals), per_token.metrics
 
 
 def _rewards(rows: Sequence[Trajectory], names: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
@@ -91,28 +89,3 @@ def _rewards(rows: Sequence[Trajectory], names: Sequence[str]) -> np.ndarray[tup
                 )
             table[i, k] = row.rewards[name]
     return table
-
-
-def _described(trajectories: Sequence[Trajectory], rows: Sequence[Row], version: int) -> dict[str, float]:
-    """Lengths, endings and staleness, under TRL's names where it has them."""
-    lived = [row for row in trajectories if row.failure is None]
-    out = {
-        "failures": float(len(trajectories) - len(lived)),
-        "segments_forked": float(len(rows) - len(lived)),
-    }
-    if not lived:
-        return out
-    lengths = np.array([row.output_tokens for row in lived])
-    cut = np.array([row.truncated for row in lived])
-    lags = np.concatenate([version - row.segment.versions[row.segment.mask] for row in rows]) if rows else np.zeros(1)
-    return out | {
-        "num_tokens": float(lengths.sum()),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/min_length": float(lengths.min()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float(cut.mean()),
-        "completions/mean_terminated_length": float(lengths[~cut].mean()) if (~cut).any() else 0.0,
-        "staleness/mean": float(lags.mean()),
-        "staleness/max": float(lags.max()),
-        "turns/mean": float(np.mean([len(row.turns) for row in lived])),
-    }

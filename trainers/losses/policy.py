@@ -29,7 +29,6 @@ from quintain.trainers.losses.cores import (
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs, bounded_exp, cleaned
 from quintain.trainers.losses.metrics import Draft, Kind, Metrics, draft, fetched
 from quintain.trainers.losses.reduction import (
-    Denominators,
     Reduction,
     local_token_mean,
     row_mean_of_means,
@@ -37,6 +36,7 @@ from quintain.trainers.losses.reduction import (
     sum_over_longest,
     sum_over_tokens,
 )
+from quintain.trainers.rows import Totals
 
 Needed = TypeVar("Needed", Tensor, float)
 
@@ -107,9 +107,9 @@ def policy_loss(inputs: LossInputs, options: LossOptions, *, entropy_threshold: 
     return PerToken(torch.where(tokens.mask, loss, 0.0), fetched(drafts))
 
 
-def reduce(per_token: PerToken, inputs: LossInputs, loss_type: LossType, denominators: Denominators) -> Tensor:
+def reduce(per_token: PerToken, inputs: LossInputs, loss_type: LossType, totals: Totals) -> Tensor:
     """The micro-batch's part of the batch loss, a scalar with a gradient; the parts add up (`reduction`)."""
-    return LOSSES[loss_type].reduction(per_token.loss, inputs, denominators)
+    return LOSSES[loss_type].reduction(per_token.loss, inputs, totals)
 
 
 def _k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
