@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from quintain.config import ExperimentConfig
-from quintain.launch.checks import check_model
+from quintain.envs.client import EnvClient
+from quintain.launch.checks import check_model, check_split
 from quintain.launch.run_folder import new_run, resumed_run, settle_dtypes
 from quintain.launch.servers import start_environment
 from quintain.launch.supervisor import Supervisor, share_cores
@@ -58,6 +59,7 @@ def serve_rollout(
     try:
         report("starting the environment server")
         environment = start_environment(supervisor, config, run)
+        check_split(config, EnvClient(environment.url, environment.token))
         config = settle_dtypes(config, say=report, phase=report)
         run.keep(config)
         report("starting the engine")

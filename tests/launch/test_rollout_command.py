@@ -177,6 +177,10 @@ def test_what_cannot_begin_is_one_clear_line(run: Run, tmp_path: Path) -> None:
         assert says in line
         assert "Traceback" not in done.stderr
         assert not run.path.exists()
+    done = quintain(*serve, "--set=environment.split=exam")
+    assert done.returncode == 2
+    assert "Error: environment.split: " in done.stderr
+    assert "starting the engine" not in done.stderr
     done = quintain("rollout", "audit", str(tmp_path / "nothing"))
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
