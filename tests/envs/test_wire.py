@@ -51,7 +51,7 @@ def failure(response: httpx.Response) -> tuple[int, str, str]:
 
 def test_an_episode_by_hand(http):
     created = create(http, seed=5)
-    assert set(created) == {"episode_id", "turn", "state", "lease_s", "observation"}
+    assert set(created) == {"episode_id", "task_id", "turn", "state", "lease_s", "observation"}
     assert created["observation"]["info"]["seed"] == 5
     url = f"/v1/episodes/{created['episode_id']}"
     step = http.post(f"{url}/step", json=say("hello")).json()
