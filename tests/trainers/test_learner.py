@@ -147,10 +147,10 @@ def test_weights_that_say_nothing_finite_are_not_blamed_on_the_engine(
     made: Callable[..., Learner], tmp_path: Path
 ) -> None:
     from quintain.config import RolloutConfig
-    from quintain.trainers.publishing.publish import Publisher
+    from quintain.trainers.publishing.publish import PolicyPublisher
 
     learner = made(path=make_model(tmp_path / "model"))
-    publisher = Publisher(learner, None, RolloutConfig(), scratch=tmp_path)  # type: ignore[arg-type]
+    publisher = PolicyPublisher(learner, None, RolloutConfig(dtype="float32"), scratch=tmp_path)  # type: ignore[arg-type]
     with torch.no_grad():
         next(learner.model.parameters()).fill_(torch.nan)
     with pytest.raises(QuintainError, match="the trained weights give log-probabilities that are not finite"):
