@@ -302,7 +302,7 @@ def _encoded(value: Any, stage: Stage) -> str:
     try:
         return to_json(value)
     except (QuintainError, ValueError) as error:
-        raise invalid(f"what the environment's {stage} gave cannot be sent: {error}", stage) from error
+        raise invalid(f"what the environment's {stage} gave cannot be sent as JSON: {error}", stage) from error
 
 
 def _where(call: WorkerCall) -> str:

@@ -144,7 +144,7 @@ def test_a_request_that_cannot_be_met_says_why_and_nothing_else(http, method, pa
         ("reward nan", 500, "invalid", "the reward must be a finite number, not nan"),
         ("reward -inf", 500, "invalid", "the reward must be a finite number, not -inf"),
         ("nothing", 500, "invalid", "the environment's step must give a Step, not a NoneType"),
-        ("unsendable", 500, "invalid", "cannot be sent as JSON"),
+        ("unsendable", 500, "invalid", "is of type"),
         ("surrogate", 500, "invalid", "cannot be sent as JSON"),
         ("malformed", 500, "invalid", "the content of a user message must be text, not 5"),
         ("exit", 500, "crashed", "the process that ran the environment died"),
