@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quintain.failure import QuintainError
 from quintain.verdict import Outcome
-from quintain.verifiers import Item, get_verifier
+from quintain.verifiers import Item, get_verifier, verify_sync
 from quintain.verifiers.rules.reasoning_gym.guard import arithmetic, mathematics
 
 COMPOSITE = "composite"
@@ -170,3 +170,10 @@ def test_without_reasoning_gym_the_error_says_what_to_install(monkeypatch: pytes
     monkeypatch.setattr("quintain.verifiers.rules.reasoning_gym.verifier.find_spec", lambda name: None)
     with pytest.raises(QuintainError, match=r"pip install 'quintain\[reasoning-gym\]'"):
         get_verifier("reasoning_gym")
+
+
+def test_a_number_of_gsm_symbolic_stands_alone() -> None:
+    reference = {"dataset": "gsm_symbolic", "entry": {"question": "", "answer": "20", "metadata": {}}}
+    answers = ["20", "$20.00", "-20", "not 20", "20 or 21", "20%"]
+    verdicts = verify_sync("reasoning_gym", [Item(answer, reference) for answer in answers], {"workers": 1})
+    assert [verdict.score for verdict in verdicts] == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from decimal import Decimal
 from functools import cache
 from typing import Any, Final
 
@@ -18,6 +20,9 @@ OF_TUPLES: Final = frozenset({"arc_agi", "rearc"})
 """Families whose scorers compare with tuples, which JSON does not have."""
 TRUTH_OF_ANY_TEXT: Final = frozenset({"game_of_life_halting"})
 """Families whose scorers compare `bool(text)`, true of every answer: here the texts are compared."""
+OF_ANY_NUMBER_WITHIN: Final = frozenset({"gsm_symbolic"})
+"""Families whose scorers take a number wherever it stands ("not 20", "20 or 21", "-20"): here it stands alone."""
+_NUMBER = re.compile(r"\$?([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\.?")
 COMPOSITE: Final = "composite"
 """A mixture of families: each of its entries names its own."""
 
@@ -53,6 +58,8 @@ def check(item: dict[str, Any]) -> dict[str, Any]:
     install()
     if name in TRUTH_OF_ANY_TEXT:
         score: float | Exception = float(item["answer"].strip().lower() == str(entry["answer"]).strip().lower())
+    elif name in OF_ANY_NUMBER_WITHIN:
+        score = float(_number(item["answer"]) is not None and _number(item["answer"]) == _number(str(entry["answer"])))
     else:
         score = _scored(source, item["answer"], entry)
     if isinstance(score, Exception):
@@ -76,6 +83,12 @@ def _scored(source: Any, answer: str, entry: Any) -> float | Exception:
     except Exception as error:  # the boundary: what scorers raise becomes a verdict
         return error
     return min(max(score, 0.0), 1.0) if math.isfinite(score) else ValueError(f"a score of {score}")
+
+
+def _number(text: str) -> Decimal | None:
+    """The number that is all of `text`."""
+    found = _NUMBER.fullmatch(text.strip())
+    return None if found is None else Decimal(found[1].replace(",", ""))
 
 
 def _with_tuples(value: Any) -> Any:
