@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintain.failure import FailureKind, QuintainError, Stage
@@ -237,3 +237,47 @@ async def test_broken_unicode_costs_nothing_but_its_verdict(verifier: MathVerifi
     verdicts = await verifier.verify([*(Item(answer, r"\sqrt{2}") for answer in broken), Item("25", "25")])
     assert {verdict.outcome for verdict in verdicts[:-1]} <= {Outcome.UNPARSABLE, Outcome.WRONG, Outcome.CORRECT}
     assert verdicts[-1].outcome is Outcome.CORRECT
+
+
+REFERENCES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=60),
+    st.lists(st.integers(), max_size=2),
+    st.fixed_dictionaries(
+        {"answer": st.sampled_from(["25", r"\sqrt{2}", "0.002, 7 \\times 10^{35}", "Tuesday"])},
+        optional={
+            "abs_tol": st.one_of(st.floats(), st.sampled_from([10**35, 1e34, 2**64, 10**900, 10**5000])),
+            "rel_tol": st.floats(),
+            "unit": st.text(max_size=5),
+        },
+    ),
+)
+ANSWERS = st.one_of(
+    st.text(max_size=60), st.sampled_from([r"\sqrt{3}", "0.001, 7.1 \\cdot 10^{35}", r"\boxed{x^2}", "25 m"])
+)
+
+
+async def test_no_input_raises_out_of_verify_or_takes_the_batch_with_it(verifier: MathVerifier) -> None:
+    items: list[Item] = []
+
+    @settings(max_examples=150, database=None)
+    @given(ANSWERS, REFERENCES)
+    def collect(answer: str, reference: Any) -> None:
+        items.append(Item(answer, reference))
+
+    collect()
+    verdicts = await verifier.verify([*items, Item(r"\sqrt{8}", r"2\sqrt{2}")])
+    assert len(verdicts) == len(items) + 1
+    lost = (Outcome.CRASHED, Outcome.TIMEOUT)
+    crashed = [item for item, verdict in zip(items, verdicts, strict=False) if verdict.outcome in lost]
+    assert not crashed
+    assert verdicts[-1].outcome is Outcome.CORRECT
+
+
+async def test_a_tolerance_beyond_64_bits_is_one(verifier: MathVerifier) -> None:
+    reference = {"answer": r"7 \times 10^{35}, 0.002", "abs_tol": 1e34}
+    [verdict] = await verifier.verify([Item(r"0.001, 7.1 \cdot 10^{35}", reference)])
+    assert verdict.outcome is Outcome.CORRECT

@@ -47,8 +47,11 @@ def same_zeros(one: Node, other: Node, op: str, expected: str, *, rename: bool) 
 
 
 def same_solution(one: Node, other: Node) -> bool:
-    """Whether two equations have the same solution for a variable in which both are linear."""
-    names = symbols(one)
+    """Whether two equations have the same solution for each variable in which both are linear; there must be one.
+
+    One variable alone would not do: a x = 2 a and a x = 3 a have the same solution for a.
+    """
+    names, solved = symbols(one), 0
     for name in sorted(names):
         solve, expected = linear_solution(one, name), linear_solution(other, name)
         agreed = 0
@@ -57,12 +60,10 @@ def same_solution(one: Node, other: Node) -> bool:
             if first is None or second is None:
                 continue
             if first != second:
-                agreed = 0
-                break
+                return False
             agreed += 1
-        if agreed >= POINTS:
-            return True
-    return False
+        solved += agreed >= POINTS
+    return solved > 0
 
 
 def sample(one: Node, other: Node, names: frozenset[str]) -> Iterator[dict[str, Fraction]]:

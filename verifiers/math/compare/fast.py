@@ -19,7 +19,7 @@ from quintain.verifiers.math.options import MathOptions
 from quintain.verifiers.math.read.exact import is_true
 from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import Plain, decimal_comma, parse_plain, same, within
-from quintain.verifiers.math.read.spelling import comparable, is_a_word, same_words, tokens_of, unwrapped
+from quintain.verifiers.math.read.spelling import comparable, is_a_word, is_words, same_words, tokens_of, unwrapped
 from quintain.verifiers.math.read.units import Unit, conversion, split_unit
 from quintain.verifiers.rules.choices import chosen_letters, listed_letters
 from quintain.verifiers.text import text_after_thinking
@@ -70,10 +70,12 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Equal
     expected = read_reference(reference, options.reference)
     if isinstance(expected, str):
         return Verdict.failed(Outcome.BAD_REFERENCE, expected)
-    asked = tokens_of(expected.text)
-    for rule, span in spans(answer, options.extraction):
-        if tokens_of(span) == asked:
-            return _scored(True, {"answer": _shown(span), "rule": rule})
+    right = expression(expected.text, noted=True)
+    if right.plain is None and (is_words(expected.text) or _RELATION.search(expected.text)):
+        asked = tokens_of(expected.text)
+        for rule, span in spans(answer, options.extraction):
+            if tokens_of(span) == asked:
+                return _scored(True, {"answer": _shown(span), "rule": rule})
     found = extract(answer, options.extraction)
     if found is None:
         return _unparsable("there is no answer in the text")
@@ -84,10 +86,10 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Equal
         if letters:
             reason = {"reason": "more than one choice"} if len(letters) > 1 else {}
             return _scored(letters == {choice[1]}, detail, **reason)
-    right, given = expression(expected.text, noted=True), expression(found.text)
+    given = expression(found.text)
     if right.plain is not None:
         return _against_number(found, given, right, expected, options, detail)
-    if tokens_of(found.text) == asked:
+    if tokens_of(found.text) == tokens_of(expected.text):
         return _scored(True, detail)
     same_units = conversion(given.unit, right.unit, strict=options.units == "strict") == 1
     same_braces = found.groups == expected.groups or _SET.search(given.text) is None

@@ -6,9 +6,9 @@ Shapes of different types are different, with these exceptions, each a policy of
   them, never a sum. Of a chain that begins with a name the last side counts (as in math-verify; it is still one answer
   and no more), of a chain of numbers alone every step must be true: `17 + 8 = 25` is 25, `3 = 5` is nothing;
 - after `\\approx` comes a decimal for people: `x = 1/3 \\approx 0.33` is 1/3, and 0.33 only if that rounds it;
-- in lists and sets neither order nor repetition matters, and a list is the set of the same elements; a list in the
-  order of a tuple is the tuple (`1, 3` is `(1, 3)`, `3, 1` is not), and the set of one element is the element. A set
-  is never a tuple;
+- in lists and sets the order does not matter, and repetition only where the reference has it; a list is the set of the
+  same elements, in the order of a tuple the tuple (`1, 3` is `(1, 3)`, `3, 1` is not), and the set of one element is
+  the element. A set is never a tuple; a matrix of one row or column is the tuple of its entries;
 - `(a, b)` is a point or an open interval, whichever the other side is;
 - an inequality in one variable is the interval of its solutions, `x \\in S` is S (an answer that is an inequality
   only with `relations_are_sets`);
@@ -27,7 +27,7 @@ from typing import Literal
 from quintain.verifiers.math.compare import equality, real_sets, rounded
 from quintain.verifiers.math.compare.equality import Closeness
 from quintain.verifiers.math.compare.equations import FLIPPED, same_zeros
-from quintain.verifiers.math.compare.naming import is_name
+from quintain.verifiers.math.read.naming import is_name
 from quintain.verifiers.math.read.numbers import parse_plain
 from quintain.verifiers.math.read.shapes import Combined, Ratio, Relation, Shape, ShapeGroup, Span, Value, Words
 from quintain.verifiers.math.read.spelling import are_words, comparable, keeps_words, same_words, tokens_of
@@ -49,7 +49,7 @@ class Judge:
     relations_are_sets: bool = True
 
     def same(self, answer: Shape, reference: Shape) -> bool:
-        """Whether `answer` is `reference`. Raises `Refused` or `Unreadable` where that cannot be known."""
+        """Whether `answer` is `reference`. Raises `Undecided` or `Unreadable` where that cannot be known."""
         if isinstance(answer, Words) or isinstance(reference, Words):
             return _same_text(answer, reference)
         if isinstance(answer, Relation) and isinstance(reference, Relation):
@@ -122,8 +122,11 @@ class Judge:
             return len(answer.items) == len(reference.items) and all(
                 self.same(one, other) for one, other in zip(answer.items, reference.items, strict=True)
             )
-        if kinds == {"list"} and self._repeats(reference.items):
-            return self._same_parts(answer.items, reference.items)
+        if kinds == {"list"}:
+            if self._same_parts(answer.items, reference.items):
+                return True
+            if self._repeats(reference.items):
+                return False
         return all(any(self._is(one, other) for other in reference.items) for one in answer.items) and all(
             any(self._is(one, other) for one in answer.items) for other in reference.items
         )

@@ -77,8 +77,8 @@ _BOX = re.compile(
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$((?:\\.|[^$\\])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _INLINE = re.compile(r"\$\$.+?\$\$|\$(?!\s)(?:\\.|[^$\\\n])+?(?<!\s)\$(?!\d)|\\\(.+?\\\)|\\\[.+?\\\]")
 _LISTING = re.compile(r"\b(?:and|or)\b")
-_VALUE_AND_WORDS = re.compile(r"[-+$€£]?\d[\d.,/ ]*%?((?:\s+[A-Za-z'-]+){1,4})[.!]?")
-_CLAUSE = re.compile(r"\b(?:is|are|was|were|be|because|since|as|which|so|for)\b")
+_VALUE_AND_WORDS = re.compile(r"[-+$€£]?\d[\d.,/ ]*%?((?:\s+\(?[A-Za-z'/-]+\)?){1,4})[.!]?")
+_CLAUSE = re.compile(r"\b(?:is|are|was|were|be|because|since|as|which|so|for|in total|altogether)\b")
 _FACTORIAL = re.compile(r"!\s*(?:\$|\\\)|\\\])[\s.*]*$")
 _UNIT_WORDS = re.compile(r"(?<=[\d\s])(?<![\\A-Za-z])[A-Za-z]{2,}(?:\s+[A-Za-z]{2,}){0,3}(?=\s*(?:[-+*/=.,]|$))")
 _TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)")
@@ -270,8 +270,11 @@ def _from_prose(body: str) -> Extracted | None:
         return _extracted(" , ".join(line for line in lines.split("\n") if line.strip()), "whole")
     answers = list(_ANSWER.finditer(body))
     if answers:
+        rival = _rival(body, answers)
+        if rival is not None:
+            return _extracted(rival, "answer")
         for sentence, following in pairwise([*sentences(body[answers[-1].end() :]), ""]):
-            sentence = sentence.strip(EMPHASIS + " ")
+            sentence = sentence.strip("*_` .")
             if (reads_whole(sentence) or _is_value_and_words(sentence)) and not has_second_thoughts(following):
                 return _extracted(sentence, "answer")
             run = first(sentence, following)
@@ -291,6 +294,19 @@ def _from_prose(body: str) -> Extracted | None:
         return _of_run(weak, "last")
     words = unwrapped(body.strip(EMPHASIS + " \n"))
     return Extracted(words, "words") if 0 < len(words.split()) <= MAX_WORDS else None
+
+
+def _rival(body: str, answers: list[re.Match[str]]) -> str | None:
+    """Both of the last two answers, where the second one follows the first and does not correct it."""
+    if len(answers) < 2:
+        return None
+    between = body[answers[-2].end() : answers[-1].start()]
+    if len(between) > MAX_GAP_CHARS or "\n\n" in between or _STEPS.search(between):
+        return None
+    one, other = (first(next(sentences(text), "")) for text in (between, body[answers[-1].end() :]))
+    if one is None or other is None or comparable(one.text) == comparable(other.text):
+        return None
+    return f"{one.text} , {other.text}"
 
 
 def _is_value_and_words(text: str) -> bool:

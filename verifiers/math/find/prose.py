@@ -242,6 +242,8 @@ def _is_math_word(word: str, before: str, after: str) -> bool:
         return False
     if not letters:
         return not any(char in "—…#~" for char in word)
+    if word == "in" and after:
+        return False
     if (
         word in UNITS
         or word.lower() in UNITS

@@ -59,9 +59,12 @@ def read_reference(reference: Any, mode: ReferenceMode = "auto") -> Reference | 
     for name, limit in (("rel_tol", 1.0), ("abs_tol", math.inf)):
         value = reference.get(name)
         if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < limit
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < limit
+            or (isinstance(value, int) and value.bit_length() > 4_000)
         ):
-            return f"{name} is a number from 0{' to below 1' if limit == 1.0 else ', finite'}, not {value!r:.50}"
+            return f"{name} is a number from 0{' to below 1' if limit == 1.0 else ', finite'}, not {_shown(value)}"
         tolerances.append(None if value is None else Fraction(repr(value)))
     text, groups = found
     unit = reference.get("unit")
@@ -72,6 +75,11 @@ def read_reference(reference: Any, mode: ReferenceMode = "auto") -> Reference | 
             return f"a reference has its unit in one place: {text!r:.100} has one, and the field unit says {unit!r}"
         text = rf"{text} \text{{{unit}}}"
     return Reference(text, groups, *tolerances)
+
+
+def _shown(value: object) -> str:
+    """`value` for a message: an integer of thousands of digits is not even written out."""
+    return "a number this large" if isinstance(value, int) and value.bit_length() > 4_000 else f"{value!r:.50}"
 
 
 def _text(reference: Any, mode: ReferenceMode) -> tuple[str, bool] | str:

@@ -38,7 +38,7 @@ _PLAIN = re.compile(
         (?P<number>{_NUMBER})
       | (?P<spaced>[+-]?\d{{1,3}}(?:\ \d{{3}})+(?:\.\d+)?)
       | (?P<repeating>[+-]?\d*\.\d*){_REPEAT}
-      | (?P<above>{_NUMBER})\s*/\s*(?P<below>{_NUMBER})
+      | (?P<above>{_NUMBER})\s*(?:/|out\ of|in)\s*(?P<below>{_NUMBER})
       | (?P<sign>[+-]?)\s*(?:(?P<whole>\d{{1,18}})\s*)?\\frac\s*(?:
             \{{\s*(?P<top>{_NUMBER})\s*\}}\s*\{{\s*(?P<bottom>{_NUMBER})\s*\}} | (?P<digits>\d\s*\d) )
       | (?P<msign>[+-]?)\s*(?P<mwhole>\d{{1,18}}|\d{{1,3}}(?:\ \d{{3}}){{1,5}})\s+
@@ -48,7 +48,9 @@ _PLAIN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _INTEGER = re.compile(r"-?\d{1,30}", re.ASCII)
-_COMMA = re.compile(r"[+-]?\s*(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))", re.ASCII)  # 1,234 is 1234
+_COMMA = re.compile(
+    r"[+-]?\s*(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))(?:\s*\\(?:cdot|times)\s*10\s*\^\s*\{?-?\d+\}?)?", re.ASCII
+)  # 1,234 is 1234
 _POWER_DIGITS = re.compile(r"(?:[eE]\s*|10\s*(?:\^|\*\*)\s*[{(]?\s*)([+-]?)\s*(\d+)\s*[})]?$", re.ASCII)
 
 

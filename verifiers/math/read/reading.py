@@ -25,6 +25,7 @@ from typing import Final, Literal
 
 from quintain.verifiers.math.read.grammar import parse
 from quintain.verifiers.math.read.lexer import check_size
+from quintain.verifiers.math.read.naming import is_name
 from quintain.verifiers.math.read.numbers import parse_plain
 from quintain.verifiers.math.read.shapes import (
     EMPTY,
@@ -121,7 +122,10 @@ def has_words(shape: Shape) -> bool:
             return True
         case Value():
             return False
-        case ShapeGroup(items=parts) | Combined(parts=parts) | Ratio(parts=parts) | Relation(sides=parts):
+        case Relation():  # what a text names is what stands right of it
+            sides = zip(shape.sides, shape.texts, strict=True)
+            return any(has_words(side) and not is_name(text) for side, text in sides)
+        case ShapeGroup(items=parts) | Combined(parts=parts) | Ratio(parts=parts):
             return any(map(has_words, parts))
         case Span():
             return has_words(shape.low) or has_words(shape.high)

@@ -95,6 +95,9 @@ _ESCAPED = re.compile(r"\\([%$#&])")
 _SCALED = re.compile(
     r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*(hundred|thousand|million|billion|trillion|percent|per cent|pct)\s*\}"
 )
+_MODULO = re.compile(r"\(\s*\\(?:b|p)?mod(?![A-Za-z])\s*([^()]{1,30}?)\s*\)")
+_CASE = re.compile(r",?\s*&\s*(?:\\text\s*\{\s*(?:if|for|when)\s*\})?\s*")
+_REPEATING = re.compile(r"(\d*\.\d*?)(\d)\2\2+(?:\.\.\.|\\[lc]?dots)")
 _PRIME = re.compile(r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*\\prime\s*\})")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _NOON = re.compile(
@@ -189,7 +192,10 @@ def respelled(text: str) -> str:
         text = _CHOOSE.sub(r"\\binom{\1}{\2}", _SWITCHES.sub("", text))
         text = _PRIME.sub("'", _SCALED.sub(r" \1", text))
         text = _ESCAPED.sub(r"\1", text)
+        text = _MODULO.sub(r"\\pmod{\1}", _CASE.sub("& ", text) if "cases" in text else text)
     text = " ".join(text.split())
+    if "..." in text or "dots" in text:
+        text = _REPEATING.sub(r"\1\\overline{\2}", text)
     if "m" in text or "M" in text:
         text = _NOON.sub(lambda noon: f" {(noon[1] or noon[2] or noon[3]).lower()}m", text)
     if "{" in text:
@@ -280,7 +286,7 @@ def is_a_word(text: str) -> bool:
 
 def are_words(one: str, other: str) -> bool:
     """Whether both are a run of four letters or more, which are compared as words: live is not evil."""
-    return all(is_a_word(text) and len(tokens_of(text)[0]) > 3 for text in (one, other))
+    return all(text.isalpha() and len(text) > 3 for text in (one, other))
 
 
 def _uncapitalised(token: str) -> str:

@@ -28,6 +28,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
 
+from quintain.verifiers.math.read.numbers import SCALES
 from quintain.verifiers.math.read.spelling import word_set
 
 Dimension = tuple[tuple[str, int], ...]
@@ -133,10 +134,11 @@ _TAIL = re.compile(
     r"(?:(?P<gap>\s*)(?P<bare>[A-Za-z](?:[A-Za-z/\s.'·-]|\^\s*\{?-?\d\}?)*|[€£¥₹$])"
     r"|\s*\(\s*(?P<noted>[A-Za-z][A-Za-z '-]*)\s*\))"
 )
+_SCALE_WORD = re.compile(rf"(?:{'|'.join(SCALES)})\s+(?=[A-Za-z])")
 _UPRIGHT = re.compile(rf"{_TEXT}\{{((?:[^{{}}]|\^\{{-?\d\}})*)\}}")
 _COMPOUND = re.compile(r"\d+(?:\.\d+)?\s*[A-Za-z]+(?:\s*(?:,|and|,\s*and)?\s*\d+(?:\.\d+)?\s*[A-Za-z]+)+")
 _COMPOUND_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
-_FEET = re.compile(r"(\d+)\s*'\s*(\d+(?:\.\d+)?)\s*(?:\"|'')")
+_FEET = re.compile(r"(\d+)\s*'\s*(\d+(?:\.\d+)?)\s*(?:\"|'')?")
 _WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*[.,]?")
 _SAYING: Final = word_set(
     "about above almost alternatively and any approximately base basis below between but choose cubed divided dozen "
@@ -186,6 +188,8 @@ def split_unit(text: str, *, attached: bool = False, noted: bool = False) -> tup
         unit = parse_unit(match["noted"]) or (counted if noted else _counted)(match["noted"])
         return (text, None) if unit is None else (value, unit)
     bare = match["bare"].strip()
+    if (scale := _SCALE_WORD.match(bare)) is not None:  # 1.5 million dollars
+        value, bare = f"{value} {scale[0].strip()}", bare[scale.end() :]
     if len(re.sub(r"[^A-Za-z].*", "", bare)) == 1 and bare not in CURRENCIES and not match["gap"] and not attached:
         return text, None  # 5m may be five times m
     unit = parse_unit(bare) or (_counted(bare) if match["gap"] else None)
