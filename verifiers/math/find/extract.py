@@ -80,7 +80,9 @@ _LISTING = re.compile(r"\b(?:and|or)\b")
 _VALUE_AND_WORDS = re.compile(r"[-+$€£]?\d[\d.,/ ]*%?((?:\s+\(?[A-Za-z'/-]+\)?){1,4})[.!]?")
 _CLAUSE = re.compile(r"\b(?:is|are|was|were|be|because|since|as|which|so|for|in total|altogether)\b")
 _FACTORIAL = re.compile(r"!\s*(?:\$|\\\)|\\\])[\s.*]*$")
-_UNIT_WORDS = re.compile(r"(?<=[\d\s])(?<![\\A-Za-z])[A-Za-z]{2,}(?:\s+[A-Za-z]{2,}){0,3}(?=\s*(?:[-+*/=.,]|$))")
+_UNIT_WORDS = re.compile(
+    r"(?<=[\d\s])(?<![\\A-Za-z])(?:[A-Za-z]{2,}|[mshgLNJW](?![A-Za-z]))(?:\s+[A-Za-z]{2,}){0,3}(?=\s*(?:[-+*/=.,]|$))"
+)
 _TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)")
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _SPECIAL_TOKEN = re.compile(r"<\|[^<|>]{1,40}\|>|</?s>")
@@ -337,7 +339,7 @@ def _of_run(run: MathRun, rule: str) -> Extracted | None:
 
 def _extracted(text: str, rule: str, *, groups: bool = False) -> Extracted | None:
     text = text.replace('\\"', " ").strip(' \n_`"=')
-    factorial = _FACTORIAL.search(text) is not None
+    factorial = groups or _FACTORIAL.search(text) is not None
     text = text.strip("'") if text.startswith("'") else text
     groups = groups or grouped(text)
     text = unwrapped(text)

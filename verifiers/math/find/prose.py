@@ -53,6 +53,7 @@ _HEDGES: Final = word_set(
     "too other others both equally well pick choose likewise valid possible possibility aka ie vs versus "
     "ou oder o aut ou bien oppure или либо 或 或者 还是 和 または か 또는"
 )
+_CORRECTIONS: Final = word_set("no wait actually instead rather")
 _DENIALS: Final = word_set("not isn't never rather instead because since as where when for if")
 _NEGATIONS: Final = word_set("not isn't isnt aren't wasn't never neither nor cannot can't no")
 _COMPARISONS: Final = frozenset(("than", "least", "most"))
@@ -156,7 +157,7 @@ def has_second_thoughts(sentence: str) -> bool:
     if not any(STRONG.search(run.text) and not is_denied(run) for run in runs(sentence)):
         return False
     words = {word.strip("()[],.;:!?*").lower() for word in sentence.split()}
-    return bool(words & _HEDGES) or ("=" not in sentence and is_bare(sentence))
+    return bool(words & (_HEDGES | _CORRECTIONS)) or ("=" not in sentence and is_bare(sentence))
 
 
 def is_bare(line: str) -> bool:

@@ -111,7 +111,9 @@ def within(one: Plain, reference: Plain, rel_tol: Fraction | None, abs_tol: Frac
 
 def decimal_comma(text: str) -> str | None:
     """`text` with a point, where it is a number with a decimal comma and nothing else could be meant by it."""
-    return text.replace(",", ".") if _COMMA.fullmatch(text.strip()) else None
+    if _COMMA.fullmatch(text.strip()) is None or text.strip().rpartition(",")[2].strip("0") == "":  # 5,0 is two numbers
+        return None
+    return text.replace(",", ".")
 
 
 def same(one: Plain, other: Plain, places: int) -> bool:

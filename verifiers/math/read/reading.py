@@ -187,6 +187,10 @@ def _relation(text: str, braces_group: bool, depth: int) -> Relation | Shape | N
     sides = tuple(read(side, braces_group=braces_group, depth=depth + 1) if side else Words("") for side in texts)
     if not texts[0]:  # "= 5"
         return sides[1] if len(sides) == 2 and ops[0] in "=~" else None
+    while len(ops) > 1 and ops[0] in ("<", "<=") and texts[0] in (r"-\infty", r"- \infty"):
+        ops, sides, texts = ops[1:], sides[1:], texts[1:]  # says nothing
+    while len(ops) > 1 and ops[-1] in ("<", "<=") and texts[-1] in (r"\infty", r"+\infty", r"+ \infty"):
+        ops, sides, texts = ops[:-1], sides[:-1], texts[:-1]
     return Relation(ops, sides, texts)
 
 

@@ -127,7 +127,7 @@ _DEGREES = re.compile(
 _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|cis)")
 _VALUE = r"(?:[\d)\]}!.]|\\pi)"
 _UPRIGHT_TAIL = re.compile(
-    rf"(?P<value>.*?{_VALUE})\s*(?P<unit>(?:(?:\\mu|\\Omega|{_TEXT}\{{(?:[^{{}}]|\^\{{-?\d\}})*\}})\s*{_POWER}?\s*/?\s*)+)"
+    rf"(?P<value>.*?{_VALUE})\s*(?P<unit>(?:(?:\\mu\s*[A-Za-z]{{1,3}}|\\mu|\\Omega|{_TEXT}\{{(?:[^{{}}]|\^\{{-?\d\}})*\}})\s*{_POWER}?\s*/?\s*)+)"
 )
 _TAIL = re.compile(
     rf"(?P<value>.*{_VALUE})"
@@ -148,7 +148,8 @@ _SAYING: Final = word_set(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety half hundred thousand million billion "
     "trillion lakh crore "
-    "dozens scores halves quarters roots hundreds thousands millions billions trillions lakhs crores others "
+    "dozens gross grosses pairs couples trios tens lots heaps thirds lies scores "
+    "halves quarters roots hundreds thousands millions billions trillions lakhs crores others "
     "sometimes always besides percents percentages works fails holds exists applies differs lacks misses exceeds means"
 )
 """Words that change what the number before them says, or name another."""
@@ -170,7 +171,13 @@ def split_unit(text: str, *, attached: bool = False, noted: bool = False) -> tup
     `noted`: whether any words in brackets say what is counted, as in a reference `1 (shape)`.
     """
     if (before := _BEFORE.match(text)) is not None:
-        return before["sign"] + text[before.end() :], UNITS[before["currency"].rstrip(".")]
+        number, _, rest = (before["sign"] + text[before.end() :]).partition(" per ")
+        unit = (
+            parse_unit(f"{before['currency'].rstrip('.')} per {rest}")
+            if rest
+            else UNITS[before["currency"].rstrip(".")]
+        )
+        return (number, unit) if unit is not None else (text, None)
     if _FEET.fullmatch(text) or _COMPOUND.fullmatch(text):
         return _compound(text)
     if ("circ" in text or "degree" in text) and not _TRIGONOMETRY.search(text):
