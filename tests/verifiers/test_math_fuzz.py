@@ -1,7 +1,7 @@
 """Fuzzers: references are mutated, answers are composed, and nothing gets past the three rules.
 
 Each runs for `QUINTAIN_FUZZ_S` seconds (8 by default; an hour by hand is `QUINTAIN_FUZZ_S=3600`) with a seed that it
-prints and that `QUINTAIN_FUZZ_SEED` sets.
+prints and that `QUINTAIN_FUZZ_SEED` sets (0 by default, so that the suite does not change from run to run).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quintain.verdict import Outcome
 from .math_pairs_judged import outcome
 
 SECONDS = float(os.environ.get("QUINTAIN_FUZZ_S", "8"))
-SEED = int(os.environ.get("QUINTAIN_FUZZ_SEED", str(random.SystemRandom().randrange(10**6))))
+SEED = int(os.environ.get("QUINTAIN_FUZZ_SEED", "0"))
 
 ATOMS = (
     *("17", "3.25", "x", "y", r"\pi", r"\sqrt{7}", r"\frac{3}{8}", "ab", "mgh", "x^{3}", r"v_{\text{max}}"),

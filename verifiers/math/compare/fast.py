@@ -19,7 +19,7 @@ from quintain.verifiers.math.options import MathOptions
 from quintain.verifiers.math.read.exact import is_true
 from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import Plain, decimal_comma, parse_plain, same, within
-from quintain.verifiers.math.read.spelling import comparable, is_a_word, is_words, same_words, tokens_of, unwrapped
+from quintain.verifiers.math.read.spelling import comparable, is_a_word, same_words, tokens_of, unwrapped
 from quintain.verifiers.math.read.units import Unit, conversion, split_unit
 from quintain.verifiers.rules.choices import chosen_letters, listed_letters
 from quintain.verifiers.text import text_after_thinking
@@ -41,6 +41,7 @@ _OPERATIONS = re.compile(
 )
 """Operations whose result is what a question asks for. Roots, powers, logarithms, factorials, binomials and the like
 are none: an answer may be left in terms of them."""
+_MAY_BE_TEXT = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}|[=<>$]")
 _RELATION = re.compile(r"(?<![\\<>!:])=")
 
 
@@ -71,7 +72,7 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Equal
     if isinstance(expected, str):
         return Verdict.failed(Outcome.BAD_REFERENCE, expected)
     right = expression(expected.text, noted=True)
-    if right.plain is None and (is_words(expected.text) or _RELATION.search(expected.text)):
+    if right.plain is None and _MAY_BE_TEXT.search(expected.text) is not None:
         asked = tokens_of(expected.text)
         for rule, span in spans(answer, options.extraction):
             if tokens_of(span) == asked:

@@ -77,7 +77,7 @@ _BOX = re.compile(
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$((?:\\.|[^$\\])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _INLINE = re.compile(r"\$\$.+?\$\$|\$(?!\s)(?:\\.|[^$\\\n])+?(?<!\s)\$(?!\d)|\\\(.+?\\\)|\\\[.+?\\\]")
 _LISTING = re.compile(r"\b(?:and|or)\b")
-_VALUE_AND_WORDS = re.compile(r"[-+$€£]?\d[\d.,/ ]*%?((?:\s+\(?[A-Za-z'/-]+\)?){1,4})[.!]?")
+_VALUE_AND_WORDS = re.compile(r"[-+$€£]?\d[\d.,/ ]*%?((?:\s+[(\[]?[A-Za-z'/-]+[)\]]?){1,4})[.!]?")
 _CLAUSE = re.compile(r"\b(?:is|are|was|were|be|because|since|as|which|so|for|in total|altogether)\b")
 _FACTORIAL = re.compile(r"!\s*(?:\$|\\\)|\\\])[\s.*]*$")
 _UNIT_WORDS = re.compile(
@@ -265,12 +265,11 @@ def _final_answer(body: str) -> Extracted | None:
 
 def _from_prose(body: str) -> Extracted | None:
     body = _CJK.sub(r" \g<0> ", body)
-    lines = joined(body).strip()
-    if "\n" not in lines and (reads_whole(lines) or _is_value_and_words(lines)):
+    lines, answers = joined(body).strip(), list(_ANSWER.finditer(body))
+    if not answers and "\n" not in lines and (reads_whole(lines) or _is_value_and_words(lines)):
         return _extracted(lines, "whole")
     if all(map(is_bare, lines.split("\n"))) and "=" not in lines:
         return _extracted(" , ".join(line for line in lines.split("\n") if line.strip()), "whole")
-    answers = list(_ANSWER.finditer(body))
     if answers:
         rival = _rival(body, answers)
         if rival is not None:
