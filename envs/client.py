@@ -18,7 +18,6 @@ import math
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, Self, overload
 
 from quintain.calling.caller import Caller
@@ -83,9 +82,7 @@ class EnvClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def create(self, request: CreateEpisode) -> EpisodeCreated:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 HEADER: Final = struct.Struct(">I")
-MAX_FRAME_BYTES: Final = 128 << 20
+MAX_FRAME_BYTES: Final = 256 << 20
 
 
 class FrameError(ValueError):

@@ -11,17 +11,17 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
+from quintain.closing import Closing
 from quintain.codec import from_json, pack, unpack
 from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.frames import FrameReader
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import (
-    FRAME,
     FRAMES,
     MSGPACK,
     AdmitRequest,
@@ -51,7 +51,7 @@ FORGET = RetryPolicy(timeout_s=5.0, patience_s=0.0)
 """Nobody waits for it: the server forgets by itself in the end."""
 
 
-class RolloutClient:
+class RolloutClient(Closing):
     """Talks to the rollout server at `url`, with its `token` if it wants one.
 
     Raises FailureError with the server's own failure.
@@ -201,14 +201,6 @@ class RolloutClient:
         """Close the connections."""
         self._caller.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _items(self, path: str, cursor: int) -> Iterator[StreamItem]:
         return _items(self._call("GET", f"{path}?cursor={cursor}&wait_s={WAIT_S}", accept=FRAMES).content)
 
@@ -226,11 +218,9 @@ class RolloutClient:
 
 def _items(body: bytes) -> Iterator[StreamItem]:
     """The items of one answer, which has come in whole: its end is what says that nothing is missing."""
-    at = 0
-    while at < len(body):
-        (length,) = FRAME.unpack_from(body, at)
-        at += FRAME.size + length
-        yield unpack(body[at - length : at], StreamItem)
+    reader = FrameReader()
+    reader.feed(body)
+    return (unpack(one, StreamItem) for one in reader.bodies())
 
 
 def _ordered(found: Sequence[Group], run: str, asked: RunRequest) -> list[Group]:

@@ -6,7 +6,6 @@ Requests refuse fields they do not know; answers may gain fields. Everything tha
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,9 +23,7 @@ NDJSON: Final = "application/x-ndjson"
 ROLLOUT_TOKEN_ENV: Final = "QUINTAIN_ROLLOUT_TOKEN"
 """The variable with the tokens of a rollout server's clients."""
 FRAMES: Final = "application/vnd.quintain.frames"
-"""A stream of msgpack objects, each after its length in bytes (`FRAME`)."""
-FRAME: Final = struct.Struct(">I")
-"""Four bytes, big-endian."""
+"""A stream of msgpack objects, each a frame (`quintain.frames`)."""
 
 
 def packed_group(name: str, index: int, trajectories: Sequence[bytes]) -> bytes:

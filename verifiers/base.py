@@ -9,13 +9,13 @@ What always holds for every verifier:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
+from quintain.closing import AsyncClosing
 from quintain.verdict import Verdict
 
 
@@ -37,7 +37,7 @@ class Cost(IntEnum):
     REMOTE = 5  # a request to somebody else's endpoint, which may cost money
 
 
-class Verifier(ABC):
+class Verifier(AsyncClosing):
     """Judges answers. One instance serves many concurrent calls on one event loop.
 
     `name` is what the registry calls it. `version` changes whenever the same item under the same options
@@ -67,13 +67,5 @@ class Verifier(ABC):
     async def verify(self, items: Sequence[Item], *, deadline_s: float | None = None) -> list[Verdict]:
         """A verdict for each of `items`, in order. `deadline_s` bounds each item, not the batch."""
 
-    async def close(self) -> None:  # noqa: B027 - most verifiers hold nothing
+    async def close(self) -> None:
         """Give back what the verifier holds; no process of its own is left. Calling it twice is allowed."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()

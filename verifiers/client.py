@@ -17,11 +17,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
+from quintain.closing import Closing
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verdict import Verdict
 from quintain.verifiers.service.batches import Items, batches, head_of
@@ -140,9 +140,7 @@ class AsyncVerifierClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def _ask(
@@ -212,7 +210,7 @@ class AsyncVerifierClient:
         await self._caller.consume("POST", "/v1/verify", Stage.VERIFY, body, read, headers=accept)
 
 
-class VerifierClient:
+class VerifierClient(Closing):
     """`AsyncVerifierClient` for code without an event loop, or beside one: its own runs in a thread."""
 
     def __init__(self, url: str, token: str | None = None, **options: Any) -> None:
@@ -264,14 +262,6 @@ class VerifierClient:
             self._run(self._client.aclose())
             self._loop = None
             loop.call_soon_threadsafe(loop.stop)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

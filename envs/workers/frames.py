@@ -1,6 +1,6 @@
 """What the front of a server and the workers that run its environments say to each other.
 
-A frame is four bytes of length (big-endian) and a msgpack body. Deadlines are points in time of the machine's
+A frame (`quintain.frames`) has a msgpack body. Deadlines are points in time of the machine's
 monotonic clock, which all its processes share. A worker's answer to the outside travels as the JSON text that
 the front passes on unread, so what an environment says is encoded, and refused if it cannot be, where it was
 said.
@@ -9,7 +9,6 @@ said.
 from __future__ import annotations
 
 import asyncio
-import struct
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -18,12 +17,10 @@ from pydantic import Discriminator
 from quintain.codec import pack, unpack
 from quintain.envs.base import Action
 from quintain.failure import Failure, Stage
+from quintain.frames import HEADER, MAX_FRAME_BYTES
 from quintain.task import Task, TaskOrigin
 
 T = TypeVar("T")
-
-MAX_FRAME_BYTES = 256 * 1024 * 1024
-_LENGTH = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +119,13 @@ class Reply:
 def framed(message: WorkerCall | Reply) -> bytes:
     """`message` as a frame."""
     body = pack(message)
-    return _LENGTH.pack(len(body)) + body
+    return HEADER.pack(len(body)) + body
 
 
 async def receive(reader: asyncio.StreamReader, kind: type[T]) -> T | None:
     """Read one frame of `kind`, or None at the end of the stream."""
     try:
-        (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        (size,) = HEADER.unpack(await reader.readexactly(HEADER.size))
         if size > MAX_FRAME_BYTES:
             raise ConnectionError(f"a frame of {size} bytes is more than {MAX_FRAME_BYTES}")
         return unpack(await reader.readexactly(size), kind)

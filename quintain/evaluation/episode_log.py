@@ -17,9 +17,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from quintain.closing import Closing
 from quintain.codec import from_builtins, to_builtins
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.trajectory import Trajectory
@@ -32,7 +32,7 @@ Place = tuple[int, int]
 """A task's index in its split, and the member: which of the task's samples."""
 
 
-class EpisodeLog:
+class EpisodeLog(Closing):
     """The log in the folder `path`, begun for the evaluation that `identity` describes or gone on with.
 
     Raises QuintainError where the folder holds something else, is in use, or cannot be written.
@@ -89,14 +89,6 @@ class EpisodeLog:
             file, self._file = self._file, -1
             os.fsync(file)
             os.close(file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _lock(self) -> None:
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from quintain.closing import Closing
 from quintain.failure import one_line
 from quintain.trainers.heldout import Evaluation, Sample
 
@@ -27,7 +27,7 @@ BRIEF_S = 2.0
 BEAT_S = 1.0
 
 
-class PlainProgress:
+class PlainProgress(Closing):
     """Says on `console` what goes on, in plain lines, for as long as it is entered. May be told by several threads."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,11 +40,6 @@ class PlainProgress:
     def __enter__(self) -> Self:
         self._thread.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """The end of what goes on. May be repeated."""
@@ -99,7 +94,7 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-class Display:
+class Display(Closing):
     """Shows a run of `steps` steps on `console`, from its first second to its last step."""
 
     def __init__(self, console: Console, *, steps: int) -> None:
@@ -123,11 +118,6 @@ class Display:
     def __enter__(self) -> Self:
         (self._plain or self._drawn).__enter__()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Nothing goes on any more: what is printed now comes after it. May be repeated."""

@@ -13,19 +13,19 @@ import contextlib
 import os
 from array import array
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from quintain.closing import Closing
 from quintain.codec import pack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.frames import MAX_FRAME_BYTES
-from quintain.rollout.wire import FRAME, packed_group
+from quintain.frames import HEADER, FrameError, framed
+from quintain.rollout.wire import packed_group
 from quintain.trajectory import Trajectory
 
 MAGIC: Final = b"quintain sessions 1\n"
 
 
-class FinishedSessions:
+class FinishedSessions(Closing):
     """The file `path`, made where there is none. Raises QuintainError where it is another file, or not writable."""
 
     def __init__(self, path: Path) -> None:
@@ -48,9 +48,10 @@ class FinishedSessions:
         QuintainError where it can never be written.
         """
         body = packed_group(trajectory.group, trajectory.index, [await asyncio.to_thread(pack, trajectory)])
-        if len(body) > MAX_FRAME_BYTES:
-            raise QuintainError(f"the session is {len(body):,} bytes long, and {MAX_FRAME_BYTES:,} is the most")
-        record, end = FRAME.pack(len(body)) + body, self._offsets[-1]
+        try:
+            record, end = framed(body), self._offsets[-1]
+        except FrameError as error:
+            raise QuintainError(f"the session cannot be kept: {error}") from None
         try:
             written = os.pwrite(self._file, record, end)
             if written < len(record):
@@ -68,7 +69,7 @@ class FinishedSessions:
         """The packed group of one, in the order of finishing; None where it has not finished."""
         if place >= self.count:
             return None
-        start, end = self._offsets[place] + FRAME.size, self._offsets[place + 1]
+        start, end = self._offsets[place] + HEADER.size, self._offsets[place + 1]
         return os.pread(self._file, end - start, start)
 
     async def wait(self, place: int, until: float) -> None:
@@ -86,14 +87,6 @@ class FinishedSessions:
         if file >= 0:
             os.close(file)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _scan(self) -> array[int]:
         """Where the records begin, and where the next one will: after the last whole one."""
         size = os.fstat(self._file).st_size
@@ -102,9 +95,9 @@ class FinishedSessions:
         elif os.pread(self._file, len(MAGIC), 0) != MAGIC:
             raise QuintainError(f"{self._path} holds no finished sessions: move it away, or give another run directory")
         offsets = array("q", [len(MAGIC)])
-        while offsets[-1] + FRAME.size <= size:
-            (length,) = FRAME.unpack(os.pread(self._file, FRAME.size, offsets[-1]))
-            end = offsets[-1] + FRAME.size + length
+        while offsets[-1] + HEADER.size <= size:
+            (length,) = HEADER.unpack(os.pread(self._file, HEADER.size, offsets[-1]))
+            end = offsets[-1] + HEADER.size + length
             if end > size:
                 break
             offsets.append(end)

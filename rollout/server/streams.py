@@ -21,8 +21,9 @@ from starlette.types import Receive, Scope, Send
 
 from quintain.codec import to_json, unpack
 from quintain.failure import FailureError
+from quintain.frames import framed
 from quintain.rollout.server.requests import wait_of
-from quintain.rollout.wire import FRAME, FRAMES, NDJSON
+from quintain.rollout.wire import FRAMES, NDJSON
 from quintain.serving.app import attended
 from quintain.trajectory import Group
 
@@ -89,7 +90,7 @@ class Stream(Response):
             sent += len(item)
             yield item
         last = {"cursor": cursor, **feed.last(cursor)}
-        yield _frame(msgpack.packb(last)) if self._frames else f"{to_json(last)}\n".encode()
+        yield framed(msgpack.packb(last)) if self._frames else f"{to_json(last)}\n".encode()
 
 
 def _framed(cursor: int, group: bytes) -> bytes:
@@ -99,11 +100,7 @@ def _framed(cursor: int, group: bytes) -> bytes:
     packer.pack("cursor")
     packer.pack(cursor)
     packer.pack("group")
-    return _frame(packer.bytes() + group)
-
-
-def _frame(body: bytes) -> bytes:
-    return FRAME.pack(len(body)) + body
+    return framed(packer.bytes() + group)
 
 
 def _line(cursor: int, group: bytes) -> bytes:

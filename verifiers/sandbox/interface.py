@@ -24,9 +24,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import PurePosixPath
-from types import TracebackType
 from typing import Final, Self
 
+from quintain.closing import AsyncClosing
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 
 MEBI: Final = 1 << 20
@@ -187,7 +187,7 @@ class Running(ABC):
         """How it ended; `stdout` of the execution is empty, the channel had it. May be called again."""
 
 
-class Session(ABC):
+class Session(AsyncClosing):
     """A private work folder in which commands run one after the other, each with its own limits.
 
     Between two commands every process of the first is gone; its files are there. An async context manager:
@@ -216,16 +216,8 @@ class Session(ABC):
     async def close(self) -> None:
         """End what runs, and give everything back. Calling it twice is allowed."""
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-
-class Sandbox(ABC):
+class Sandbox(AsyncClosing):
     """Runs programs, several at a time, on one event loop. An async context manager."""
 
     @abstractmethod
@@ -274,11 +266,6 @@ class Sandbox(ABC):
     async def __aenter__(self) -> Self:
         await self.start()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 def check_path(path: str) -> str:

@@ -21,9 +21,9 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from quintain.closing import AsyncClosing
 from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.slots import FairQueue
@@ -80,7 +80,7 @@ def chunk(waiting: int, workers: int) -> int:
     return max(1, min(MAX_CHUNK, waiting // (4 * workers)))
 
 
-class WorkerPool:
+class WorkerPool(AsyncClosing):
     """Worker processes for one check function.
 
     `check` and `warm_up` are `module:function`; `warm_up` is called once, before any fork, so that what it
@@ -151,14 +151,6 @@ class WorkerPool:
         if self._zygote is not None:
             await self._zygote.close()
             self._zygote = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()

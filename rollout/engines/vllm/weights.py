@@ -31,7 +31,7 @@ class Holdings:
     adapters: bool = False  # whether the servers take any
     tag: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     first: int | None = None  # the version that the servers began with
-    direct: bool = False  # the trainer sends the base weights itself (`gpu.py`): they are waited for, never read
+    direct: bool = False  # the trainer sends the base weights itself (`gpu`): they are waited for, never read
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:
