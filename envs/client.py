@@ -52,12 +52,7 @@ class EnvClient:
     ) -> None:
         self._policy = RetryPolicy(timeout_s, patience_s)
         self._caller = Caller(
-            url,
-            token,
-            server="environment server",
-            policy=self._policy,
-            max_connections=max_connections,
-            seed=seed,
+            url, token, server="environment server", policy=self._policy, max_connections=max_connections, seed=seed
         )
         self.url = self._caller.url
 
@@ -211,8 +206,7 @@ def remote_tasks(split: str, fetch: Fetch) -> TaskSource:
 
 class _Pages:
     def __init__(self, split: str, fetch: Fetch) -> None:
-        self._split = split
-        self._fetch = fetch
+        self._split, self._fetch = split, fetch
         self._kept: OrderedDict[int, TaskPage] = OrderedDict()
 
     def page(self, number: int) -> TaskPage:
@@ -233,8 +227,7 @@ class RemoteTasks(Sequence[Task]):
     """A finite split of a server."""
 
     def __init__(self, pages: _Pages, size: int) -> None:
-        self._pages = pages
-        self._size = size
+        self._pages, self._size = pages, size
 
     def __len__(self) -> int:
         return self._size

@@ -63,10 +63,7 @@ class GymEnv(gymnasium.Env[str, str]):
     metadata = {"render_modes": []}  # noqa: RUF012  (Gymnasium's own attribute)
 
     def __init__(
-        self,
-        env: str | type[Environment] = "math",
-        options: Mapping[str, Any] | None = None,
-        split: str = "train",
+        self, env: str | type[Environment] = "math", options: Mapping[str, Any] | None = None, split: str = "train"
     ) -> None:
         self.observation_space = AnyText(ACTION_CHARACTERS, OBSERVATION_CHARACTERS)
         self.action_space = AnyText(ACTION_CHARACTERS, OBSERVATION_CHARACTERS)

@@ -69,9 +69,7 @@ class LocalEnv(Environment):
     """One episode at a time of a class in this process; made by `LocalClient`."""
 
     def __init__(self, host: Host, limits: EnvironmentLimits, tasks: Any) -> None:
-        self._host = host
-        self._limits = limits
-        self._tasks = tasks
+        self._host, self._limits, self._tasks = host, limits, tasks
         self._id = ""
         self._episode: Episode[None] | None = None
 

@@ -13,9 +13,8 @@
         def score(self, answer: str, reference: str) -> float:
             return float(answer.strip(" .") == reference)
 
-Instead of a `score` it may name a verifier: `verifier = "math"`. What always holds: an episode is one step
-long; a verifier that fails makes a failure, never a reward; neither the reference nor a verdict's detail is
-in any observation.
+Instead of a `score` it may name a verifier: `verifier = "math"`. What always holds: an episode is one step long; a
+verifier that fails makes a failure, never a reward; neither the reference nor a verdict's detail is in any observation.
 """
 
 from __future__ import annotations

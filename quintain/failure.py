@@ -48,13 +48,7 @@ class Stage(StrEnum):
 
 
 RETRYABLE = frozenset(
-    {
-        FailureKind.UNREACHABLE,
-        FailureKind.OVERLOADED,
-        FailureKind.CRASHED,
-        FailureKind.LOST,
-        FailureKind.TIMEOUT,
-    }
+    {FailureKind.UNREACHABLE, FailureKind.OVERLOADED, FailureKind.CRASHED, FailureKind.LOST, FailureKind.TIMEOUT}
 )
 """Kinds for which the same request may succeed the next time, unless the raiser knows better."""
 

@@ -98,11 +98,7 @@ class Message:
             out[REASONING] = self.reasoning
         if self.tool_calls:
             out["tool_calls"] = [
-                {
-                    "id": c.id,
-                    "type": c.type,
-                    "function": {"name": c.function.name, "arguments": c.function.arguments},
-                }
+                {"id": c.id, "type": c.type, "function": {"name": c.function.name, "arguments": c.function.arguments}}
                 for c in self.tool_calls
             ]
         if self.tool_call_id is not None:

@@ -58,12 +58,7 @@ class RolloutClient(Closing):
     """
 
     def __init__(
-        self,
-        url: str,
-        token: str | None = None,
-        *,
-        patience_s: float = 120.0,
-        poll: Poll = lambda progress: None,
+        self, url: str, token: str | None = None, *, patience_s: float = 120.0, poll: Poll = lambda progress: None
     ) -> None:
         self.url, self.poll = url, poll
         policy = RetryPolicy(CALL_S, patience_s)

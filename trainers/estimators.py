@@ -1,10 +1,9 @@
 """From rewards to advantages: who did better than the others of the group, and by how much.
 
-Invariants: a failed trajectory enters no mean, no standard deviation and no metric, its advantage is 0 and it
-is reported as excluded; no advantage is ever NaN; where all of a group's rewards are equal, and where a group
-has one member left, its advantages are exactly 0 (so that the trainer may skip those rows); computed in
-float64, given as float32. "Batch" is whatever is passed: pass all trajectories of an optimiser step, from all
-ranks, at once.
+Invariants: a failed trajectory enters no mean, no standard deviation and no metric, its advantage is 0 and it is
+reported as excluded; no advantage is ever NaN; where all of a group's rewards are equal, and where a group has one
+member left, its advantages are exactly 0 (so that the trainer may skip those rows); computed in float64, given as
+float32. "Batch" is whatever is passed: pass all trajectories of an optimiser step, from all ranks, at once.
 
 Names as in TRL 1.16. Standard deviations are Bessel-corrected. N trajectories, K reward components.
 """

@@ -119,12 +119,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self._count_skips(work.rows if figures["skipped_steps"] else (), figures["grad_norm"], step)
         trained = sum(len(piece.segments) for piece in work.pieces)
-        return {
-            **credited.metrics,
-            **figures,
-            "rows_trained": float(trained),
-            "microbatches": float(len(work.pieces)),
-        }
+        return {**credited.metrics, **figures, "rows_trained": float(trained), "microbatches": float(len(work.pieces))}
 
     def score(self, piece: MicroBatch, *, temperature: float) -> TokenLogprobs:
         """What the policy says of a piece's tokens, without a gradient."""

@@ -182,10 +182,7 @@ class Loop:
         while True:
             try:
                 groups = self.rollout.run_tasks(
-                    evaluation.split,
-                    range(self.heldout),
-                    temperature=evaluation.temperature,
-                    seed=self.config.seed,
+                    evaluation.split, range(self.heldout), temperature=evaluation.temperature, seed=self.config.seed
                 )
                 break
             except FailureError as error:

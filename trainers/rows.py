@@ -70,10 +70,7 @@ def failures_of(groups: Sequence[Group]) -> Counter[str]:
 def described(trajectories: Sequence[Trajectory], rows: Sequence[Row], version: int) -> dict[str, float]:
     """Lengths, endings and staleness, under TRL's names where it has them."""
     lived = [row for row in trajectories if row.failure is None]
-    out = {
-        "failures": float(len(trajectories) - len(lived)),
-        "segments_forked": float(len(rows) - len(lived)),
-    }
+    out = {"failures": float(len(trajectories) - len(lived)), "segments_forked": float(len(rows) - len(lived))}
     if not lived:
         return out
     lengths = np.array([row.output_tokens for row in lived])

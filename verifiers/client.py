@@ -25,14 +25,7 @@ from quintain.closing import Closing
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verdict import Verdict
 from quintain.verifiers.service.batches import Items, batches, head_of
-from quintain.verifiers.service.wire import (
-    MAX_ITEMS,
-    NDJSON,
-    StreamedVerdict,
-    VerifierInfo,
-    VerifierList,
-    VerifyAnswer,
-)
+from quintain.verifiers.service.wire import MAX_ITEMS, NDJSON, StreamedVerdict, VerifierInfo, VerifierList, VerifyAnswer
 
 if TYPE_CHECKING:
     import httpx

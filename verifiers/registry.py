@@ -72,11 +72,7 @@ def verifier_class(name: str) -> type[Verifier] | None:
 
 
 def verify_sync(
-    name: str,
-    items: Sequence[Item],
-    options: Mapping[str, Any] | None = None,
-    *,
-    deadline_s: float | None = None,
+    name: str, items: Sequence[Item], options: Mapping[str, Any] | None = None, *, deadline_s: float | None = None
 ) -> list[Verdict]:
     """`verify` for scripts: makes the verifier, judges `items`, closes it. Not for an event loop."""
 

@@ -38,8 +38,7 @@ class CodeEnv(JudgingEnv):
     def __init__(self, *, system: str | None = None, turns: int = 1, code: Mapping[str, Any] | None = None) -> None:
         if turns < 1:
             raise QuintainError(f"CodeEnv's option 'turns' is at least 1, not {turns}")
-        self._system = system
-        self._turns = turns
+        self._system, self._turns = system, turns
         self._code = dict(code or {})
         self._task: Task | None = None
         self._left = 0

@@ -1,9 +1,8 @@
 """Arithmetic questions, procedural or from a file, judged by the math verifier: 1.0 where correct, else 0.0.
 
-What always holds for the procedural questions: `heldout` of all the ordered questions "a op b" are chosen by
-`seed` and make the finite split `heldout`; the endless split `train` never asks one of them ("17 + 8" held
-out leaves "8 + 17" in). The same options give the same tasks at the same index on every machine and Python
-version.
+What always holds for the procedural questions: `heldout` of all the ordered questions "a op b" are chosen by `seed` and
+make the finite split `heldout`; the endless split `train` never asks one of them ("17 + 8" held out leaves "8 + 17"
+in). The same options give the same tasks at the same index on every machine and Python version.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ class _Questions:
     """All ordered questions, numbered."""
 
     def __init__(self, operations: str, low: int, high: int) -> None:
-        self._operations = operations
-        self._low = low
+        self._operations, self._low = operations, low
         self._width = high - low + 1
         self.size = len(operations) * self._width**2
 

@@ -1,8 +1,7 @@
 """Runs an environment server until it is told to stop.
 
-What always holds: nothing but loopback is bound without a token; the ready line is printed once requests are
-answered, and is the only thing on standard output; when this returns, or dies however it dies, no process is
-left.
+What always holds: nothing but loopback is bound without a token; the ready line is printed once requests are answered,
+and is the only thing on standard output; when this returns, or dies however it dies, no process is left.
 """
 
 from __future__ import annotations
@@ -72,11 +71,7 @@ def serve_env(
 
 
 async def _serve(
-    sock: socket.socket,
-    backend: Backend,
-    token: str | None,
-    limits: EnvironmentLimits,
-    ready: Callable[[], None],
+    sock: socket.socket, backend: Backend, token: str | None, limits: EnvironmentLimits, ready: Callable[[], None]
 ) -> None:
     from quintain.envs.serving.sessions import Sessions
     from quintain.serving.metrics import Metrics

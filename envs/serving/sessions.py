@@ -1,5 +1,4 @@
-"""The live episodes of a server: slots, deadlines, leases and stored answers, around a backend that runs
-them.
+"""The live episodes of a server: slots, deadlines, leases and stored answers, around a backend that runs them.
 
 What always holds:
 - at most `max_episodes` have an environment at a time; the others wait in the order in which they came;
@@ -64,10 +63,7 @@ class Sessions:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limits = limits
-        self._backend = backend
-        self._metrics = metrics
-        self._clock = clock
+        self.limits, self._backend, self._metrics, self._clock = limits, backend, metrics, clock
         self._slots = Slots(range(limits.max_episodes), queue=limits.queue)
         self._records: dict[str, _Record] = {}
         self._finished: deque[_Record] = deque()

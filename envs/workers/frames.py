@@ -1,9 +1,8 @@
 """What the front of a server and the workers that run its environments say to each other.
 
-A frame (`quintain.frames`) has a msgpack body. Deadlines are points in time of the machine's
-monotonic clock, which all its processes share. A worker's answer to the outside travels as the JSON text that
-the front passes on unread, so what an environment says is encoded, and refused if it cannot be, where it was
-said.
+A frame (`quintain.frames`) has a msgpack body. Deadlines are points in time of the machine's monotonic clock, which all
+its processes share. A worker's answer to the outside travels as the JSON text that the front passes on unread, so what
+an environment says is encoded, and refused if it cannot be, where it was said.
 """
 
 from __future__ import annotations

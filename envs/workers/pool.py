@@ -259,15 +259,7 @@ class EnvironmentWorkers:
     async def _spawn(self) -> _Worker:
         ours, theirs = socket.socketpair()
         path = json.dumps(sys.path)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "quintain.envs.workers.worker",
-            str(theirs.fileno()),
-            path,
-            self._spec,
-        ]
+        command = [sys.executable, "-P", "-m", "quintain.envs.workers.worker", str(theirs.fileno()), path, self._spec]
         process = subprocess.Popen(  # noqa: ASYNC220  (a few milliseconds, and asyncio's own would add a thread)
             command,
             stdin=subprocess.DEVNULL,

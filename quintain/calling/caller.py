@@ -51,8 +51,7 @@ class Caller:
         self.url = url.rstrip("/")
         self.policy = policy
         self._headers = {"content-type": "application/json"} | bearer(token)
-        self._server = server
-        self._max_connections = max_connections
+        self._server, self._max_connections = server, max_connections
         self._rng = random.Random(seed)
         self._between = between
         self._connections: Connections | None = None

@@ -61,9 +61,7 @@ class ChatEndpoint:
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._request = dict(request)
         self._who, self._stage = who, stage
-        self._retries = retries
-        self._max_reply_bytes = max_reply_bytes
-        self._sleep = sleep
+        self._retries, self._max_reply_bytes, self._sleep = retries, max_reply_bytes, sleep
 
     async def complete(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> ChatReply:
         """The model's reply to `messages`; `more` is added to the request. Raises FailureError."""

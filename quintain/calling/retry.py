@@ -37,8 +37,7 @@ class Retry:
     """One call's patience. Every method takes the time now, in seconds."""
 
     def __init__(self, policy: RetryPolicy, rng: random.Random, now: float) -> None:
-        self._policy = policy
-        self._rng = rng
+        self._policy, self._rng = policy, rng
         self._until = now + policy.timeout_s
         self._silent_since: float | None = None
         self._next_s = FIRST_WAIT_S

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 @click.command("eval")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--env",
-    "environment",
-    help="An environment: a built-in, module:Class, file.py:Class, or a server's http address.",
+    "--env", "environment", help="An environment: a built-in, module:Class, file.py:Class, or a server's http address."
 )
 @click.option("--model", help="A model folder, or a checkpoint of a run; with --endpoint, the model's name there.")
 @click.option("-n", "--num-tasks", type=click.IntRange(1), help="How many tasks. Default: all of a finite split.")

@@ -12,9 +12,7 @@ import click
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field of the file.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the newest run of this name.")
 @click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    help="The run directory to make or, with --resume, to go on with.",
+    "--run-dir", type=click.Path(path_type=Path), help="The run directory to make or, with --resume, to go on with."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON at the end, progress to stderr.")
 def command(file: Path, overrides: tuple[str, ...], resume: bool, run_dir: Path | None, as_json: bool) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,13 @@ from quintain.failure import QuintainError
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
     """Names of what is in a run's folder `path`."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.metrics, self.summary = path / "config.yaml", path / "metrics.jsonl", path / "summary.json"
+        self.curve, self.checkpoints, self.logs = path / "curve.png", path / "checkpoints", path / "logs"
 
     @property
     def begun(self) -> bool:
@@ -33,30 +34,6 @@ class RunFolder:
     def keep(self, config: ExperimentConfig) -> None:
         """Write the resolved config. OSError where it cannot be written."""
         write_config(config, self.config)
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def curve(self) -> Path:
-        return self.path / "curve.png"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
 
 
 def new_run(config: ExperimentConfig, at: Path | None) -> RunFolder:

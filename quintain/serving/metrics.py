@@ -9,7 +9,7 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "summary", "histogram"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -41,6 +41,14 @@ class Metrics:
     def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         """Declare a gauge that is read when asked for."""
         self.read(name, "gauge", help, lambda: [({}, read())])
+
+    def counted(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """Declare a counter that somebody else keeps."""
+        self.read(name, "counter", help, lambda: [({}, read())])
+
+    def counted_by(self, label: str, name: str, help: str, read: Callable[[], Mapping[Any, float]]) -> None:
+        """Declare counters that somebody else keeps, by `label`."""
+        self.read(name, "counter", help, lambda: [({label: str(key)}, n) for key, n in sorted(read().items())])
 
     def read(
         self,

@@ -46,8 +46,7 @@ class Refused(FailureError):
 
     def __init__(self, failure: Failure, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(failure)
-        self.status = status
-        self.retry_after_s = retry_after_s
+        self.status, self.retry_after_s = status, retry_after_s
 
 
 def refused(

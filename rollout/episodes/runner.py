@@ -136,12 +136,7 @@ class Runner:
         clock = asyncio.get_running_loop().time
         job.since = clock()
         trajectory = await run_episode(
-            spec,
-            make_env=self.make_env,
-            engine=self.engine,
-            renderer=self.renderer,
-            clock=clock,
-            cutoff=job.cutoff,
+            spec, make_env=self.make_env, engine=self.engine, renderer=self.renderer, clock=clock, cutoff=job.cutoff
         )
         if trajectory.failure is not None:
             self.failures[f"{trajectory.failure.kind}/{trajectory.failure.stage}"] += 1

@@ -18,7 +18,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -36,6 +36,10 @@ ROWS_AT_ONCE: Final = 64
 TURNS_AT_ONCE: Final = 256
 """Turns coded at a time."""
 _FORMAT_KEY: Final = b"quintain.trajectories"
+_ALIKE: Final = (
+    *("id", "group", "task", "index", "member", "seed", "reward", "attempts", "elapsed_s", "environment", "task_id"),
+)
+"""Fields of a trajectory that stand in its row as they are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,16 +182,10 @@ def _pyarrow() -> tuple[Any, Any]:
 def _row(stored: Stored) -> dict[str, Any]:
     row, failure = stored.trajectory, stored.trajectory.failure
     return {
+        **{name: getattr(row, name) for name in _ALIKE},
         "run": stored.run,
         "step": stored.step,
-        "id": row.id,
-        "group": row.group,
-        "task": row.task,
-        "index": row.index,
-        "member": row.member,
-        "seed": row.seed,
         "ending": str(row.ending),
-        "reward": row.reward,
         "rewards": [{"name": name, "value": value} for name, value in row.rewards.items()],
         "failure_kind": None if failure is None else str(failure.kind),
         "failure_stage": None if failure is None else str(failure.stage),
@@ -197,27 +195,16 @@ def _row(stored: Stored) -> dict[str, Any]:
         "prompt": [_of_message(message) for message in row.prompt],
         "turns": [_of_turn(turn) for turn in row.turns],
         "info": json.dumps(dict(row.info), ensure_ascii=False),
-        "attempts": row.attempts,
-        "elapsed_s": row.elapsed_s,
-        "environment": row.environment,
-        "task_id": row.task_id,
     }
 
 
 def _of_turn(turn: Turn) -> dict[str, Any]:
     return {
-        "new_ids": turn.new_ids,
-        "output_ids": turn.output_ids,
-        "logprobs": turn.logprobs,
+        **{field.name: getattr(turn, field.name) for field in fields(turn) if field.name != "before"},
         "finish": str(turn.finish),
-        "versions": [{"version": span.version, "start": span.start, "end": span.end} for span in turn.versions],
+        "versions": [asdict(span) for span in turn.versions],
         "message": _of_message(turn.message),
         "observation": [_of_message(message) for message in turn.observation],
-        "reward": turn.reward,
-        "fork": turn.fork,
-        "generate_s": turn.generate_s,
-        "env_s": turn.env_s,
-        "agent": turn.agent,
     }
 
 
@@ -251,22 +238,12 @@ def _turns(turns: pyarrow.StructArray) -> Iterator[Turn]:
     names = [field.name for field in turns.type if field.name not in arrays]
     columns = {name: turns.field(name).to_pylist() for name in names}
     for place in range(len(turns)):
-        rest = {name: column[place] for name, column in columns.items()}
-        ids = {name: array[place].values.to_numpy() for name, array in arrays.items()}
-        yield Turn(
-            ids["new_ids"],
-            ids["output_ids"],
-            ids["logprobs"],
-            Finish(rest["finish"]),
-            tuple(VersionSpan(**span) for span in rest["versions"]),
-            _message(rest["message"]),
-            tuple(_message(message) for message in rest["observation"]),
-            rest["reward"],
-            rest["fork"],
-            rest["generate_s"],
-            rest["env_s"],
-            rest["agent"],
-        )
+        row = {name: column[place] for name, column in columns.items()}
+        row |= {name: array[place].values.to_numpy() for name, array in arrays.items()}
+        row["finish"], row["message"] = Finish(row["finish"]), _message(row["message"])
+        row["versions"] = tuple(VersionSpan(**span) for span in row["versions"])
+        row["observation"] = tuple(map(_message, row["observation"]))
+        yield Turn(**row)
 
 
 def _trajectory(row: dict[str, Any], turns: tuple[Turn, ...]) -> Trajectory:
@@ -275,23 +252,13 @@ def _trajectory(row: dict[str, Any], turns: tuple[Turn, ...]) -> Trajectory:
         kind, stage = FailureKind(row["failure_kind"]), Stage(row["failure_stage"])
         failure = Failure(kind, stage, row["failure_message"], row["failure_retryable"])
     return Trajectory(
-        row["id"],
-        row["group"],
-        row["task"],
-        row["index"],
-        row["member"],
-        row["seed"],
-        turns,
-        Ending(row["ending"]),
-        row["reward"],
-        failure,
-        {part["name"]: part["value"] for part in row["rewards"]},
-        tuple(_message(message) for message in row["prompt"]),
-        json.loads(row["info"]),
-        row["attempts"],
-        row["elapsed_s"],
-        row["environment"],
-        row["task_id"],
+        **{name: row[name] for name in _ALIKE},
+        turns=turns,
+        ending=Ending(row["ending"]),
+        failure=failure,
+        rewards={part["name"]: part["value"] for part in row["rewards"]},
+        prompt=tuple(map(_message, row["prompt"])),
+        info=json.loads(row["info"]),
     )
 
 

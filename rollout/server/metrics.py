@@ -6,7 +6,6 @@ Numbers live with whoever counts them (engine, scheduler, runs, monitor) and are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from functools import partial
 
 from quintain.rollout.engines.base import EngineStats
@@ -31,14 +30,7 @@ def rollout_metrics(
     def counters() -> Counters:
         return scheduler.counters
 
-    def counter(name: str, help: str, read: Callable[[], float]) -> None:
-        metrics.read(name, "counter", help, lambda: [({}, read())])
-
-    def by(label: str, name: str, help: str, read: Callable[[], Mapping[str, float]]) -> None:
-        metrics.read(name, "counter", help, lambda: [({label: key}, value) for key, value in sorted(read().items())])
-
-    def gauge(name: str, help: str, read: Callable[[], float]) -> None:
-        metrics.gauge(name, help, read)
+    counter, by, gauge = metrics.counted, metrics.counted_by, metrics.gauge
 
     counter("output_tokens_total", "Tokens sampled.", lambda: stats().output_tokens)
     counter("prompt_tokens_total", "Prompt tokens computed.", lambda: stats().prompt_tokens)
@@ -88,19 +80,14 @@ def rollout_metrics(
 def _declare_sessions(metrics: Metrics, gateway: Gateway) -> None:
     """What agents that are not ours do, apart from the episodes that are."""
     counters = gateway.counters
-
-    def by(label: str, name: str, help: str, counts: Mapping[str, int]) -> None:
-        metrics.read(name, "counter", help, lambda: [({label: str(key)}, n) for key, n in sorted(counts.items())])
-
-    def counter(name: str, help: str, read: Callable[[], float]) -> None:
-        metrics.read(name, "counter", help, lambda: [({}, read())])
+    counter, by = metrics.counted, metrics.counted_by
 
     metrics.gauge("sessions_live", "Agents' sessions that have not ended.", lambda: gateway.live)
     counter("session_turns_total", "Turns of sessions.", lambda: counters.turns)
     counter("session_wasted_tokens_total", "Sampled tokens that no session keeps.", lambda: counters.wasted_tokens)
-    by("how", "sessions_ended_total", "Sessions, by how they ended.", counters.ended)
-    by("kind", "session_failures_total", "Failed sessions, by kind.", counters.failures)
-    by("reason", "session_forks_total", "Turns that do not extend the tokens so far.", counters.forks)
+    by("how", "sessions_ended_total", "Sessions, by how they ended.", lambda: counters.ended)
+    by("kind", "session_failures_total", "Failed sessions, by kind.", lambda: counters.failures)
+    by("reason", "session_forks_total", "Turns that do not extend the tokens so far.", lambda: counters.forks)
 
 
 def _kv(stats: EngineStats) -> float:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from quintain.calling.chat import ChatEndpoint
 from quintain.failure import FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers import Item, get_verifier
-from quintain.verifiers.models.judge.client import ChatClient
 from quintain.verifiers.models.judge.prompt import label_of, pair_question, reference_question
 
 
@@ -236,9 +236,13 @@ async def test_the_pause_doubles_or_is_what_the_server_asks_for() -> None:
         return (429, answers.pop(0)) if answers else "at last"
 
     async with stand_in(busy) as model:
-        client = ChatClient(model.url, {"model": "m"}, token="s3cret", timeout_s=10.0, retries=5, sleep=sleep)
-        assert await client.ask([{"role": "user", "content": "?"}]) == "at last"
-        await client.close()
+        endpoint = ChatEndpoint(
+            model.url, {"model": "m"}, who="it", stage=Stage.VERIFY, token="s3cret", timeout_s=10.0, retries=5,
+            max_reply_bytes=1000, sleep=sleep,
+        )  # fmt: skip
+        reply = await endpoint.complete([{"role": "user", "content": "?"}])
+        await endpoint.close()
+    assert reply.message["content"] == "at last"
     assert 0.25 <= pauses[0] <= 0.75
     assert 0.5 <= pauses[1] <= 1.5
     assert pauses[2:] == [7.0, 30.0]

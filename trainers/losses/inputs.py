@@ -1,10 +1,9 @@
 """What a policy loss is given: flat tensors, one entry per policy token of a micro-batch.
 
-Packed, tree-packed and padded batches are all the same here: tokens in any order, each saying which row it
-belongs to (padding is a token that the mask leaves out). T is the number of entries, R the number of rows.
-Invariants: all tensors are [T]; a row is never split between micro-batches, so statistics per row are local;
-a token that the mask leaves out influences neither value nor gradient, whatever it holds (−inf and NaN
-included).
+Packed, tree-packed and padded batches are all the same here: tokens in any order, each saying which row it belongs to
+(padding is a token that the mask leaves out). T is the number of entries, R the number of rows. Invariants: all tensors
+are [T]; a row is never split between micro-batches, so statistics per row are local; a token that the mask leaves out
+influences neither value nor gradient, whatever it holds (−inf and NaN included).
 """
 
 from __future__ import annotations

@@ -17,15 +17,7 @@ from torch import Tensor
 
 from quintain.config.loss import LossOptions, LossType
 from quintain.trainers.losses import offpolicy
-from quintain.trainers.losses.cores import (
-    Core,
-    CoreInputs,
-    cispo_core,
-    clipped_core,
-    row_draft,
-    sapo_core,
-    vespo_core,
-)
+from quintain.trainers.losses.cores import Core, CoreInputs, cispo_core, clipped_core, row_draft, sapo_core, vespo_core
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs, bounded_exp, cleaned
 from quintain.trainers.losses.metrics import Draft, Kind, Metrics, draft, fetched
 from quintain.trainers.losses.reduction import (

@@ -4,8 +4,7 @@ Invariant: the *sum* of the scalars over all micro-batches and ranks of an optim
 whole batch, because every divisor is a global count (`bnpo` excepted, by its definition). Under DDP, which
 averages gradients over ranks, multiply by the number of ranks.
 
-As in TRL 1.16, a row whose mask is empty (a truncated one, say) contributes 0, counts in `rows` and not in
-`tokens`.
+As in TRL 1.16, a row whose mask is empty (a truncated one, say) contributes 0, counts in `rows` and not in `tokens`.
 """
 
 from __future__ import annotations

@@ -92,13 +92,7 @@ class _Pass:
     """One pass over the blocks of logits: the operands, their arithmetic, and where each token's logit is."""
 
     def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        rows: Tensor,
-        options: _Options,
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: Tensor, options: _Options
     ) -> None:
         self.low = low_precision(hidden)
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -153,13 +147,7 @@ class _Pass:
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        rows: Tensor,
-        options: _Options,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: Tensor, options: _Options
     ) -> tuple[Tensor, Tensor]:
         run = _Pass(hidden, weight, bias, targets, rows, options)
         # Running softmax over word blocks (Milakov & Gimelshein 2018): the maximum so far, Σ exp(x), Σ exp(x)·x with
@@ -226,9 +214,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     x.sub_(normaliser[part, None]).clamp_(min=FAINTEST).exp_().mul_(-mass[part, None])
                     tokens = run.tokens(i, j)
                     x.index_put_(
-                        (rows[tokens] - row_start, targets[tokens] - word_start),
-                        grad[tokens],
-                        accumulate=True,
+                        (rows[tokens] - row_start, targets[tokens] - word_start), grad[tokens], accumulate=True
                     )
                     if slope is not None:
                         x.mul_(slope)

@@ -81,10 +81,7 @@ def _direct(learner: Learner, config: RolloutConfig) -> DirectTransfer | None:
     if options is None or options.transfer == "folder":
         return None
     return DirectTransfer(
-        lambda: published(learner.model),
-        options.urls,
-        backend=options.transfer,
-        api_key=options.api_key(os.environ),
+        lambda: published(learner.model), options.urls, backend=options.transfer, api_key=options.api_key(os.environ)
     )
 
 

@@ -2,8 +2,7 @@
 untrusted text only inside the sandbox.
 
 What always holds: only complete fenced blocks count where there is any; an explicit language beats none, and another
-language's block is no code. Without any fence the whole text is taken, and whoever compiles it says whether it is
-code.
+language's block is no code. Without any fence the whole text is taken, and whoever compiles it says whether it is code.
 """
 
 from __future__ import annotations

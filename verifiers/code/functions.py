@@ -58,12 +58,7 @@ async def judge_function(
     the solution's process was killed without reaching a limit."""
     guest = await sandboxes.guest("worker")
     relay = _Relay(secrets.token_hex(8))
-    worker_job = {
-        "sources": list(sources),
-        "prelude": task.prelude,
-        "entry": [task.entry_point],
-        "in_place": in_place,
-    }
+    worker_job = {"sources": list(sources), "prelude": task.prelude, "entry": [task.entry_point], "in_place": in_place}
     grader_job = {
         "entry": task.entry_point,
         "prompt": task.prompt,

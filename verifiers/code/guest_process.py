@@ -27,8 +27,7 @@ class GuestProcess:
     """One program. Made by `GuestProcess.begin`."""
 
     def __init__(self, session: Session, running: Running) -> None:
-        self._session = session
-        self._running = running
+        self._session, self._running = session, running
         self._reader = FrameReader(MAX_FRAME_BYTES)
 
     @classmethod

@@ -25,8 +25,7 @@ class Capture:
         self._loop = loop
         self._kept = {fd: bytearray() for fd in fds}
         self._open = set(fds)
-        self._room = limit_bytes
-        self._on_overflow = on_overflow
+        self._room, self._on_overflow = limit_bytes, on_overflow
         self.overflowed = False
         for fd in fds:
             os.set_blocking(fd, False)

@@ -32,8 +32,7 @@ WATCH_S: Final = 0.05
 OVERDUE_S: Final = 5.0
 """How long after a program's deadline its keeper may take to report before it is given up."""
 DATA_FACTOR: Final = 4
-"""With a memory control group, one process may map so many times its memory: runtimes reserve more than they
-use."""
+"""With a memory control group, one process may map so many times its memory: runtimes reserve more than they use."""
 SLACK_PROCESSES: Final = 8
 """Of ours, in the control group of a program."""
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -170,10 +169,7 @@ class Command:
         once: bool,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._keeper = keeper
-        self._zygote = zygote
-        self._group = group
-        self._limits = limits
+        self._keeper, self._zygote, self._group, self._limits = keeper, zygote, group, limits
         self.closed = False
         """Whether the session has ended with it."""
         bounded = "memory" in group.controls

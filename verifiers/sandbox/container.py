@@ -1,9 +1,8 @@
 """One container and the commands in it.
 
-What always holds: a command ends by itself, by its deadline or by `kill`, and then the engine says how; a
-container in which something cannot be ended is stopped as a whole, and its session is lost. The first
-instruction of a program comes after BEGUN, so what broke before that is never its fault, and its time starts
-there.
+What always holds: a command ends by itself, by its deadline or by `kill`, and then the engine says how; a container in
+which something cannot be ended is stopped as a whole, and its session is lost. The first instruction of a program comes
+after BEGUN, so what broke before that is never its fault, and its time starts there.
 """
 
 from __future__ import annotations
@@ -167,10 +166,7 @@ class Exec:
     """A command that has been started; `finish` must be awaited."""
 
     def __init__(self, container: Container, name: str, line: Line, limits: Limits) -> None:
-        self._container = container
-        self._name = name
-        self._line = line
-        self._limits = limits
+        self._container, self._name, self._line, self._limits = container, name, line, limits
         self._began_s = 0.0
         self._wall_s = 0.0
         self._begun = asyncio.Event()

@@ -21,16 +21,11 @@ class ContainerSession(OneAtATime):
     """A container of its own. What a command leaves running is ended before the next one begins."""
 
     def __init__(
-        self,
-        container: Container,
-        files: dict[str, bytes],
-        box: Limits,
-        on_close: Callable[[ContainerSession], None],
+        self, container: Container, files: dict[str, bytes], box: Limits, on_close: Callable[[ContainerSession], None]
     ) -> None:
         """`on_close` is called once, when nothing runs in it any more."""
         super().__init__(files, box, env={"HOME": WORK})
-        self.container = container
-        self._on_close = on_close
+        self.container, self._on_close = container, on_close
         self._busy = False
 
     @property

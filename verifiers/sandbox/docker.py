@@ -76,8 +76,7 @@ class DockerSandbox(Sandbox):
         self._count = slot_count(slots, cores())
         self._url = url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
         address(self._url)
-        self._runtime = runtime
-        self._cpus = cpus
+        self._runtime, self._cpus = runtime, cpus
         self._limits = limits or Limits()
         self._engine: Any = None
         self._starting = Starting(self._start)

@@ -29,11 +29,7 @@ STDERR_BYTES: Final = 1 << 16
 FALSE_STARTS: Final = 3
 """A keeper that dies so many times before it is ready will never be."""
 BOOT: Final = "import sys; sys.path.insert(0, sys.argv.pop(3)); from jail.zygote import main; del sys.path[0]; main()"
-ENVIRONMENT: Final = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/box/work",
-    "LANG": "C.UTF-8",
-}
+ENVIRONMENT: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/box/work", "LANG": "C.UTF-8"}
 """What every program finds in its environment."""
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """A module that starts threads when it is imported cannot be preloaded."""
@@ -73,8 +69,7 @@ class KeeperHandle:
     """One slot, seen from the event loop: one command at a time. `uid` is the user its programs become."""
 
     def __init__(self, slot: int, uid: int) -> None:
-        self.slot = slot
-        self.uid = uid
+        self.slot, self.uid = slot, uid
         self.pid: int | None = None
         self._sock: socket.socket | None = None
         self._report: asyncio.Future[bytes] | None = None
@@ -215,9 +210,7 @@ class JailZygote:
 
     def __init__(self, spec: ZygoteSpec, keepers: Sequence[KeeperHandle], adopt: Callable[[int, int], None]) -> None:
         """`adopt(slot, pid)` is called for each new keeper, before it has done anything."""
-        self._spec = spec
-        self._keepers = keepers
-        self._adopt = adopt
+        self._spec, self._keepers, self._adopt = spec, keepers, adopt
         self._loop = asyncio.get_running_loop()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None

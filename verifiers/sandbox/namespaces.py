@@ -196,8 +196,7 @@ class _Session(OneAtATime):
 
     def __init__(self, sandbox: NamespaceSandbox, keeper: KeeperHandle, files: dict[str, bytes], box: Limits) -> None:
         super().__init__(files, box, prepared=sandbox._prepared)
-        self._sandbox = sandbox
-        self._keeper = keeper
+        self._sandbox, self._keeper = sandbox, keeper
         self._command: Command | None = None
         self._lost = ""
 

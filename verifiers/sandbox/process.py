@@ -26,15 +26,7 @@ from quintain.failure import FailureError, QuintainError, Stage, failure_from
 from quintain.slots import Slots
 from quintain.verifiers.sandbox.capture import Capture
 from quintain.verifiers.sandbox.command import Pipes, sealed
-from quintain.verifiers.sandbox.interface import (
-    CLOSED,
-    Execution,
-    Limits,
-    Protection,
-    Sandbox,
-    Session,
-    check_files,
-)
+from quintain.verifiers.sandbox.interface import CLOSED, Execution, Limits, Protection, Sandbox, Session, check_files
 from quintain.verifiers.sandbox.interpreter import Interpreter, inspect
 from quintain.verifiers.sandbox.jail.bare import BEGUN
 from quintain.verifiers.sandbox.outcome import End, Observed, broken, judge
@@ -112,9 +104,7 @@ class _Session(OneAtATime):
     def __init__(self, sandbox: ProcessSandbox, slot: int, python: str, files: dict[str, bytes], box: Limits) -> None:
         self._folder = tempfile.mkdtemp(prefix="quintain-")
         super().__init__(files, box, env={"HOME": self._folder, "TMPDIR": self._folder})
-        self._sandbox = sandbox
-        self._slot = slot
-        self._python = python
+        self._sandbox, self._slot, self._python = sandbox, slot, python
         self._process: _Process | None = None
 
     @property

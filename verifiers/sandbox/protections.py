@@ -39,9 +39,7 @@ def walls(facts: Facts, controls: Set[str]) -> tuple[Protection, ...]:
         process_count(facts, controls),
         Protection("wall time", True, "the keeper kills at the deadline, whatever the service does"),
         Protection(
-            "processor time",
-            True,
-            "RLIMIT_CPU for each process; the sum over all that live is looked at every 50 ms",
+            "processor time", True, "RLIMIT_CPU for each process; the sum over all that live is looked at every 50 ms"
         ),
         Protection("private memory of one process", True, "RLIMIT_DATA; what it shares counts with all"),
         Protection(

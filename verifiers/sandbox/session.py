@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
@@ -34,9 +34,7 @@ class Channel(Running):
         kill: Callable[[], None],
         finish: Coroutine[Any, Any, Execution],
     ) -> None:
-        self.stdout = reader
-        self.stdin = writer
-        self._kill = kill
+        self.stdout, self.stdin, self._kill = reader, writer, kill
         self._finished = asyncio.create_task(self._close_after(finish))
 
     def kill(self) -> None:
@@ -65,8 +63,7 @@ class OneAtATime(Session):
         env: Mapping[str, str] | None = None,
         prepared: Collection[str] = (),
     ) -> None:
-        self._files = files
-        self._box = box
+        self._files, self._box = files, box
         self._env = env or {}
         self._prepared = prepared
         self._running: Channel | None = None
@@ -149,7 +146,7 @@ class OneAtATime(Session):
 class Starting(Generic[T]):
     """Starts a sandbox once, by `start`, and gives what that gave; a failure is forgotten, so the next call tries."""
 
-    def __init__(self, start: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._start = start
         self._task: asyncio.Task[T] | None = None
         self._closed = False
@@ -163,7 +160,7 @@ class Starting(Generic[T]):
         if self._closed:
             raise QuintainError(CLOSED)
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._start())
         task, us = self._task, asyncio.current_task()
         try:
             return await asyncio.shield(task)
@@ -185,9 +182,6 @@ class Starting(Generic[T]):
                 self._task.cancel()
             await asyncio.wait([self._task])
         return True
-
-    async def _run(self) -> T:
-        return await self._start()
 
 
 def slot_count(slots: int | None, default: int) -> int:

@@ -74,9 +74,7 @@ class FusionPages:
     """The pages. The sandbox starts when code is first run."""
 
     def __init__(self, jobs: Jobs, verify: VerifyPages, sandbox: Sandbox | None = None) -> None:
-        self._jobs = jobs
-        self._verify = verify
-        self._sandbox = sandbox
+        self._jobs, self._verify, self._sandbox = jobs, verify, sandbox
 
     def pages(self) -> tuple[Page, ...]:
         """What to add to a server's."""

@@ -66,13 +66,9 @@ class Job:
         self._items = [Item(item.answer, item.reference) for item in asked.items]
         self._deadline_s = asked.deadline_s
         self._timeout_s = asked.timeout_s or jobs.limits.timeout_s
-        self._verifier = verifier
-        self._slots = slots
-        self._batching = batching
+        self._verifier, self._slots, self._batching = verifier, slots, batching
         self._cached = verifier.cost < Cost.REMOTE  # a judge may say something else the next time
-        self._prefix = prefix
-        self._admitted = admitted
-        self._consumers = consumers
+        self._prefix, self._admitted, self._consumers = prefix, admitted, consumers
         self._waiting: deque[tuple[bytes, list[int]]] = deque()  # items that are the same stand together
         self._ready: asyncio.Queue[tuple[int, Encoded] | Failure] = asyncio.Queue()
 

@@ -55,8 +55,7 @@ class Jobs:
     def __init__(
         self, policy: AccessPolicy, limits: ServiceLimits, metrics: Metrics, *, share: int | None = None
     ) -> None:
-        self.limits = limits
-        self.metrics = metrics
+        self.limits, self.metrics = limits, metrics
         self.cache = VerdictCache(limits.cache_bytes)
         self.quotas = Quotas(
             limits.queue_items, limits.concurrent_items or share or limits.queue_items, limits.items_per_minute
@@ -151,10 +150,7 @@ def _check(asked: VerifyRequest, limits: ServiceLimits) -> None:
     if len(asked.items) > MAX_ITEMS:
         message = f"at most {MAX_ITEMS} items at a time, not {len(asked.items)}: send several batches"
         raise refused(message, Stage.VERIFY, FailureKind.TOO_LONG)
-    given = {
-        "deadline_s": (asked.deadline_s, limits.deadline_s),
-        "timeout_s": (asked.timeout_s, limits.timeout_s),
-    }
+    given = {"deadline_s": (asked.deadline_s, limits.deadline_s), "timeout_s": (asked.timeout_s, limits.timeout_s)}
     for name, (value, most) in given.items():
         if isinstance(value, int | float) and not 0 < value <= most:
             raise refused(f"{name} must be more than 0 and at most {most:g}, not {value}", Stage.VERIFY, status=400)

@@ -36,8 +36,7 @@ class VerifyPages:
     """The pages over `jobs`."""
 
     def __init__(self, jobs: Jobs, policy: AccessPolicy) -> None:
-        self._jobs = jobs
-        self._policy = policy
+        self._jobs, self._policy = jobs, policy
         self._offers: str | None = None
         self._waiting_bytes = 0
 
@@ -100,9 +99,7 @@ class _Streamed(Response):
     def __init__(self, job: Job, resources: AsyncExitStack, within_s: float) -> None:
         super().__init__()
         del self.headers["content-length"]
-        self._job = job
-        self._resources = resources
-        self._within_s = within_s
+        self._job, self._resources, self._within_s = job, resources, within_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._resources:

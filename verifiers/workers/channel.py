@@ -29,10 +29,7 @@ class SocketChannel:
         on_end: Callable[[], None],
     ) -> None:
         sock.setblocking(False)
-        self._loop = loop
-        self._sock = sock
-        self._on_message = on_message
-        self._on_end = on_end
+        self._loop, self._sock, self._on_message, self._on_end = loop, sock, on_message, on_end
         self._reader = FrameReader()
         self._unsent = bytearray()
         self._open = True

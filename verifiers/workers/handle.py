@@ -1,8 +1,7 @@
 """The pool's handle on its zygote: start it, ask it for workers, hear of their deaths, end it.
 
-What always holds: `on_ready` comes at most once and before any `on_exit`; `on_gone` comes at most once, last,
-and only where the zygote ended without being told to; after `close` returns, the zygote and all its workers
-are gone.
+What always holds: `on_ready` comes at most once and before any `on_exit`; `on_gone` comes at most once, last, and only
+where the zygote ended without being told to; after `close` returns, the zygote and all its workers are gone.
 """
 
 from __future__ import annotations
@@ -44,10 +43,7 @@ class ZygoteHandle:
         on_exit: Callable[[int, int | None, str], None],
         on_gone: Callable[[str], None],
     ) -> None:
-        self._loop = loop
-        self._on_ready = on_ready
-        self._on_exit = on_exit
-        self._on_gone = on_gone
+        self._loop, self._on_ready, self._on_exit, self._on_gone = loop, on_ready, on_exit, on_gone
         self._closed = False
         self.ready = False
         ours, theirs = socket.socketpair()
@@ -59,14 +55,7 @@ class ZygoteHandle:
                 raise
         self._control = SocketChannel(loop, ours, self._on_message, lambda: self._end(self._how_it_ended()))
         self._control.send(
-            encode(
-                {
-                    "kind": "init",
-                    "check": spec.check,
-                    "warm_up": spec.warm_up,
-                    "memory_bytes": spec.memory_bytes,
-                }
-            )
+            encode({"kind": "init", "check": spec.check, "warm_up": spec.warm_up, "memory_bytes": spec.memory_bytes})
         )
         self._start_timer = loop.call_later(
             spec.start_timeout_s, lambda: self._end(f"not ready after {spec.start_timeout_s:g} s")

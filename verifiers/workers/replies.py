@@ -1,8 +1,7 @@
 """What a worker's reply, or its death, says about the item it was working on. Pure.
 
-A check function gives `{"outcome": Outcome, "score": float, "message": str, "detail": dict}`, of which only
-the outcome is always needed: the score follows from `correct`, `wrong` and `unparsable`, the message is for
-failures.
+A check function gives `{"outcome": Outcome, "score": float, "message": str, "detail": dict}`, of which only the outcome
+is always needed: the score follows from `correct`, `wrong` and `unparsable`, the message is for failures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The zygote: a small single-threaded process that has imported the check function and forks workers from it.
 
-Importing sympy takes a second, forking a process that has it takes milliseconds: so a worker may be thrown
-away after one bad item. Run by `quintain.verifiers.workers.handle` as `python -m quintain.verifiers.workers.zygote FD
-PARENT_PID`.
+Importing sympy takes a second, forking a process that has it takes milliseconds: so a worker may be thrown away after
+one bad item. Run by `quintain.verifiers.workers.handle` as `python -m quintain.verifiers.workers.zygote FD PARENT_PID`.
 
 What always holds:
 - a worker answers its items one by one, in order, on a socket that only it and the pool hold;
@@ -61,8 +60,7 @@ class WorkerZygote:
     """The state of the zygote: its live workers, by token."""
 
     def __init__(self, control: socket.socket, parent: int) -> None:
-        self._control = control
-        self._parent = parent
+        self._control, self._parent = control, parent
         self._reader = FrameReader()
         self._fds: list[int] = []
         self._check: Check | None = None

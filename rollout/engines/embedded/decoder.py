@@ -74,8 +74,7 @@ class Decoder:
     """Decodes rows with `network`. `version` is stamped on what it samples."""
 
     def __init__(self, network: Network, limits: BatchLimits) -> None:
-        self.network = network
-        self.limits = limits
+        self.network, self.limits = network, limits
         self.version = 0
         self.prompt_tokens = 0
         self.output_tokens = 0

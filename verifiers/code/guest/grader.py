@@ -107,8 +107,7 @@ class Grader:
     results that are accepted), `listed`, `partial` and `in_place`."""
 
     def __init__(self, channel: StdioChannel | Echo, job: dict[str, Any]) -> None:
-        self._channel = channel
-        self._job = job
+        self._channel, self._job = channel, job
         self._entry = job["entry"]
         self._collect = job["partial"] and not job["listed"]
         self._calls = 0
@@ -131,13 +130,7 @@ class Grader:
         if self._first == PASSED and not self._calls:
             self._first = ("bad_reference", f"the tests never call {self._entry}")
         status, message = self._first
-        return {
-            "status": status,
-            "message": message,
-            "passed": self._passed,
-            "failed": self._failed,
-            "cases": cases,
-        }
+        return {"status": status, "message": message, "passed": self._passed, "failed": self._failed, "cases": cases}
 
     # What the reference brings
 

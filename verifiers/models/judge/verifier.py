@@ -26,10 +26,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from quintain.calling.chat import ChatEndpoint
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Cost, Item, Verifier
-from quintain.verifiers.models.judge.client import ChatClient
 from quintain.verifiers.models.judge.prompt import (
     NONCE_BYTES,
     Label,
@@ -42,6 +42,7 @@ from quintain.verifiers.options import Count, Positive, Seconds, ThinkingOptions
 from quintain.verifiers.pure import bad_reference, crashed, unparsable, unreadable
 from quintain.verifiers.text import shown
 
+MAX_REPLY_BYTES: Final = 1 << 20
 SCORES: Final[Mapping[Label, float]] = {"yes": 1.0, "no": 0.0, "tie": 0.5}
 
 
@@ -92,12 +93,15 @@ class JudgeVerifier(Verifier):
         token = os.environ.get(options.token_env) if options.token_env else None
         if options.token_env and not token:
             raise QuintainError(f"the judge verifier: the environment variable {options.token_env} is not set")
-        self._client = ChatClient(
+        self._endpoint = ChatEndpoint(
             options.url,
             {"model": options.model, "temperature": options.temperature, "max_tokens": options.max_tokens},
+            who="the judge",
+            stage=Stage.VERIFY,
             token=token,
             timeout_s=options.timeout_s,
             retries=options.retries,
+            max_reply_bytes=MAX_REPLY_BYTES,
         )
         self._free = asyncio.Semaphore(options.concurrency)
 
@@ -115,7 +119,7 @@ class JudgeVerifier(Verifier):
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._endpoint.close()
 
     async def _judged(self, item: Item, allowed_s: float) -> Verdict:
         started = time.perf_counter()
@@ -158,9 +162,12 @@ class JudgeVerifier(Verifier):
             question = self._question(answer, other, prompt, swapped=swapped)
             try:
                 async with self._free:
-                    reply = await self._client.ask(question.messages)
+                    said = (await self._endpoint.complete(question.messages)).message.get("content")
             except FailureError as error:
                 return error.failure
+            if not isinstance(said, str):
+                return Failure.of(FailureKind.INVALID, Stage.VERIFY, "the judge: its reply has no text")
+            reply = said
             label = label_of(reply, question)
             if label is not None:
                 return label

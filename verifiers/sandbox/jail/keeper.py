@@ -81,11 +81,7 @@ class Keeper:
         prepared: dict[str, types.ModuleType],
         few: bool,
     ) -> None:
-        self._control = control
-        self._few = few
-        self._users = users
-        self._uid = uid
-        self._filter = filter_program
+        self._control, self._few, self._users, self._uid, self._filter = control, few, users, uid, filter_program
         self._prepared = prepared
         self._init = 0
         self._last = False

@@ -13,17 +13,8 @@ from __future__ import annotations
 import errno
 import struct
 
-from .kernel import (
-    CLONE_NEWCGROUP,
-    CLONE_NEWIPC,
-    CLONE_NEWNET,
-    CLONE_NEWNS,
-    CLONE_NEWPID,
-    CLONE_NEWUSER,
-    CLONE_NEWUTS,
-)
+from .kernel import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS
 
-CLONE_NEWTIME = 0x00000080
 NEW_NAMESPACES = (
     CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
 )
@@ -80,7 +71,7 @@ CHECKED = {
     "aarch64": {"clone": 220, "socket": 198, "socketpair": 199, "ioctl": 29},
 }
 
-LD, JEQ, JGE, JGT, JSET, RET = 0x20, 0x15, 0x35, 0x25, 0x45, 0x06
+LD, JEQ, JGE, JSET, RET = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW = 0x7FFF0000
 ERRNO = 0x00050000
 NR_OFFSET, ARCH_OFFSET, ARGS_OFFSET = 0, 4, 16
@@ -90,10 +81,7 @@ def build(machine: str) -> bytes | None:
     """The filter for `machine` (as `platform.machine()` names it), or None where it is not known here."""
     if machine not in AUDIT_ARCH:
         return None
-    code: list[tuple[int, int, int, int]] = []
-    code.append((LD, 0, 0, ARCH_OFFSET))
-    code.append((JEQ, 1, 0, AUDIT_ARCH[machine]))
-    code.append((RET, 0, 0, ERRNO | errno.ENOSYS))
+    code = [(LD, 0, 0, ARCH_OFFSET), (JEQ, 1, 0, AUDIT_ARCH[machine]), (RET, 0, 0, ERRNO | errno.ENOSYS)]
     code.append((LD, 0, 0, NR_OFFSET))
     checked = CHECKED[machine]
     for name in ("clone", "socket", "socketpair", "ioctl"):

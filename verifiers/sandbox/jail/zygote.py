@@ -127,10 +127,7 @@ class Zygote:
     def __init__(
         self, control: socket.socket, parent: int, facts: dict[str, Any], prepared: dict[str, types.ModuleType]
     ) -> None:
-        self._control = control
-        self._parent = parent
-        self._facts = facts
-        self._prepared = prepared
+        self._control, self._parent, self._facts, self._prepared = control, parent, facts, prepared
         program = seccomp.build(platform.machine())
         self._filter = None if program is None else kernel.compile_filter(program)
         self._pids: dict[int, int] = {}
