@@ -68,13 +68,6 @@ def bind(cls: type[Environment], options: Mapping[str, Any] | None = None) -> Bo
     )
 
 
-def defaults(cls: type[Environment]) -> dict[str, Any]:
-    """The options of `cls` and their defaults, None where one has to be given."""
-    making, choosing = _keywords(cls.__init__, {"self"}), _keywords(cls.tasks, {"split"})
-    known = {**choosing, **making}
-    return {name: None if _required(name, making, choosing) else p.default for name, p in known.items()}
-
-
 def _required(name: str, *places: Mapping[str, inspect.Parameter]) -> bool:
     return any(name in place and place[name].default is inspect.Parameter.empty for place in places)
 

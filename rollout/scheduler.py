@@ -83,7 +83,6 @@ class Scheduler:
         self._dropped: Counter[str] = Counter()
         self._ages: Counter[int] = Counter()
         self._changed = asyncio.Event()
-        self._publishing = asyncio.Lock()
         journal.describe(plan.audited())
         balance = journal.balance()
         self._issued, self._consumed = balance.issued, balance.consumed
@@ -134,21 +133,21 @@ class Scheduler:
         """Prepare, pause, load, prove with the canary, resume; what was being sampled goes on under the new weights.
 
         Where the load fails the old weights are still in place and sampling goes on; where the canary refuses, nobody
-        knows what is in place and sampling stays stopped until a publish is accepted.
+        knows what is in place and sampling stays stopped until a publish is accepted. One at a time: the server's
+        control has the lock, which keeps pauses of an operator apart from it too.
         """
-        async with self._publishing:
-            await self.engine.prepare(weights)
-            clock = asyncio.get_running_loop().time
-            began = clock()
-            await self.engine.pause()
-            try:
-                await self.engine.load(weights)
-            except BaseException:
-                await self.engine.resume()
-                raise
-            mismatch = check(canary, await self.engine.score(canary.rows), weights.version)
+        await self.engine.prepare(weights)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await self.engine.pause()
+        try:
+            await self.engine.load(weights)
+        except BaseException:
             await self.engine.resume()
-            self.stall_s = clock() - began
+            raise
+        mismatch = check(canary, await self.engine.score(canary.rows), weights.version)
+        await self.engine.resume()
+        self.stall_s = clock() - began
         if admit:
             self.admit(weights.version)
         return mismatch

@@ -17,14 +17,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quintain.rollout.rules.groups import ROUNDING
+
 ScaleRewards = Literal["group", "batch", "none"]
 MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 STD_EPSILON = 1e-4
 """Added to every standard deviation before dividing by it."""
-ROUNDING = 1e-12
-"""Rewards that differ by less than this share of the largest are equal: the rest is float64 rounding, which
-dividing by `STD_EPSILON` would blow up."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

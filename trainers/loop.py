@@ -44,11 +44,9 @@ class Policy(Protocol):
 
     def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
         """One optimiser step on a batch."""
-        ...
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
-        ...
 
 
 class Publisher(Protocol):
@@ -56,7 +54,6 @@ class Publisher(Protocol):
 
     def publish(self, version: int, *, admit: bool) -> PublishAnswer:
         """Put the weights in force as `version`; FailureError where the engine cannot prove them."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +103,8 @@ class Loop:
         """Train to the end. Raises Stopped, QuintainError or FailureError with the last whole step saved."""
         try:
             after = self._run()
-        except (Stopped, QuintainError, FailureError) as error:
-            self._save_if_newer(because=error)
+        except (Stopped, QuintainError, FailureError):
+            self._save_if_newer()
             raise
         return Result(self._progress_now(), self.before, after)
 
@@ -141,20 +138,23 @@ class Loop:
         self.hooks.step(step, metrics)
 
     def _batch(self, step: int) -> list[Group]:
-        while True:
-            try:
-                groups = self.rollout.batch(step)
-                break
-            except FailureError as error:
-                if error.failure.kind is not FailureKind.LOST:
-                    raise
-                self._publish(admit=True)  # the server started again and needs weights
+        groups = self._asked(lambda: self.rollout.batch(step), admit=True)
         failed = failures_of(groups)
         total = sum(len(group.trajectories) for group in groups)
         if failed.total() == total:
             what, times = failed.most_common(1)[0]
             raise QuintainError(f"all {total} episodes of step {step + 1} failed, {times} of them with: {what}")
         return groups
+
+    def _asked(self, ask: Callable[[], list[Group]], *, admit: bool) -> list[Group]:
+        """What `ask` gives, once a server that started again has its weights."""
+        while True:
+            try:
+                return ask()
+            except FailureError as error:
+                if error.failure.kind is not FailureKind.LOST:
+                    raise
+                self._publish(admit=admit)
 
     def _ready(self, *, first: bool) -> Evaluation | None:
         """Publish the weights, evaluate them if it is time to, and let training episodes start."""
@@ -179,16 +179,10 @@ class Loop:
         assert evaluation is not None
         self.hooks.phase(heldout_at(step))
         began = self.clock()
-        while True:
-            try:
-                groups = self.rollout.run_tasks(
-                    evaluation.split, range(self.heldout), temperature=evaluation.temperature, seed=self.config.seed
-                )
-                break
-            except FailureError as error:
-                if error.failure.kind is not FailureKind.LOST:
-                    raise
-                self._publish(admit=False)
+        split, temperature, indices = evaluation.split, evaluation.temperature, range(self.heldout)
+        groups = self._asked(
+            lambda: self.rollout.run_tasks(split, indices, temperature=temperature, seed=self.config.seed), admit=False
+        )
         result = evaluation_of(groups, step=step, elapsed_s=self.clock() - began)
         self._since += result.elapsed_s
         if step == 0:
@@ -231,7 +225,7 @@ class Loop:
         self._saved = self.progress.step  # one attempt a step: a disk that is full now is full at the exit too
         self.policy.save(self._progress_now())
 
-    def _save_if_newer(self, *, because: Exception) -> None:
+    def _save_if_newer(self) -> None:
         if self._saved == self.progress.step and self.progress.step > 0:
             return
         try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, TypeVar, Unpack
 
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
@@ -34,6 +34,13 @@ T = TypeVar("T")
 BATCH_ITEMS: Final = 512
 REQUESTS: Final = 8
 """Requests of one call under way at once."""
+
+
+class VerifyBounds(TypedDict, total=False):
+    """Seconds: `deadline_s` for each item once it is begun, `timeout_s` for each request."""
+
+    deadline_s: float | None
+    timeout_s: float | None
 
 
 class AsyncVerifierClient:
@@ -68,45 +75,26 @@ class AsyncVerifierClient:
         self.url = self._caller.url
 
     async def verify(
-        self,
-        verifier: str,
-        items: Items,
-        options: Mapping[str, Any] | None = None,
-        *,
-        deadline_s: float | None = None,
-        timeout_s: float | None = None,
+        self, verifier: str, items: Items, options: Mapping[str, Any] | None = None, **bounds: Unpack[VerifyBounds]
     ) -> list[Verdict]:
-        """A verdict for each of `items`, in order.
+        """A verdict for each of `items`, in order; what is not finished within its `bounds` is a failure.
 
-        `deadline_s` is for each item, `timeout_s` for each request: what is not finished then is a failure. Raises
-        FailureError where the service refuses or cannot be reached.
+        Raises FailureError where the service refuses or cannot be reached.
         """
         found: dict[int, Verdict] = {}
-        await self._ask(verifier, items, options, deadline_s, timeout_s, found.__setitem__, stream=False)
+        await self._ask(verifier, items, options, bounds, found.__setitem__, stream=False)
         return [found[index] for index in range(len(items))]
 
     async def stream(
-        self,
-        verifier: str,
-        items: Items,
-        options: Mapping[str, Any] | None = None,
-        *,
-        deadline_s: float | None = None,
-        timeout_s: float | None = None,
+        self, verifier: str, items: Items, options: Mapping[str, Any] | None = None, **bounds: Unpack[VerifyBounds]
     ) -> AsyncGenerator[tuple[int, Verdict], None]:
         """Each item's number and verdict, as they are ready. Otherwise as `verify`."""
         ready: asyncio.Queue[tuple[int, Verdict] | None] = asyncio.Queue()
-        asking = asyncio.ensure_future(
-            self._ask(
-                verifier,
-                items,
-                options,
-                deadline_s,
-                timeout_s,
-                lambda index, verdict: ready.put_nowait((index, verdict)),
-                stream=True,
-            )
-        )
+
+        def put(index: int, verdict: Verdict) -> None:
+            ready.put_nowait((index, verdict))
+
+        asking = asyncio.ensure_future(self._ask(verifier, items, options, bounds, put, stream=True))
         asking.add_done_callback(lambda _: ready.put_nowait(None))
         try:
             while (one := await ready.get()) is not None:
@@ -141,15 +129,13 @@ class AsyncVerifierClient:
         verifier: str,
         items: Items,
         options: Mapping[str, Any] | None,
-        deadline_s: float | None,
-        timeout_s: float | None,
+        bounds: VerifyBounds,
         ready: Callable[[int, Verdict], None],
         *,
         stream: bool,
     ) -> None:
         asked: dict[str, Any] = {"verifier": verifier, "options": dict(options or {}), "stream": stream}
-        asked |= {} if deadline_s is None else {"deadline_s": deadline_s}
-        asked |= {} if timeout_s is None else {"timeout_s": timeout_s}
+        asked |= {name: bound for name, bound in bounds.items() if bound is not None}
         head = head_of(asked)
         free = asyncio.Semaphore(REQUESTS)
 
@@ -212,28 +198,16 @@ class VerifierClient(Closing):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def verify(
-        self,
-        verifier: str,
-        items: Items,
-        options: Mapping[str, Any] | None = None,
-        *,
-        deadline_s: float | None = None,
-        timeout_s: float | None = None,
+        self, verifier: str, items: Items, options: Mapping[str, Any] | None = None, **bounds: Unpack[VerifyBounds]
     ) -> list[Verdict]:
         """A verdict for each of `items`, in order. See `AsyncVerifierClient.verify`."""
-        return self._run(self._client.verify(verifier, items, options, deadline_s=deadline_s, timeout_s=timeout_s))
+        return self._run(self._client.verify(verifier, items, options, **bounds))
 
     def stream(
-        self,
-        verifier: str,
-        items: Items,
-        options: Mapping[str, Any] | None = None,
-        *,
-        deadline_s: float | None = None,
-        timeout_s: float | None = None,
+        self, verifier: str, items: Items, options: Mapping[str, Any] | None = None, **bounds: Unpack[VerifyBounds]
     ) -> Iterator[tuple[int, Verdict]]:
         """Each item's number and verdict, as they are ready."""
-        found = self._client.stream(verifier, items, options, deadline_s=deadline_s, timeout_s=timeout_s)
+        found = self._client.stream(verifier, items, options, **bounds)
 
         async def one() -> tuple[int, Verdict] | None:
             return await anext(found, None)

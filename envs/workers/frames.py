@@ -76,19 +76,12 @@ class Ping:
 
 Request = Annotated[Open | Advance | Close | ReadTasks | Describe | Ping, Discriminator("op")]
 
-STAGES = {
-    "open": Stage.RESET,
-    "step": Stage.STEP,
-    "close": Stage.CLOSE,
-    "tasks": Stage.TASKS,
-    "describe": Stage.TASKS,
-    "ping": Stage.REQUEST,
-}
+_STAGES = {"open": Stage.RESET, "step": Stage.STEP, "close": Stage.CLOSE, "ping": Stage.REQUEST}
 
 
-def stage_of(request: Open | Advance | Close | ReadTasks | Describe | Ping) -> Stage:
+def stage_of(request: Request) -> Stage:
     """The stage at which `request` fails if it does."""
-    return STAGES[request.op]
+    return _STAGES.get(request.op, Stage.TASKS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,6 @@ from quintain.envs.judging import JudgingEnv
 from quintain.envs.options import Bound
 from quintain.envs.serving.wire import Metadata, PublicTask, TaskPage
 from quintain.envs.workers.frames import (
-    STAGES,
     Advance,
     Close,
     Describe,
@@ -40,6 +39,7 @@ from quintain.envs.workers.frames import (
     WorkerCall,
     framed,
     receive,
+    stage_of,
 )
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from, one_line
 from quintain.task import Task, TaskOrigin, TaskSource, size_of
@@ -307,7 +307,7 @@ def _encoded(value: Any, stage: Stage) -> str:
 
 def _where(call: WorkerCall) -> str:
     episode = getattr(call.request, "episode", None)
-    return f"{STAGES[call.request.op]} failed" + (f" in episode {episode}" if episode else "")
+    return f"{stage_of(call.request)} failed" + (f" in episode {episode}" if episode else "")
 
 
 async def serve(sock: socket.socket, host: Host) -> None:

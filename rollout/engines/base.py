@@ -80,43 +80,33 @@ class Engine(Protocol):
     @property
     def max_length(self) -> int:
         """Most tokens, prompt and output together, that one request may hold."""
-        ...
 
     async def generate(self, prompt_ids: Ints, sampling: Sampling, *, session: str) -> Completion:
         """Sample one turn. `session` names the episode, for prefix caching and for ordering within a batch."""
-        ...
 
     async def score(self, rows: Sequence[Ints]) -> list[Floats]:
         """Log-probabilities at temperature 1 of each row's tokens given those before: [L] -> [L - 1]."""
-        ...
 
     async def pause(self) -> None:
         """Stop sampling at a token boundary; requests in flight are kept."""
-        ...
 
     async def prepare(self, weights: Weights) -> None:
         """Read `weights` beside those in use, while sampling goes on, so that `load` of the same need only swap them.
 
         It may be left out. Raises as `load` does; an engine that cannot prepare does nothing.
         """
-        ...
 
     async def load(self, weights: Weights) -> None:
         """Swap the weights in. Requests in flight go on under the new version with recomputed caches."""
-        ...
 
     async def resume(self) -> None:
         """Go on sampling."""
-        ...
 
     def kick(self) -> None:
         """The episodes that may sample next have changed: an engine that gathers requests may look again."""
-        ...
 
     def stats(self) -> EngineStats:
         """Counters for metrics and benchmarks."""
-        ...
 
     async def close(self) -> None:
         """Free everything; requests in flight end with a `cancelled` failure."""
-        ...

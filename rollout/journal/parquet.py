@@ -36,9 +36,7 @@ ROWS_AT_ONCE: Final = 64
 TURNS_AT_ONCE: Final = 256
 """Turns coded at a time."""
 _FORMAT_KEY: Final = b"quintain.trajectories"
-_ALIKE: Final = (
-    *("id", "group", "task", "index", "member", "seed", "reward", "attempts", "elapsed_s", "environment", "task_id"),
-)
+_ALIKE = ("id", "group", "task", "index", "member", "seed", "reward", "attempts", "elapsed_s", "environment", "task_id")
 """Fields of a trajectory that stand in its row as they are."""
 
 

@@ -28,7 +28,8 @@ from statistics import median
 from quintain.trajectory import Trajectory
 
 ROUNDING = 1e-12
-"""Rewards that differ by less than this share of the largest are equal, as they are to the trainer."""
+"""Rewards that differ by less than this share of the largest are equal, here and to the trainer: the rest is float64
+rounding, which dividing by a standard deviation would blow up."""
 
 
 class MemberStatus(StrEnum):

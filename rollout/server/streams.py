@@ -38,19 +38,15 @@ class Feed(Protocol):
 
     async def get(self, cursor: int) -> bytes | None:
         """The packed group at `cursor`, or None where there is none yet."""
-        ...
 
     async def wait(self, cursor: int, until: float) -> None:
         """Return when there is a group at `cursor`, or there will never be, or at the loop's time `until`."""
-        ...
 
     def stalled(self) -> bool:
         """Whether nothing more will come before the client says what has arrived."""
-        ...
 
     def last(self, cursor: int) -> Mapping[str, Any]:
         """What the object that ends the answer has beside its cursor."""
-        ...
 
 
 class Stream(Response):

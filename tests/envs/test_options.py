@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quintain.envs import Environment, MathEnv, Observation, Step
-from quintain.envs.options import bind, defaults
+from quintain.envs.options import bind
 from quintain.failure import QuintainError
 
 
@@ -55,8 +55,3 @@ def test_text_from_a_command_line_becomes_the_number_that_is_wanted():
 def test_an_unknown_split_names_the_nearest_one():
     with pytest.raises(QuintainError, match=r"MathEnv has no split 'held_out': did you mean 'heldout'\?"):
         bind(MathEnv).tasks("held_out")
-
-
-def test_the_defaults_of_an_environment_are_those_of_its_parameters():
-    assert defaults(Both) == {"turns": 3, "name": None, "high": 9}
-    assert defaults(MathEnv)["heldout"] == 200

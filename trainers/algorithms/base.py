@@ -34,16 +34,12 @@ class Algorithm(Protocol):
 
     def rows(self, groups: Sequence[Group], *, version: int) -> Rows:
         """The rows of a batch with their credit; `version` is the trainer's. QuintainError where it cannot be given."""
-        ...
 
     def inert(self, row: Row) -> bool:
         """Whether `row` has no loss and no gradient, so that it need not be run at all."""
-        ...
 
     def settled(self, totals: Totals, entropies: Tensor) -> Totals:
         """`totals` with what follows from the batch's entropies [T]. Asked after Pass.ENTROPY alone."""
-        ...
 
     def loss(self, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """A micro-batch's part of the loss, a scalar with a gradient, and of the metrics."""
-        ...

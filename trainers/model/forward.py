@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quintain.rollout.weights.canary import TOLERANCE
 from quintain.trainers.batches.batch import PARITY_TOKENS, MicroBatch, micro_batches
 from quintain.trainers.model import attention
 from quintain.trainers.model.lm_head import chunked_logprobs
@@ -132,10 +133,6 @@ def supports_tree(model: nn.Module) -> str | None:
         base.train(training)
 
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Relative difference of hidden states, and difference of log-probabilities, that rounding explains, by weight type."""
-
-
 def _probe(vocabulary: int) -> list[Segment]:
     """Three rows that fork at two depths, so that ancestors, siblings and positions all matter."""
     ids = np.random.default_rng(0).integers(0, vocabulary, 24).astype(np.int32)
@@ -156,7 +153,7 @@ def _check_logits(base: Any, segments: list[Segment], logp: Tensor) -> None:
         positions = torch.from_numpy(segment.mask).nonzero()[:, 0]
         own.append(scores[positions - 1, ids[positions]])
     apart = float((torch.cat(own) - logp).abs().max())
-    if not apart <= TOLERANCE[base.dtype]:
+    if not apart <= TOLERANCE[str(base.dtype).removeprefix("torch.")]:
         raise ValueError(
             f"{type(base).__name__} does more to its logits than an LM head, a scale and a soft cap: its own "
             f"log-probabilities differ by {apart:.3g} from those computed here, so it cannot be trained"
@@ -188,7 +185,7 @@ def _differs(base: Any, padded: MicroBatch, tree: MicroBatch) -> str | None:
         return f"{type(base).__name__} cannot run a token tree ({type(error).__name__}: {str(error).splitlines()[0]})"
     alone = predicting_states(base, padded)[padded.predictor]
     apart = float((shared - alone).float().norm() / alone.float().norm())
-    if apart <= TOLERANCE[base.dtype]:
+    if apart <= TOLERANCE[str(base.dtype).removeprefix("torch.")]:
         return None
     return f"{type(base).__name__} computes something else from a token tree than from its rows (off by {apart:.2g})"
 

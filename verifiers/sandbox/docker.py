@@ -18,7 +18,7 @@ import asyncio
 import itertools
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from quintain.verifiers.sandbox.hijack import Line, address, connect, reach
 from quintain.verifiers.sandbox.interface import (
     CLOSED,
     Execution,
+    Files,
     Limits,
     Program,
     Protection,
@@ -121,7 +122,7 @@ class DockerSandbox(Sandbox):
         program: Program,
         *,
         stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
+        files: Files | None = None,
         limits: Limits | None = None,
         group: Hashable = None,
     ) -> Execution:
@@ -133,7 +134,7 @@ class DockerSandbox(Sandbox):
         return done
 
     async def open(
-        self, files: Mapping[str, bytes] | None = None, limits: Limits | None = None, *, group: Hashable = None
+        self, files: Files | None = None, limits: Limits | None = None, *, group: Hashable = None
     ) -> Session:
         checked = check_files(files)
         await self.start()

@@ -52,7 +52,7 @@ class ZygoteSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ZygoteFacts:
     """What a zygote says of itself: whether it has root's means, its Python's version, the machine's
     architecture, whether there is a system call filter for it, whether the kernel counts a slot's processes, and
     whether there may only be a few in each slot although it does not."""
@@ -218,14 +218,14 @@ class JailZygote:
         self._last_words = ""
         self._closed = False
         self._restart: asyncio.Task[None] | None = None
-        self.facts: Facts | None = None
+        self.facts: ZygoteFacts | None = None
 
     @property
     def pid(self) -> int | None:
         """The zygote's process id while it lives."""
         return None if self._process is None else self._process.pid
 
-    async def start(self) -> Facts:
+    async def start(self) -> ZygoteFacts:
         """Start it and all keepers. Raises QuintainError where this machine cannot."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -250,7 +250,7 @@ class JailZygote:
             ours.close()
             await self._end()
             raise QuintainError(self._cannot(answer.get("error", "")))
-        self.facts = Facts(**answer["ready"])
+        self.facts = ZygoteFacts(**answer["ready"])
         self._control = ours
         self._loop.add_reader(ours.fileno(), self._receive)
         for keeper in self._keepers:

@@ -29,6 +29,8 @@ from typing import Final, Self
 from quintain.closing import AsyncClosing
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 
+Files = Mapping[str, bytes]
+"""Relative paths and their contents."""
 MEBI: Final = 1 << 20
 CLOSED: Final = Failure.of(FailureKind.CANCELLED, Stage.SANDBOX, "the sandbox was closed")
 
@@ -196,20 +198,13 @@ class Session(AsyncClosing):
 
     @abstractmethod
     async def run(
-        self,
-        program: Program,
-        *,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        limits: Limits | None = None,
+        self, program: Program, *, stdin: bytes = b"", files: Files | None = None, limits: Limits | None = None
     ) -> Execution:
         """Run `program` to its end. `files` are written before it; limits of the work folder were set when the
         session was opened."""
 
     @abstractmethod
-    async def start(
-        self, program: Program, *, files: Mapping[str, bytes] | None = None, limits: Limits | None = None
-    ) -> Running:
+    async def start(self, program: Program, *, files: Files | None = None, limits: Limits | None = None) -> Running:
         """Start `program` and talk to it. Raises FailureError where the sandbox broke."""
 
     @abstractmethod
@@ -233,7 +228,7 @@ class Sandbox(AsyncClosing):
 
     @abstractmethod
     async def open(
-        self, files: Mapping[str, bytes] | None = None, limits: Limits | None = None, *, group: Hashable = None
+        self, files: Files | None = None, limits: Limits | None = None, *, group: Hashable = None
     ) -> Session:
         """A session, once a slot is free; see `session`. Raises FailureError where the sandbox broke."""
 
@@ -242,7 +237,7 @@ class Sandbox(AsyncClosing):
         program: Program,
         *,
         stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
+        files: Files | None = None,
         limits: Limits | None = None,
         group: Hashable = None,
     ) -> Execution:
@@ -276,6 +271,6 @@ def check_path(path: str) -> str:
     return path
 
 
-def check_files(files: Mapping[str, bytes] | None) -> dict[str, bytes]:
+def check_files(files: Files | None) -> dict[str, bytes]:
     """`files` with every path checked."""
     return {check_path(path): bytes(content) for path, content in (files or {}).items()}

@@ -22,10 +22,11 @@ from quintain.failure import Failure, FailureError, FailureKind, QuintainError, 
 from quintain.slots import Slots
 from quintain.verifiers.sandbox import cgroups
 from quintain.verifiers.sandbox.command import Command, Pipes, encode
-from quintain.verifiers.sandbox.handle import Facts, JailZygote, KeeperGone, KeeperHandle, ZygoteSpec
+from quintain.verifiers.sandbox.handle import JailZygote, KeeperGone, KeeperHandle, ZygoteFacts, ZygoteSpec
 from quintain.verifiers.sandbox.interface import (
     CLOSED,
     Execution,
+    Files,
     Limits,
     Program,
     Protection,
@@ -94,7 +95,7 @@ class NamespaceSandbox(Sandbox):
         program: Program,
         *,
         stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
+        files: Files | None = None,
         limits: Limits | None = None,
         group: Hashable = None,
     ) -> Execution:
@@ -118,7 +119,7 @@ class NamespaceSandbox(Sandbox):
         return broken(why)
 
     async def open(
-        self, files: Mapping[str, bytes] | None = None, limits: Limits | None = None, *, group: Hashable = None
+        self, files: Files | None = None, limits: Limits | None = None, *, group: Hashable = None
     ) -> Session:
         checked = check_files(files)
         await self._starting.done()
@@ -157,7 +158,7 @@ class NamespaceSandbox(Sandbox):
 
     # Start and end
 
-    async def _start(self) -> Facts:
+    async def _start(self) -> ZygoteFacts:
         interpreter = await asyncio.to_thread(find, self._python)
         readable = (*interpreter.folders, *self._readable)
         spec = ZygoteSpec(interpreter.path, self._preload, readable, self._user, self._prepared)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,16 @@ from quintain.failure import FailureError, QuintainError, Stage, failure_from
 from quintain.slots import Slots
 from quintain.verifiers.sandbox.capture import Capture
 from quintain.verifiers.sandbox.command import Pipes, sealed
-from quintain.verifiers.sandbox.interface import CLOSED, Execution, Limits, Protection, Sandbox, Session, check_files
+from quintain.verifiers.sandbox.interface import (
+    CLOSED,
+    Execution,
+    Files,
+    Limits,
+    Protection,
+    Sandbox,
+    Session,
+    check_files,
+)
 from quintain.verifiers.sandbox.interpreter import Interpreter, inspect
 from quintain.verifiers.sandbox.jail.bare import BEGUN
 from quintain.verifiers.sandbox.outcome import End, Observed, broken, judge
@@ -71,7 +80,7 @@ class ProcessSandbox(Sandbox):
         )
 
     async def open(
-        self, files: Mapping[str, bytes] | None = None, limits: Limits | None = None, *, group: Hashable = None
+        self, files: Files | None = None, limits: Limits | None = None, *, group: Hashable = None
     ) -> Session:
         checked = check_files(files)
         interpreter = await self._starting.done()

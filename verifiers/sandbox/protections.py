@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from quintain.verifiers.sandbox.handle import Facts
+from quintain.verifiers.sandbox.handle import ZygoteFacts
 from quintain.verifiers.sandbox.interface import Protection
 
 
-def walls(facts: Facts, controls: Set[str]) -> tuple[Protection, ...]:
+def walls(facts: ZygoteFacts, controls: Set[str]) -> tuple[Protection, ...]:
     """The protections, given what the zygote found and which control groups (memory, pids, cpu) are in force."""
     user = (
         "programs run as a user of their slot, whom nothing else on this machine belongs to"
@@ -59,7 +59,7 @@ def walls(facts: Facts, controls: Set[str]) -> tuple[Protection, ...]:
     )
 
 
-def process_count(facts: Facts, controls: Set[str]) -> Protection:
+def process_count(facts: ZygoteFacts, controls: Set[str]) -> Protection:
     """What bounds the number of processes."""
     if facts.counted:
         return Protection("process count", True, "RLIMIT_NPROC in a user namespace of the slot's own")

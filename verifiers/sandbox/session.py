@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from quintain.failure import FailureError, QuintainError, Stage, failure_from
 from quintain.verifiers.sandbox.command import Pipes, encode
-from quintain.verifiers.sandbox.interface import Execution, Limits, Program, Running, Session, check_files
+from quintain.verifiers.sandbox.interface import Execution, Files, Limits, Program, Running, Session, check_files
 from quintain.verifiers.sandbox.outcome import broken
 
 T = TypeVar("T")
@@ -70,12 +70,7 @@ class OneAtATime(Session):
         self._closed = False
 
     async def run(
-        self,
-        program: Program,
-        *,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        limits: Limits | None = None,
+        self, program: Program, *, stdin: bytes = b"", files: Files | None = None, limits: Limits | None = None
     ) -> Execution:
         limits = limits or self._box
         try:
@@ -85,9 +80,7 @@ class OneAtATime(Session):
         except FailureError as error:
             return Execution.broken(error.failure)
 
-    async def start(
-        self, program: Program, *, files: Mapping[str, bytes] | None = None, limits: Limits | None = None
-    ) -> Running:
+    async def start(self, program: Program, *, files: Files | None = None, limits: Limits | None = None) -> Running:
         limits = limits or self._box
         try:
             pipes, reader, writer = await Pipes.talking()
@@ -133,7 +126,7 @@ class OneAtATime(Session):
             self._running.kill()
             await self._running.wait()
 
-    def _encoded(self, program: Program, files: Mapping[str, bytes] | None, limits: Limits) -> bytes:
+    def _encoded(self, program: Program, files: Files | None, limits: Limits) -> bytes:
         """The next command. Raises QuintainError where it makes no sense."""
         if self._closed:
             raise QuintainError("this session is closed: open another")

@@ -24,10 +24,10 @@ from torch import Tensor
 from quintain.failure import QuintainError
 from quintain.rollout.engines.dtypes import torch_dtype
 from quintain.rollout.engines.embedded.kv import KVCache
+from quintain.rollout.weights.canary import TOLERANCE
 
 _SCORED_POSITIONS = 512  # at once through the head: V float32 numbers each
 _PROBE_TOKENS = 8
-_TOLERANCE = {torch.bfloat16: 0.1, torch.float32: 1e-3}  # root mean square, relative to the logits' spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +53,25 @@ class Network(Protocol):
     @property
     def words(self) -> int:
         """The size of the vocabulary V."""
-        ...
 
     @property
     def layout(self) -> Layout:
         """What new weights must look like."""
-        ...
 
     def prefill(self, ids: Tensor, lengths: Sequence[int]) -> Prefilled:
         """Read the prompts `ids` [n, S] of `lengths`."""
-        ...
 
     def step(self, ids: Tensor, slots: KVCache) -> Tensor:
         """Read one more token `ids` [B] in each of the padded rows of `slots`; the logits after it [B, V]."""
-        ...
 
     def score(self, ids: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Log-probabilities of the tokens of each row of `ids` [n, S] given those before it: [length - 1] each."""
-        ...
 
     def build(self, tensors: Mapping[str, Tensor]) -> Any:
         """Prepare `tensors`, complete as `layout` says, without touching the weights in use."""
-        ...
 
     def use(self, built: Any) -> None:
         """Swap in what `build` prepared."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +121,7 @@ def open_network(model: Any, dtype: str, max_length: int | None, device: torch.d
         for make in networks:
             network = make()
             error, token_bytes = _probe(network, probe, reference)
-            if error <= _TOLERANCE[kind]:
+            if error <= TOLERANCE[dtype]:
                 return LoadedNetwork(network, length, token_bytes)
     raise QuintainError(
         f"{type(loaded).__name__} decodes differently with its cache in slots than on its own, so the embedded engine "
