@@ -52,6 +52,11 @@ class Verdict:
         return cls(score, outcome, None, elapsed_s, detail)
 
     @classmethod
+    def unfinished(cls, failure: Failure) -> Verdict:
+        """A verdict that is no score, because of `failure`: what asked for it, or was asked, broke."""
+        return cls(None, Outcome.TIMEOUT if failure.kind is FailureKind.TIMEOUT else Outcome.CRASHED, failure)
+
+    @classmethod
     def failed(cls, outcome: Outcome, message: str, *, elapsed_s: float = 0.0, **detail: Any) -> Verdict:
         """A verdict that is no score: the verifier timed out, crashed, or was given a bad reference.
 

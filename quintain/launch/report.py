@@ -30,9 +30,7 @@ class MetricsLog:
             if from_step
             else []
         )
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        draft.replace(path)
+        _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line. QuintainError where the disk refuses."""
@@ -69,8 +67,12 @@ def first_evaluation(path: Path) -> Evaluation | None:
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`, whole or not at all."""
+    _replace(path, json.dumps(dict(summary), indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(dict(summary), indent=2) + "\n", encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 

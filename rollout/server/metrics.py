@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from quintain.rollout.engines.base import EngineStats
 from quintain.rollout.gateway.gateway import Gateway
 from quintain.rollout.scheduler import Counters, Scheduler
 from quintain.rollout.server.control import Control
@@ -30,6 +29,9 @@ def rollout_metrics(
     def counters() -> Counters:
         return scheduler.counters
 
+    def kv_usage() -> float:
+        return math.nan if (usage := stats().kv_usage) is None else usage
+
     counter, by, gauge = metrics.counted, metrics.counted_by, metrics.gauge
 
     counter("output_tokens_total", "Tokens sampled.", lambda: stats().output_tokens)
@@ -41,11 +43,11 @@ def rollout_metrics(
     gauge("engine_idle_fraction", "Share of the last minute it computed nothing in.", lambda: engine.idle_fraction)
     gauge("engine_running", "Requests that the engine computes.", lambda: stats().running)
     gauge("engine_waiting", "Requests that wait in the engine.", lambda: stats().waiting)
-    gauge("engine_kv_usage", "Share of the KV cache in use; NaN where the engine has none.", lambda: _kv(stats()))
+    gauge("engine_kv_usage", "Share of the KV cache in use; NaN where the engine has none.", kv_usage)
     counter("engine_preemptions_total", "Requests put back for want of KV cache.", lambda: stats().preemptions)
     counter("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", lambda: stats().prefix_hits)
     counter("prefix_cache_queries_total", "Prompt tokens looked up in it.", lambda: stats().prefix_queries)
-    gauge("prefix_cache_hit_rate", "Hits over queries since the start.", lambda: _hit_rate(stats()))
+    gauge("prefix_cache_hit_rate", "Hits over queries.", lambda: stats().prefix_hits / (stats().prefix_queries or 1))
 
     gauge("version", "Version that admission follows; -1 before the first publish.", lambda: scheduler.version)
     metrics.summary("publish_stall_seconds", "How long sampling stood still for a publish.")
@@ -88,14 +90,6 @@ def _declare_sessions(metrics: Metrics, gateway: Gateway) -> None:
     by("how", "sessions_ended_total", "Sessions, by how they ended.", lambda: counters.ended)
     by("kind", "session_failures_total", "Failed sessions, by kind.", lambda: counters.failures)
     by("reason", "session_forks_total", "Turns that do not extend the tokens so far.", lambda: counters.forks)
-
-
-def _kv(stats: EngineStats) -> float:
-    return math.nan if stats.kv_usage is None else stats.kv_usage
-
-
-def _hit_rate(stats: EngineStats) -> float:
-    return stats.prefix_hits / stats.prefix_queries if stats.prefix_queries else 0.0
 
 
 def _failures(scheduler: Scheduler) -> list[tuple[dict[str, str], float]]:

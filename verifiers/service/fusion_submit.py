@@ -138,15 +138,11 @@ def _stdio(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "stdio", "cases": cases}
 
 
-def _livecodebench(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "kind": "livecodebench"}
-
-
 _READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "HumanEvalDataset": _human_eval,
     "MBPPDataset": _mbpp,
     "CommonOJDataset": _stdio,
-    "LiveCodeBenchDataset": _livecodebench,
+    "LiveCodeBenchDataset": lambda row: {**row, "kind": "livecodebench"},
 }
 
 

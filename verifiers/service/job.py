@@ -102,7 +102,7 @@ class Job:
                     for consumer in self._consumers:
                         consumer.cancel()
                     for index in sorted(missing):
-                        yield self._given(index, _encoded(_unfinished(ready)))
+                        yield self._given(index, _encoded(Verdict.unfinished(ready)))
                     return
                 missing.discard(ready[0])
                 yield self._given(*ready)
@@ -181,7 +181,7 @@ class Job:
         except Exception as error:  # the boundary: a verifier that raises is a failure of its items
             log.exception("the verifier %s raised", self._name)
             failure = failure_from(error, Stage.VERIFY)
-        return [_unfinished(failure)] * len(items)
+        return [Verdict.unfinished(failure)] * len(items)
 
     def _settle(self, indices: Sequence[int], encoded: Encoded) -> None:
         for index in indices:
@@ -198,9 +198,4 @@ def _encoded(verdict: Verdict) -> Encoded:
         return Encoded(verdict.outcome, to_json(verdict))
     except ValueError as error:  # the detail is no JSON: the verdict cannot be told
         message = f"the verifier's detail is no JSON: {error}"
-        return _encoded(_unfinished(Failure.of(FailureKind.INVALID, Stage.VERIFY, message)))
-
-
-def _unfinished(failure: Failure) -> Verdict:
-    outcome = Outcome.TIMEOUT if failure.kind is FailureKind.TIMEOUT else Outcome.CRASHED
-    return Verdict(None, outcome, failure)
+        return _encoded(Verdict.unfinished(Failure.of(FailureKind.INVALID, Stage.VERIFY, message)))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from quintain.failure import FailureError, FailureKind, QuintainError
-from quintain.verdict import Outcome, Verdict
+from quintain.verdict import Verdict
 from quintain.verifiers.base import Cost, Item, Verifier
 from quintain.verifiers.client import AsyncVerifierClient
 from quintain.verifiers.options import Options, Seconds
@@ -73,8 +73,7 @@ class RemoteVerifier(Verifier):
             failure = error.failure
             if failure.kind is FailureKind.REJECTED:
                 raise QuintainError(f"the verifier service at {asked.url}: {failure.message}") from None
-            outcome = Outcome.TIMEOUT if failure.kind is FailureKind.TIMEOUT else Outcome.CRASHED
-            return [Verdict(None, outcome, failure)] * len(items)
+            return [Verdict.unfinished(failure)] * len(items)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -285,7 +285,10 @@ class Fleet:
             if isinstance(result, (ReplicaDown, FailureError)):
                 self.suspect(member, str(result), broken=True)
         if len(failures) == len(members):
-            raise failures[0] if isinstance(failures[0], FailureError) else _publish_failed(str(failures[0]))
+            if isinstance(failures[0], FailureError):
+                raise failures[0]
+            message = f"no replica took the weights: {failures[0]}"
+            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.PUBLISH, message))
         await self.on_all([member for member in members if member.up], lambda member: new.tidy(member.replica))
 
     async def _freeze(self, member: Member) -> None:
@@ -414,7 +417,3 @@ def total_load(members: Sequence[Member]) -> Load:
     use = max((load.kv_usage for load in up), default=0.0)
     waiting = sum(load.waiting for load in up)
     return Load(waiting, use, whole.preemptions, whole.prefix_hits, whole.prefix_queries)
-
-
-def _publish_failed(message: str) -> FailureError:
-    return FailureError(Failure.of(FailureKind.CRASHED, Stage.PUBLISH, f"no replica took the weights: {message}"))

@@ -129,8 +129,7 @@ class JudgeVerifier(Verifier):
         except TimeoutError:
             verdict = Verdict.failed(Outcome.TIMEOUT, f"the judge took more than {allowed_s:g} s")
         except FailureError as error:
-            outcome = Outcome.TIMEOUT if error.failure.kind is FailureKind.TIMEOUT else Outcome.CRASHED
-            verdict = Verdict(None, outcome, error.failure)
+            verdict = Verdict.unfinished(error.failure)
         except Exception as error:  # the boundary: a flaw in asking about one item costs that item
             verdict = crashed(error)
         return replace(verdict, elapsed_s=time.perf_counter() - started)
@@ -186,15 +185,14 @@ class JudgeVerifier(Verifier):
         found: list[Label] = []
         for label in labels:
             if isinstance(label, Failure):
-                outcome = Outcome.TIMEOUT if label.kind is FailureKind.TIMEOUT else Outcome.CRASHED
-                return Verdict(None, outcome, label)
+                return Verdict.unfinished(label)
             found.append(label)
         scores = [SCORES[label] for label in found]
         if len(set(scores)) == 1:
             return Verdict.scored(scores[0], labels=found)
         if self.options.disagreement == "fail":
             message = f"the judge disagrees with itself: {' and '.join(found)} in the two orders"
-            return Verdict(None, Outcome.CRASHED, Failure.of(FailureKind.INVALID, Stage.VERIFY, message))
+            return Verdict.unfinished(Failure.of(FailureKind.INVALID, Stage.VERIFY, message))
         return Verdict.scored(0.5 if self.options.disagreement == "tie" else min(scores), labels=found)
 
 

@@ -29,7 +29,7 @@ from quintain.failure import QuintainError, one_line
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Cost, Item, Verifier
 from quintain.verifiers.options import Count, Finite, Positive, Seconds, ThinkingOptions
-from quintain.verifiers.pure import bad_reference, unparsable, unreadable
+from quintain.verifiers.pure import bad_reference, crashed, unparsable, unreadable
 from quintain.verifiers.text import shown
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class RewardModelVerifier(Verifier):
             try:
                 row = await self._in_thread(partial(classifier.tokens, messages))
             except Exception as error:  # the boundary: whatever the tokenizer's template raises is this item's
-                verdicts[index] = _crashed(error)
+                verdicts[index] = crashed(error)
                 continue
             if len(row) <= self.options.max_tokens:
                 rows[index] = row
@@ -170,7 +170,7 @@ class RewardModelVerifier(Verifier):
                 late = Verdict.failed(Outcome.TIMEOUT, f"the forward pass took more than its {deadline_s:g} s")
                 return dict.fromkeys(rows, late)
             except Exception as error:  # the boundary: out of memory, or a row the model cannot take
-                failed = _crashed(error)
+                failed = crashed(error)
                 rewards = None
             elapsed_s = (time.perf_counter() - started) / len(rows)
         if rewards is not None:
@@ -227,10 +227,6 @@ def _messages(reference: Any) -> list[dict[str, str]] | None:
         return found if len(found) == len(reference["messages"]) else None
     prompt = reference.get("prompt") if isinstance(reference, Mapping) else reference
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt.strip() else None
-
-
-def _crashed(error: Exception) -> Verdict:
-    return Verdict.failed(Outcome.CRASHED, one_line(shown(f"{type(error).__name__}: {error}", 400)))
 
 
 def make_reward_model_verifier(**options: Any) -> RewardModelVerifier:
