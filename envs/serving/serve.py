@@ -7,20 +7,16 @@ and is the only thing on standard output; when this returns, or dies however it 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import logging
 import os
-import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quintain.cores import cores
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.failure import QuintainError
-from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
+from quintain.serving.listen import listening
 
 if TYPE_CHECKING:
     import uvicorn
@@ -60,12 +56,8 @@ def serve_env(
     hold_lifeline(lifeline_fd, grace_s=GRACE_S + 5.0)
     inherited = os.environ.pop(TOKEN_ENV, None)  # so that no environment's code finds it there
     token = token or inherited or None
-    check_bind(host, token is not None, TOKEN_ENV)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    allow_many_sockets()
-    backend = _backend(spec, options or {}, min(4, cores()) if workers is None else workers)
-    with bound_socket(host, port) as sock:
-        url = url_of(host, sock)
+    with listening(host, port, has_token=token is not None, token_from=TOKEN_ENV) as (sock, url):
+        backend = _backend(spec, options or {}, min(4, cores()) if workers is None else workers)
         ready = json.dumps({"event": "ready", "url": url, "pid": os.getpid()}) if json_ready else f"{spec} is at {url}"
         asyncio.run(_serve(sock, backend, token, limits or EnvironmentLimits(), lambda: print(ready, flush=True)))
 
@@ -82,25 +74,13 @@ async def _serve(
     await asyncio.sleep(0)  # the workers start while we import the rest
 
     from quintain.envs.serving.server import EnvApp
-    from quintain.serving.run import quiet_server
+    from quintain.serving.run import quiet_server, serve_until_told
 
     app = EnvApp(sessions, metrics, token=token)
     server = quiet_server(app.asgi, ready, grace_s=GRACE_S + 2)
-    serving = asyncio.ensure_future(_run(starting, sessions, server, sock))
-
-    def stop() -> None:
-        if server.started:
-            server.should_exit = True
-            loop.call_later(GRACE_S, sessions.abandon)
-        else:
-            serving.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    running = _run(starting, sessions, server, sock)
     try:
-        with contextlib.suppress(asyncio.CancelledError):  # told to stop before it was ready
-            await serving
+        await serve_until_told(server, running, grace_s=GRACE_S, abandon=sessions.abandon)
     finally:
         await sessions.stop()
         await app.close()

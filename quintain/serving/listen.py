@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import resource
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from quintain.failure import QuintainError
@@ -58,6 +62,19 @@ def url_of(host: str, sock: socket.socket) -> str:
     """The address of the server that listens on `sock`, which was bound to `host`."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{sock.getsockname()[1]}"
+
+
+@contextmanager
+def listening(host: str, port: int, *, has_token: bool, token_from: str) -> Iterator[tuple[socket.socket, str]]:
+    """A socket that listens for many clients, and its address; what is logged goes to standard error.
+
+    Raises QuintainError where `check_bind` or `bound_socket` does.
+    """
+    check_bind(host, has_token, token_from)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    allow_many_sockets()
+    with bound_socket(host, port) as sock:
+        yield sock, url_of(host, sock)
 
 
 def allow_many_sockets() -> None:

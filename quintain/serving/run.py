@@ -1,10 +1,12 @@
-"""Runs an ASGI application until it is told to stop."""
+"""Runs an ASGI application until it is told to stop, by SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -42,3 +44,29 @@ def quiet_server(app: Any, ready: Callable[[], None], *, grace_s: int) -> uvicor
             server_header=False,
         )
     )
+
+
+async def serve_until_told(
+    server: uvicorn.Server,
+    work: Coroutine[Any, Any, None],
+    *,
+    grace_s: float,
+    abandon: Callable[[], None],
+    drain: Callable[[], None] = lambda: None,
+) -> None:
+    """Do `work`, which serves with `server`, until told to stop: then `drain` is called, nothing more is accepted,
+    and what still runs after `grace_s` is given up by `abandon`. Told before it answers, it is cancelled."""
+    loop, serving = asyncio.get_running_loop(), asyncio.ensure_future(work)
+
+    def stop() -> None:
+        if server.started:
+            drain()
+            server.should_exit = True
+            loop.call_later(grace_s, abandon)
+        else:
+            serving.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    with contextlib.suppress(asyncio.CancelledError):  # told to stop before it was ready
+        await serving

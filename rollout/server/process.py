@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import logging
 import os
 import signal
 import socket
@@ -109,15 +108,13 @@ def serve(
     begin.
     """
     from quintain.envs.client import EnvClient
-    from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
+    from quintain.serving.listen import listening
 
     tokens = tokens or Tokens()
-    check_bind(host, bool(tokens), f"{ROLLOUT_TOKEN_ENV} or a file of tokens")
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    allow_many_sockets()
     config = load_config(run / "config.yaml")
     quiet_transformers()
-    with bound_socket(host, port) as listener:
+    token_from = f"{ROLLOUT_TOKEN_ENV} or a file of tokens"
+    with listening(host, port, has_token=bool(tokens), token_from=token_from) as (listener, url):
         running = EpisodeCount()
         engine = make_engine(config, running, logs=run / "logs", report=report)
         patience_s = 2 * config.environment.step_timeout_s
@@ -137,7 +134,7 @@ def serve(
             journal=open_journal(config, run / "journal.db"),
             running=running,
         )
-        url, told = url_of(host, listener), ready or _print_ready
+        told = ready or _print_ready
         with FinishedSessions(run / "sessions.bin") if for_agents else contextlib.nullcontext() as sessions:
             served = _Served(scheduler, run, tokens, limits, sessions, config.seed)
 

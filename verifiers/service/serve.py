@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import os
-import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from quintain.serving.listen import allow_many_sockets, bound_socket, check_bind, url_of
+from quintain.serving.listen import listening
 from quintain.serving.tokens import Tokens
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.policy import AccessPolicy
@@ -50,11 +47,7 @@ def serve_verifiers(
 
     tokens, policy, limits = tokens or Tokens(), policy or AccessPolicy(), limits or ServiceLimits()
     hold_lifeline(lifeline_fd, grace_s=limits.grace_s + ANSWER_S + 5.0)
-    check_bind(host, bool(tokens), f"{TOKEN_ENV} or a file of tokens")
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    allow_many_sockets()
-    with bound_socket(host, port) as sock:
-        url = url_of(host, sock)
+    with listening(host, port, has_token=bool(tokens), token_from=f"{TOKEN_ENV} or a file of tokens") as (sock, url):
         ready = json.dumps({"event": "ready", "url": url, "pid": os.getpid()}) if json_ready else f"verifiers: {url}"
         asyncio.run(_serve(sock, policy, limits, tokens, lambda: print(ready, flush=True)))
 
@@ -67,27 +60,13 @@ def read_tokens(token_env: str, token_file: Path | None) -> Tokens:
 async def _serve(
     sock: socket.socket, policy: AccessPolicy, limits: ServiceLimits, tokens: Tokens, ready: Callable[[], None]
 ) -> None:
-    from quintain.serving.run import quiet_server
+    from quintain.serving.run import quiet_server, serve_until_told
     from quintain.verifiers.service.app import ServiceApp
 
     app = ServiceApp(policy, limits, tokens)
     server = quiet_server(app.asgi, ready, grace_s=math.ceil(limits.grace_s) + ANSWER_S)
-    serving = asyncio.ensure_future(server.serve(sockets=[sock]))
-
-    def stop() -> None:
-        if server.started:
-            app.drain()
-            server.should_exit = True
-            loop.call_later(limits.grace_s, app.abandon)
-        else:
-            serving.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    serving = server.serve(sockets=[sock])
     try:
-        await asyncio.wait([serving])
-        if not serving.cancelled():
-            serving.result()
+        await serve_until_told(server, serving, grace_s=limits.grace_s, abandon=app.abandon, drain=app.drain)
     finally:
         await app.close()
