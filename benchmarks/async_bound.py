@@ -30,7 +30,8 @@ from quintain.codec import as_floats, as_ints
 from quintain.config import ExperimentConfig
 from quintain.envs import user
 from quintain.envs.client import EnvClient
-from quintain.rollout.chat.renderer import load_renderer
+from quintain.rollout.chat.load import load_tokenizer
+from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.base import Sampling, Weights
 from quintain.rollout.journal.journal import Journal
@@ -79,13 +80,13 @@ class Publishes:
 def run(folder: Path, url: str, *, staleness: int, steps: int, train_s: float) -> tuple[float, float, int]:
     """Seconds per step, seconds of it that the trainer waited for its batch, and the greatest age consumed."""
     folder.mkdir()
-    renderer = load_renderer(str(MODEL))
-    words = [*renderer.first([user("hello")])[1:], *renderer.stop_ids]
+    chat = TemplateChat(load_tokenizer(str(MODEL)))
+    words = [*chat.first([user("hello")])[1:], *chat.stop_ids]
     engine = LatencyEngine(words, capacity=8, step_s=0.004, prefill_s=0.01, tokens=24, max_length=2048)
     plan = Plan("train", None, False, 0, GROUPS, MEMBERS, staleness, 4, 2048, 1, 256, Sampling(64))
     client = EnvClient(url)
     journal = Journal(folder / "journal.db", members=MEMBERS, identity={})
-    scheduler = Scheduler(plan, engine=engine, renderer=renderer, make_env=client.episode, journal=journal)
+    scheduler = Scheduler(plan, engine=engine, chat=chat, make_env=client.episode, journal=journal)
     with bound_socket("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(rollout_app(scheduler), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

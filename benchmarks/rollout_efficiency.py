@@ -36,7 +36,8 @@ from _side import ROOT, report, vllm_python
 
 from quintain.config import ExperimentConfig, VLLMConfig, dump_config, parse_config
 from quintain.envs.builtin.math import MathEnv
-from quintain.rollout.chat.renderer import load_renderer
+from quintain.rollout.chat.load import load_tokenizer
+from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.dtypes import faster
 from quintain.rollout.engines.vllm.start import environ, flags
@@ -202,9 +203,9 @@ def main() -> None:
     args = parser.parse_args()
     python = vllm_python()
 
-    renderer = load_renderer(str(MODEL))
+    chat = TemplateChat(load_tokenizer(str(MODEL)))
     tasks = MathEnv.tasks("train", operations="+", low=1, high=999)
-    (stop,) = renderer.stop_ids
+    (stop,) = chat.stop_ids
     rates: dict[str, list[float]] = {"ours": [], "bare": [], "offline": []}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -216,7 +217,7 @@ def main() -> None:
         for turn in range(args.rounds + 1):  # the first one warms up
             first = 3 * turn * args.episodes
             spans = [range(first + part * args.episodes, first + (part + 1) * args.episodes) for part in range(3)]
-            prompts = [[renderer.first(tasks[index].prompt).tolist() for index in span] for span in spans[:2]]
+            prompts = [[chat.first(tasks[index].prompt).tolist() for index in span] for span in spans[:2]]
             got = {
                 "bare": asyncio.run(bare(url, prompts[0], args.tokens, stop)),
                 "offline": offline.rate(prompts[1]),

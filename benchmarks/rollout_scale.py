@@ -2,7 +2,7 @@
 
 1,000 episodes of 10 turns are in flight over HTTP, each turn of the environment takes 1 s with a heavy tail, and the
 engine is a latency model (no GPU needed): 256 requests at a time, about three seconds each, so there is always more to
-sample than there is room. The scheduler, the journal, the renderer with a real chat template, the environment client
+sample than there is room. The scheduler, the journal, the chat layer with a real template, the environment client
 and the environment server are the real ones; the server is a process of its own.
 
 A second case hands over a batch of 512 trajectories of 100 turns of 300 + 300 tokens, as a trainer's client fetches it
@@ -82,15 +82,16 @@ class LagMeter:
 async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: int) -> dict[str, float]:
     """Run twice as many episodes as are in flight at once; the figures of the time in which the number holds."""
     from quintain.envs.client import EnvClient
-    from quintain.rollout.chat.renderer import load_renderer
+    from quintain.rollout.chat.load import load_tokenizer
+    from quintain.rollout.chat.template import TemplateChat
     from quintain.rollout.engines.base import Sampling
     from quintain.rollout.journal.journal import Journal
     from quintain.rollout.scheduler import Plan, Scheduler
 
-    renderer = load_renderer(str(MODEL))
-    words = [int(token) for token in renderer._encode("The answer is that we go on with the next step. ")]
+    chat = TemplateChat(load_tokenizer(str(MODEL)))
+    words = [int(token) for token in chat._encode("The answer is that we go on with the next step. ")]
     engine = LatencyEngine(
-        [*words, *renderer.stop_ids],
+        [*words, *chat.stop_ids],
         capacity=capacity,
         step_s=STEP_S,
         prefill_s=PREFILL_S,
@@ -104,7 +105,7 @@ async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: i
     client = EnvClient(url, timeout_s=120.0, max_connections=episodes)
     journal = Journal(folder / "journal.db", members=members, identity={})
     engine = LatencyEngine([0], capacity=1, step_s=0.0, prefill_s=0.0, tokens=1, max_length=8192)
-    scheduler = Scheduler(plan, engine=engine, renderer=renderer, make_env=client.episode, journal=journal)
+    scheduler = Scheduler(plan, engine=engine, chat=chat, make_env=client.episode, journal=journal)
     meter = LagMeter()
     total = groups * members
 
@@ -178,7 +179,7 @@ async def hand_over(folder: Path, count: int) -> dict[str, float]:
             size += len(packed)
     recorded = meter.quantile(0.99)
     engine = LatencyEngine([0], capacity=1, step_s=0.0, prefill_s=0.0, tokens=1, max_length=8192)
-    scheduler = Scheduler(plan, engine=engine, renderer=None, make_env=None, journal=journal)
+    scheduler = Scheduler(plan, engine=engine, chat=None, make_env=None, journal=journal)
     with bound_socket("127.0.0.1", 0) as listener:
         app = rollout_app(scheduler, trajectories=folder / "trajectories")
         server = quiet_server(app, lambda: None, grace_s=1)

@@ -354,7 +354,7 @@ def _element(body: str, schemas: Schemas) -> list[Call]:
     body = body.strip()
     if body.startswith("<function="):
         return [_typed(name, _PARAMETER.findall(inner), schemas) for name, inner in _FUNCTION.findall(body)]
-    if "<arg_key>" in body or re.fullmatch(r"[\w.-]{1,200}", body):
+    if "<arg_key>" in body or body in schemas:
         return [_typed(body.partition("<arg_key>")[0], _ARGUMENT.findall(body), schemas)]
     return _of_json(_json(body))
 

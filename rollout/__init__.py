@@ -1,1 +1,1 @@
-"""Rollout: engines, renderers, the episode loop, groups, admission, the journal and the rollout server."""
+"""Rollout: engines, the chat layer, the episode loop, groups, admission, the journal and the rollout server."""

@@ -19,7 +19,7 @@ from functools import partial
 
 from quintain.envs.base import Environment
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
-from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Engine, Sampling, Weights
 from quintain.rollout.episodes.episode import EpisodeSpec
 from quintain.rollout.episodes.gate import EpisodeCount as EpisodeCount
@@ -65,18 +65,18 @@ class Scheduler:
         plan: Plan,
         *,
         engine: Engine,
-        renderer: Renderer,
+        chat: Chat,
         make_env: Callable[[], Environment],
         journal: Journal,
         running: EpisodeCount | None = None,
     ) -> None:
-        self.plan, self.engine, self.renderer, self.make_env, self.journal = plan, engine, renderer, make_env, journal
+        self.plan, self.engine, self.chat, self.make_env, self.journal = plan, engine, chat, make_env, journal
         self.running = running or EpisodeCount()
         self.fatal: Failure | None = None
         self.stall_s = 0.0  # how long sampling stood still for the last publish
         self.draining = False  # true: issue nothing more; what runs goes on to its end
         self._runner = Runner(
-            plan, engine=engine, renderer=renderer, make_env=make_env, running=self.running, limit_of=self._limit_s
+            plan, engine=engine, chat=chat, make_env=make_env, running=self.running, limit_of=self._limit_s
         )
         self.failures, self.forks = self._runner.failures, self._runner.forks
         self._wasted = self._mixed = self._replaced = self._stragglers = 0

@@ -22,7 +22,7 @@ from accelerate.tracking import get_available_trackers
 
 from quintain.config import ExperimentConfig
 from quintain.failure import QuintainError
-from quintain.rollout.chat.renderer import quiet_transformers
+from quintain.rollout.chat.load import quiet_transformers
 from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.dtypes import torch_dtype
 from quintain.trainers.algorithms.base import Algorithm, Pass

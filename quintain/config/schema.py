@@ -140,6 +140,13 @@ class RolloutConfig(Section):
     sample_timeout_s: MayChange[Seconds | None] = 3600.0
     """A turn that takes the engine longer is a failure (a hung engine) and is tried again; null waits for ever."""
 
+    tool_calls: str = "auto"
+    """The format in which the model writes tool calls; auto is what its chat template writes, none reads no calls."""
+    thinking: bool | None = None
+    """Whether the chat template asks the model to think first (`enable_thinking`); null leaves it to the template."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further options of the model's chat template."""
+
     @model_validator(mode="after")
     def _grouping(self) -> RolloutConfig:
         if self.max_refills is not None and not self.dynamic_sampling:

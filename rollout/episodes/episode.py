@@ -25,7 +25,7 @@ from quintain.envs.base import Action, Environment, Observation
 from quintain.envs.client import RemoteEnv
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.messages import Message, ToolSpec
-from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.rules.order import derive_seed
 from quintain.task import Task
@@ -79,14 +79,14 @@ async def run_episode(
     *,
     make_env: Callable[[], Environment],
     engine: Engine,
-    renderer: Renderer,
+    chat: Chat,
     clock: Callable[[], float] = time.monotonic,
     cutoff: Cutoff | None = None,
 ) -> Trajectory:
     """Run the episode with `engine`, again while its failure is retryable and attempts are left."""
     cutoff = cutoff or Cutoff()
     return await attempted(
-        spec, lambda number: _Sampled(spec, make_env(), number, clock, cutoff, engine=engine, renderer=renderer)
+        spec, lambda number: _Sampled(spec, make_env(), number, clock, cutoff, engine=engine, chat=chat)
     )
 
 
@@ -207,9 +207,9 @@ async def _lease_kept(env: Environment) -> AsyncIterator[None]:
 class _Sampled(Attempt):
     """The policy is an engine's, token by token."""
 
-    def __init__(self, *episode: Any, engine: Engine, renderer: Renderer) -> None:
+    def __init__(self, *episode: Any, engine: Engine, chat: Chat) -> None:
         super().__init__(*episode)
-        self._engine, self._renderer = engine, renderer
+        self._engine, self._chat = engine, chat
         self._messages: list[Message] = []
         self._tools: Sequence[ToolSpec] = ()
         self._ids: Ints = as_ints([])
@@ -219,7 +219,7 @@ class _Sampled(Attempt):
     def begin(self, observation: Observation) -> None:
         self.stage = Stage.RENDER
         self._messages, self._tools = list(observation.messages), observation.tools
-        self._ids, self._fork = self._renderer.first(self._messages, self._tools), None
+        self._ids, self._fork = self._chat.first(self._messages, self._tools), None
 
     async def act(self) -> Turn | None:
         room = self.spec.max_length - len(self._ids)
@@ -240,7 +240,7 @@ class _Sampled(Attempt):
             completion.logprobs,
             completion.finish,
             completion.versions,
-            self._renderer.parse(completion.output_ids),
+            self._chat.read(completion.output_ids, prompt_ids=self._ids, tools=self._tools),
             fork=self._fork,
             generate_s=sampled - began,
             before=self._before,
@@ -249,7 +249,7 @@ class _Sampled(Attempt):
     def extend(self, turn: Turn) -> None:
         self.stage = Stage.RENDER
         self._messages.append(turn.message)
-        rendered = self._renderer.extend(turn.ids, self._messages, turn.observation, self._tools)
+        rendered = self._chat.extend(turn.ids, self._messages, turn.observation, self._tools)
         self._messages += turn.observation
         self._ids, self._fork = rendered.ids, rendered.fork
         self._before = turn if rendered.fork is None else None
@@ -268,4 +268,4 @@ class _Sampled(Attempt):
     def _sampling(self, room: int) -> Sampling:
         base = self.spec.sampling
         seed = derive_seed(self.spec.seed, "turn", len(self.turns))
-        return replace(base, max_tokens=min(base.max_tokens, room), seed=seed, stop_ids=self._renderer.stop_ids)
+        return replace(base, max_tokens=min(base.max_tokens, room), seed=seed, stop_ids=self._chat.stop_ids)

@@ -16,7 +16,7 @@ from typing import Any
 
 from quintain.codec import pack
 from quintain.envs.base import Environment
-from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Engine
 from quintain.rollout.episodes.episode import Cutoff, EpisodeSpec, run_episode
 from quintain.rollout.episodes.gate import EpisodeCount, Gate, Key, Ticket
@@ -64,12 +64,12 @@ class Runner:
         plan: Plan,
         *,
         engine: Engine,
-        renderer: Renderer,
+        chat: Chat,
         make_env: Callable[[], Environment],
         running: EpisodeCount,
         limit_of: LimitOf,
     ) -> None:
-        self.plan, self.engine, self.renderer, self.make_env = plan, engine, renderer, make_env
+        self.plan, self.engine, self.chat, self.make_env = plan, engine, chat, make_env
         self.failures: Counter[str] = Counter()
         self.forks: Counter[str] = Counter()
         self._concurrency = Concurrency(1, plan.max_concurrency, plan.max_concurrency)
@@ -136,7 +136,7 @@ class Runner:
         clock = asyncio.get_running_loop().time
         job.since = clock()
         trajectory = await run_episode(
-            spec, make_env=self.make_env, engine=self.engine, renderer=self.renderer, clock=clock, cutoff=job.cutoff
+            spec, make_env=self.make_env, engine=self.engine, chat=self.chat, clock=clock, cutoff=job.cutoff
         )
         if trajectory.failure is not None:
             self.failures[f"{trajectory.failure.kind}/{trajectory.failure.stage}"] += 1

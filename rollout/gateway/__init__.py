@@ -1,6 +1,6 @@
 """An OpenAI-compatible gateway: agent programs that are not ours drive the policy, and their sessions are trajectories.
 
-    gateway = Gateway(engine, renderer, sampling=Sampling(512), on_finished=finished)
+    gateway = Gateway(engine, chat, sampling=Sampling(512), on_finished=finished)
     app = Starlette(routes=gateway_routes(gateway))  # from quintain.rollout.gateway.routes
 
 Table of contents: `chat` reads a request and settles how it is sampled, `conversations` keeps the turns of a session

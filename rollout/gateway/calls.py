@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from quintain.codec import Ints
-from quintain.messages import Message, ToolCall
-from quintain.rollout.chat.tools import Dialect
+from quintain.messages import ToolCall
+from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.gateway.answers import Answer, Choice, TokenLogprob
 from quintain.rollout.gateway.chat import ChatRequest, settle
@@ -49,13 +49,13 @@ class Calls:
     def __init__(
         self,
         engine: Engine,
-        dialect: Dialect,
+        chat: Chat,
         base: Sampling,
         max_length: int,
         counters: Counted,
         clock: Callable[[], float],
     ) -> None:
-        self._engine, self._dialect, self._base = engine, dialect, base
+        self._engine, self._chat, self._base = engine, chat, base
         self._max_length, self._counters, self._clock = min(max_length, engine.max_length), counters, clock
 
     async def answer(self, session: AgentSession, asked: ChatRequest) -> Answer:
@@ -92,17 +92,19 @@ class Calls:
     async def _sample(self, session: str, prompt: Prompt, sampling: Sampling, stops: tuple[str, ...]) -> _Sample:
         began_s = self._clock()
         whole = await self._engine.generate(
-            prompt.ids, replace(sampling, stop_ids=self._dialect.stop_ids), session=session
+            prompt.ids, replace(sampling, stop_ids=self._chat.stop_ids), session=session
         )
         ended_s = self._clock()
-        found = first_stop(whole.output_ids, self._dialect.text, stops)
+        found = first_stop(whole.output_ids, self._chat.text, stops)
         if found is None:
-            return _Sample(whole, self._dialect.text(whole.output_ids), 0, False, began_s, ended_s)
+            return _Sample(whole, self._chat.text(whole.output_ids), 0, False, began_s, ended_s)
         wasted = len(whole.output_ids) - found.tokens
         return _Sample(cut(whole, found.tokens), found.text, wasted, True, began_s, ended_s)
 
     def _record(self, session: AgentSession, asked: ChatRequest, prompt: Prompt, sample: _Sample) -> Choice:
-        message = self._message(session, asked, sample.text)
+        tools, text = asked.tools if asked.may_call else (), sample.text if sample.stopped else None
+        message = self._chat.read(sample.completion.output_ids, prompt_ids=prompt.ids, tools=tools, text=text)
+        message = replace(message, tool_calls=tuple(_numbered(session, call) for call in message.tool_calls))
         said = session.conversations.record(
             prompt, sample.completion, message, began_s=sample.began_s, ended_s=sample.ended_s
         )
@@ -114,22 +116,18 @@ class Calls:
         reason, sampled = _reason(said, sample.stopped), len(sample.completion.output_ids)
         return Choice(said.number, message, reason, self._logprobs(said, asked), said.turn.fork, sampled)
 
-    def _message(self, session: AgentSession, asked: ChatRequest, text: str) -> Message:
-        if not asked.may_call:
-            return Message("assistant", text)
-        said = self._dialect.read(text, asked.tools)
-        calls = []
-        for function in said.calls:
-            calls.append(ToolCall(f"call{session.made_calls:05d}", function))  # nine letters: some templates insist
-            session.made_calls += 1
-        return Message("assistant", said.content, tuple(calls))
-
     def _logprobs(self, said: RecordedTurn, asked: ChatRequest) -> tuple[TokenLogprob, ...] | None:
         if not asked.logprobs:
             return None
         ids, logprobs = said.turn.output_ids, said.turn.logprobs
         shown = len(ids) - int(said.turn.finish is Finish.STOP)  # the end of a turn is no text
-        return tuple(TokenLogprob(self._dialect.text(ids[i : i + 1]), float(logprobs[i])) for i in range(shown))
+        return tuple(TokenLogprob(self._chat.text(ids[i : i + 1]), float(logprobs[i])) for i in range(shown))
+
+
+def _numbered(session: AgentSession, call: ToolCall) -> ToolCall:
+    """`call` with an id of its own in the session: nine letters, since some templates insist."""
+    session.made_calls += 1
+    return replace(call, id=f"call{session.made_calls - 1:05d}")
 
 
 def _reason(said: RecordedTurn, stopped: bool) -> str:

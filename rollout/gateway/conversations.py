@@ -11,7 +11,7 @@ before. Invariants:
 - `turns()` has the chains one after the other, so that `to_segments` finds each of them whole.
 
 Messages are compared by what they mean (`meaning`), so an assistant message that comes back as it was given is found
-again, whichever way a client writes it. Pure but for the renderer, which is a function of its arguments.
+again, whichever way a client writes it. Pure but for the chat layer, which is a function of its arguments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from operator import itemgetter
 
 from quintain.codec import Ints, as_ints
 from quintain.messages import Message, ToolSpec
-from quintain.rollout.chat.tools import Dialect
+from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Completion
 from quintain.trajectory import Turn, extends
 
@@ -74,8 +74,8 @@ class RecordedTurn:
 class Conversations:
     """All turns of a session, in the order in which they were answered."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
         self.recorded: list[RecordedTurn] = []
         self._by_history: dict[bytes, list[RecordedTurn]] = defaultdict(list)
         self._prompts: set[bytes] = set()  # their digests
@@ -91,12 +91,12 @@ class Conversations:
         if same:
             said = _best(same, messages)
             new = messages[len(said.history) :]
-            rendered = self.dialect.extend(said.turn.ids, said.history, new, tools)
+            rendered = self.chat.extend(said.turn.ids, said.history, new, tools)
             if rendered.fork is None:
                 return Prompt(rendered.ids, messages, tools, said, new, None)
             ids, why = rendered.ids, rendered.fork
         else:
-            ids = self.dialect.first(messages, tools)
+            ids = self.chat.first(messages, tools)
             why = TOOLS_CHANGED if longest else None
         tip = self._tip_before(ids)  # other messages may still be the same tokens
         new = messages[_common(messages, tip.history) :] if tip else ()

@@ -22,8 +22,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from
 from quintain.nearest import IDENTIFIER
-from quintain.rollout.chat.renderer import Renderer
-from quintain.rollout.chat.tools import Dialect
+from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Engine, Sampling
 from quintain.rollout.gateway.answers import Answer
 from quintain.rollout.gateway.calls import Calls
@@ -83,33 +82,31 @@ class GatewayCounters:
 
 
 class Gateway:
-    """Sessions over `engine`, rendered by `renderer`, sampled as `sampling` says.
+    """Sessions over `engine`, rendered and read by `chat`, sampled as `sampling` says.
 
     `on_finished` takes each trajectory; it raises where it cannot (a full disk), and the session can be ended again;
     QuintainError says that it never can: the session ends as a failure without what harness and agent said of it.
-    `model` is the policy's name to agents. `max_length` bounds prompt and answer together, in tokens. `tool_calls`
-    names the parser (`tool_calls.PARSERS`). `tokens` make the keys of
-    the sessions' agents. `clock` (seconds) is for leases and durations. Call `close` at the end.
+    `model` is the policy's name to agents. `max_length` bounds prompt and answer together, in tokens. `tokens` make
+    the keys of the sessions' agents. `clock` (seconds) is for leases and durations. Call `close` at the end.
     """
 
     def __init__(
         self,
         engine: Engine,
-        renderer: Renderer,
+        chat: Chat,
         *,
         sampling: Sampling,
         on_finished: Callable[[Trajectory], Awaitable[None]],
         model: str = "policy",
         seed: int = 0,
         max_length: int | None = None,
-        tool_calls: str = "hermes",
         limits: GatewayLimits | None = None,
         tokens: Tokens | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model, self.limits, self.counters = model, limits or GatewayLimits(), GatewayCounters()
-        self.dialect = Dialect(renderer, tool_calls)
-        self._calls = Calls(engine, self.dialect, sampling, max_length or engine.max_length, self.counters, clock)
+        self.chat_layer = chat
+        self._calls = Calls(engine, chat, sampling, max_length or engine.max_length, self.counters, clock)
         self._on_finished, self._tokens = on_finished, tokens or Tokens()
         self._seed, self._clock = seed, clock
         self._live: dict[str, AgentSession] = {}
@@ -222,7 +219,7 @@ class Gateway:
             raise full(f"all {self.limits.max_sessions} sessions are taken")
         name, now_s = asked.id or uuid.uuid4().hex, self._clock()
         seed = derive_seed(self._seed, "session", name) if asked.seed is None else asked.seed
-        session = AgentSession(name, asked, seed, Conversations(self.dialect), now_s, now_s)
+        session = AgentSession(name, asked, seed, Conversations(self.chat_layer), now_s, now_s)
         self._live[name] = session
         self.counters.opened += 1
         if self._sweeper is None:
@@ -261,7 +258,7 @@ class Gateway:
         session.final = replace(
             session.status(self.limits.lease_s), state=state, calls=0, reward=trajectory.reward, failure=failure
         )
-        session.state, session.conversations = state, Conversations(self.dialect)  # its tokens are the sink's now
+        session.state, session.conversations = state, Conversations(self.chat_layer)  # its tokens are the sink's now
         self._keep(session)
         self.counters.ended[how] += 1
         self.counters.forks.update(turn.fork for turn in trajectory.turns if turn.fork is not None)

@@ -35,9 +35,9 @@ class AgentSession:
     end: RewardRequest | FailRequest | None = None  # what ended it, or is about to
     truncated: bool = False
     wasted_tokens: int = 0
+    made_calls: int = 0  # tool calls
     output_tokens: int = 0
     failed_calls: int = 0
-    made_calls: int = 0  # tool calls
     waiting: int = 0  # samples that are under way, for the limit of turns
     ignored: Counter[str] = field(default_factory=Counter)
     final: SessionStatus | None = None

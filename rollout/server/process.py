@@ -24,7 +24,7 @@ from quintain.config import ExperimentConfig, load_config
 from quintain.envs.serving.serve import TOKEN_ENV
 from quintain.failure import FailureError, QuintainError
 from quintain.lifeline import hold_lifeline
-from quintain.rollout.chat.renderer import load_renderer, quiet_transformers
+from quintain.rollout.chat.load import load_chat, quiet_transformers
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.choose import check_engine, make_engine, say_progress
 from quintain.rollout.journal.journal import Journal
@@ -129,7 +129,7 @@ def serve(
         scheduler = Scheduler(
             make_plan(config, size=size, model_length=engine.max_length),
             engine=engine,
-            renderer=load_renderer(config.model.path),
+            chat=load_chat(config),
             make_env=client.episode,
             journal=open_journal(config, run / "journal.db"),
             running=running,
@@ -166,7 +166,7 @@ class _Served:
         if self.sessions is not None:
             gateway = Gateway(
                 scheduler.engine,
-                scheduler.renderer,
+                scheduler.chat,
                 sampling=scheduler.plan.sampling,
                 on_finished=self.sessions.append,
                 seed=self.seed,

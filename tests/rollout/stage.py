@@ -1,14 +1,14 @@
-"""A stage for the rollout's tests: a toy environment, a renderer over bytes, a plan, and the fake engine."""
+"""A stage for the rollout's tests: a toy environment, a chat over bytes, a plan, and the fake engine."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from quintain.codec import unpack
 from quintain.envs import Action, EndlessTasks, Environment, LocalClient, Observation, Step, Task, TaskSource, user
-from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.engines.base import Engine, Sampling, Weights
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.scheduler import Plan, Scheduler
@@ -48,9 +48,8 @@ class ByteTokenizer:
     chat_template = "roles"
     name_or_path = "bytes"
     eos_token_id = 0
-
-    def convert_ids_to_tokens(self, index: int) -> str:
-        return chr(index)
+    all_special_ids = (0,)
+    added_tokens_decoder: ClassVar[dict[int, str]] = {0: chr(0)}
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
         text = "".join(f"{m['role'][0]}{m['content']}{chr(0)}" for m in messages)
@@ -63,7 +62,7 @@ class ByteTokenizer:
         return "".join(chr(i) for i in ids)
 
 
-RENDERER = Renderer(ByteTokenizer())
+CHAT = TemplateChat(ByteTokenizer())
 
 
 def plan(**changes: Any) -> Plan:
@@ -78,9 +77,7 @@ def scheduler(folder: Path, *, engine: Engine | None = None, options: Any = None
     made = plan(**changes)
     client = LocalClient(Words, options or {})
     journal = Journal(folder / "journal.db", members=made.members, identity=IDENTITY)
-    return Scheduler(
-        made, engine=engine or FakeEngine(words=128), renderer=RENDERER, make_env=client.episode, journal=journal
-    )
+    return Scheduler(made, engine=engine or FakeEngine(words=128), chat=CHAT, make_env=client.episode, journal=journal)
 
 
 async def batch_of(made: Scheduler, step: int, wait_s: float) -> list[Group] | None:
@@ -100,5 +97,5 @@ def weights(folder: Path, version: int) -> Weights:
 def canary(published: Weights, tolerance: float = 1e-6) -> Canary:
     """What a trainer that holds `published` says of two fixed rows."""
     model = FakeModel.of(published.path, 128)
-    rows = (RENDERER.first([user("hello")]), RENDERER.first([user("and more of it")]))
+    rows = (CHAT.first([user("hello")]), CHAT.first([user("and more of it")]))
     return Canary(rows, tuple(model.score(row) for row in rows), tolerance)

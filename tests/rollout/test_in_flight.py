@@ -20,7 +20,7 @@ from quintain.rollout.weights.canary import Canary
 from quintain.trajectory import Turn, versions_of
 
 from ..tiny_llama import tiny_llama
-from .stage import RENDERER, batch_of, scheduler
+from .stage import CHAT, batch_of, scheduler
 
 WORDS = 128
 
@@ -91,4 +91,4 @@ async def test_an_update_in_flight_leaves_every_token_explained_by_the_version_i
     report = audit(tmp_path / "journal.db")
     assert report.ok, report.problems
     assert report.mixed == mixed
-    assert RENDERER.stop_ids == (0,)
+    assert CHAT.stop_ids == (0,)

@@ -18,7 +18,7 @@ from quintain.rollout.engines.base import Sampling
 from quintain.rollout.episodes.episode import EpisodeSpec, run_episode
 
 from ..fake_engine import FakeEngine
-from .stage import RENDERER
+from .stage import CHAT
 
 LEASE_S = 3.0
 
@@ -58,6 +58,6 @@ async def test_the_lease_of_an_episode_does_not_run_out_while_its_turn_is_sample
     async with EnvClient(server) as client:
         task = (await asyncio.to_thread(client.tasks, "train"))[0]
         spec = EpisodeSpec("e", "g", task, 0, 0, 1, Sampling(8), max_turns=4, max_length=512)
-        played = await run_episode(spec, make_env=client.episode, engine=Slow(words=128), renderer=RENDERER)
+        played = await run_episode(spec, make_env=client.episode, engine=Slow(words=128), chat=CHAT)
     assert played.failure is None
     assert played.reward is not None

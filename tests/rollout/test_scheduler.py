@@ -17,7 +17,7 @@ from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Ending, Finish, Group, Trajectory, extends, to_segments
 
 from ..fake_engine import FakeEngine, crash_on, hang_on
-from .stage import RENDERER, Words, batch_of, canary, scheduler, weights
+from .stage import CHAT, Words, batch_of, canary, scheduler, weights
 
 
 async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = True) -> None:
@@ -44,7 +44,7 @@ async def episode(
 ) -> Trajectory:
     async with LocalClient(Words, options or {}) as client:
         return await run_episode(
-            spec(**changes), make_env=client.episode, engine=engine or FakeEngine(words=128), renderer=RENDERER
+            spec(**changes), make_env=client.episode, engine=engine or FakeEngine(words=128), chat=CHAT
         )
 
 

@@ -21,7 +21,7 @@ from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Group, Trajectory, versions_of
 
 from ..fake_engine import FakeEngine, hang_on
-from .stage import IDENTITY, RENDERER, batch_of, canary, plan, weights
+from .stage import CHAT, IDENTITY, batch_of, canary, plan, weights
 from .world import on_virtual_clock
 
 Script = Callable[[Task, int], float]
@@ -53,7 +53,7 @@ def made_of(folder: Path, script: Script, *, engine: FakeEngine | None = None, *
     made = plan(**{"groups": 2, "members": 3, "attempts": 1, **changes})
     journal = Journal(folder / "journal.db", members=made.members, identity=IDENTITY, oversample=made.oversample)
     engine = engine or FakeEngine(words=128)
-    return Scheduler(made, engine=engine, renderer=RENDERER, make_env=partial(Scripted, script), journal=journal)
+    return Scheduler(made, engine=engine, chat=CHAT, make_env=partial(Scripted, script), journal=journal)
 
 
 async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = True) -> None:

@@ -35,7 +35,7 @@ async def test_every_page_and_every_metric_exists_and_is_on_it(tmp_path: Path) -
     scheduler = stage.scheduler(tmp_path)
     sessions = FinishedSessions(tmp_path / "sessions.bin")
     gateway = Gateway(
-        FakeEngine(words=128), stage.RENDERER, sampling=Sampling(8), on_finished=sessions.append, max_length=64
+        FakeEngine(words=128), stage.CHAT, sampling=Sampling(8), on_finished=sessions.append, max_length=64
     )
     app = rollout_app(scheduler, gateway=gateway, sessions=sessions)
     routes: list[Any] = app.routes

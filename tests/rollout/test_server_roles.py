@@ -28,7 +28,7 @@ OPERATING = {"/v1/pause", "/v1/resume", "/v1/drain"}
 async def app(tmp_path: Path) -> AsyncIterator[Starlette]:
     sessions = FinishedSessions(tmp_path / "sessions.bin")
     gateway = Gateway(
-        FakeEngine(words=128), stage.RENDERER, sampling=Sampling(8), on_finished=sessions.append, tokens=TOKENS
+        FakeEngine(words=128), stage.CHAT, sampling=Sampling(8), on_finished=sessions.append, tokens=TOKENS
     )
     app = rollout_app(stage.scheduler(tmp_path), tokens=TOKENS, gateway=gateway, sessions=sessions)
     async with app.router.lifespan_context(app):
@@ -66,7 +66,10 @@ async def test_a_trainer_s_token_opens_all_but_what_is_the_operator_s(app: Starl
         assert await asked(app, method, path, "o-secret") not in (401, 403), (method, path)
 
 
-@pytest.mark.parametrize("key", ["", "x", "mine.", ".", "mine.0", Tokens().agent_key("mine"), "o-secret.", "ü"])
+KEYS = ["", "x", "mine.", ".", "mine.0", Tokens().agent_key("mine"), "o-secret.", "ü"]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
 async def test_a_key_that_is_nobody_s_opens_nothing(app: Starlette, key: str) -> None:
     for method, path in pages(app):
         assert (await asked(app, method, path, key) == 401) == (path != "/health")

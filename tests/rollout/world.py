@@ -27,7 +27,7 @@ from quintain.rollout.scheduler import Scheduler
 from quintain.trajectory import Group, versions_of
 
 from ..fake_engine import FakeEngine
-from .stage import IDENTITY, RENDERER, batch_of, canary, plan, weights
+from .stage import CHAT, IDENTITY, batch_of, canary, plan, weights
 
 FOREVER_S = 1e7
 
@@ -197,7 +197,7 @@ class World:
         return Scheduler(
             made,
             engine=FakeEngine(words=128, token_s=0.2),
-            renderer=RENDERER,
+            chat=CHAT,
             make_env=partial(Chance, setup),
             journal=journal,
         )

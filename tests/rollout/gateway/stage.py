@@ -7,13 +7,13 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import openai
 from starlette.applications import Starlette
 
-from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.engines.base import Engine, Sampling
 from quintain.rollout.gateway import Gateway, GatewayLimits, Outbox
 from quintain.rollout.gateway.routes import gateway_routes
@@ -31,9 +31,8 @@ class ByteTokenizer:
     chat_template = "roles"
     name_or_path = "bytes"
     eos_token_id = END
-
-    def convert_ids_to_tokens(self, index: int) -> str:
-        return chr(index)
+    all_special_ids = (END,)
+    added_tokens_decoder: ClassVar[dict[int, str]] = {END: chr(END)}
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
         text = "".join(f"{m['role'][0]}{m['content']}{chr(END)}" for m in messages)
@@ -62,8 +61,8 @@ def _call(call: dict[str, Any]) -> str:
     return f"<tool_call>{json.dumps(call['function'])}</tool_call>"
 
 
-RENDERER = Renderer(ByteTokenizer())
-TOOL_RENDERER = Renderer(ToolTokenizer())
+CHAT = TemplateChat(ByteTokenizer())
+TOOL_CHAT = TemplateChat(ToolTokenizer())
 
 Reply = Callable[[str], str]
 """(the last message of the prompt, with its role's letter) -> what to say."""
@@ -123,7 +122,7 @@ class Stage:
 async def staged(
     engine: Engine,
     *,
-    renderer: Renderer = RENDERER,
+    chat: TemplateChat = CHAT,
     limits: GatewayLimits | None = None,
     sampling: Sampling | None = None,
     **options: Any,
@@ -131,7 +130,7 @@ async def staged(
     """A gateway over `engine` on a real socket, in the loop of the test."""
     outbox = Outbox()
     options = {"on_finished": outbox, **options}
-    gateway = Gateway(engine, renderer, sampling=sampling or Sampling(256), limits=limits, **options)
+    gateway = Gateway(engine, chat, sampling=sampling or Sampling(256), limits=limits, **options)
     listener = socket.create_server(("127.0.0.1", 0))
     ready = asyncio.Event()
     server = quiet_server(Starlette(routes=gateway_routes(gateway)), ready.set, grace_s=1)

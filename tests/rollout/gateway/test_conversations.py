@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from quintain.codec import as_floats, as_ints
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user
-from quintain.rollout.chat.renderer import Renderer
-from quintain.rollout.chat.tools import Dialect
+from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.engines.base import Completion
 from quintain.rollout.gateway.conversations import (
     BRANCHED,
@@ -28,7 +27,7 @@ from quintain.rollout.gateway.conversations import (
 )
 from quintain.trajectory import Ending, Finish, Trajectory, VersionSpan, extends, to_segments
 
-from .stage import END, RENDERER, ByteTokenizer
+from .stage import CHAT, END, ByteTokenizer
 
 MODEL = Path(__file__).parents[3] / "models" / "SmolLM2-135M-Instruct"
 TOOL = ToolSpec(FunctionSpec("add"))
@@ -87,15 +86,15 @@ def sound(conversations: Conversations) -> None:
 
 
 @pytest.fixture(scope="module")
-def real_renderer() -> Renderer:
+def real_chat() -> TemplateChat:
     from transformers import AutoTokenizer
 
-    return Renderer(AutoTokenizer.from_pretrained(MODEL))
+    return TemplateChat(AutoTokenizer.from_pretrained(MODEL))
 
 
-def live_through(data: st.DataObject, dialect: Dialect, draw_ids: Callable[[], list[int]], end: int) -> Conversations:
+def live_through(data: st.DataObject, chat: TemplateChat, draw_ids: Callable[[], list[int]], end: int) -> Conversations:
     """A session of an agent that does anything at all with what was said."""
-    conversations = Conversations(dialect)
+    conversations = Conversations(chat)
     texts = st.sampled_from(["go on", "why", "x", "again"])
     histories: list[list[Message]] = [[user("begin")]]
     for _ in range(data.draw(st.integers(1, 8))):
@@ -127,7 +126,7 @@ def live_through(data: st.DataObject, dialect: Dialect, draw_ids: Callable[[], l
         if closed:
             logprobs, spans = as_floats([-1.0] * (len(ids) + 1)), (VersionSpan(1, 0, len(ids) + 1),)
             out = Completion(as_ints([*ids, end]), logprobs, Finish.STOP, spans)
-        said = conversations.record(prompt, out, dialect.renderer.parse(out.output_ids))
+        said = conversations.record(prompt, out, chat.read(out.output_ids, prompt_ids=prompt.ids))
         if (tip := tips.get(tuple(messages[:-1]))) is not None and does == "append":
             assert said.turn.fork is None
             assert extends(said.turn.prompt_ids, tip.turn.ids)
@@ -139,22 +138,22 @@ def live_through(data: st.DataObject, dialect: Dialect, draw_ids: Callable[[], l
 @given(data=st.data())
 def test_any_history_leaves_every_sampled_token_in_one_segment(data: st.DataObject) -> None:
     ids = st.lists(st.integers(1, 127), max_size=3)
-    sound(live_through(data, Dialect(RENDERER), lambda: data.draw(ids), END))
+    sound(live_through(data, CHAT, lambda: data.draw(ids), END))
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_tokens_that_no_text_encodes_to_are_never_encoded_again(data: st.DataObject, real_renderer: Renderer) -> None:
+def test_tokens_that_no_text_encodes_to_are_never_encoded_again(data: st.DataObject, real_chat: TemplateChat) -> None:
     """Any ids of a real vocabulary: half of a character, or two tokens for what one would say."""
     ids = st.lists(st.integers(3, 49151), max_size=4)
-    (end,) = real_renderer.stop_ids
-    sound(live_through(data, Dialect(real_renderer), lambda: data.draw(ids), end))
+    (end,) = real_chat.stop_ids
+    sound(live_through(data, real_chat, lambda: data.draw(ids), end))
 
 
 @settings(max_examples=100, deadline=None)
 @given(said=st.lists(st.text("abcd", max_size=4), min_size=1, max_size=6))
 def test_a_template_that_forgets_forks_at_every_turn_that_it_cuts(said: list[str]) -> None:
-    conversations, messages = Conversations(Dialect(Renderer(ForgetfulTokenizer()))), [user("q")]
+    conversations, messages = Conversations(TemplateChat(ForgetfulTokenizer())), [user("q")]
     for text in said:
         turn = speak(conversations, messages, text)
         messages = [*turn.history, user("more")]
@@ -164,7 +163,7 @@ def test_a_template_that_forgets_forks_at_every_turn_that_it_cuts(said: list[str
 
 
 def test_a_conversation_that_goes_on_is_one_segment() -> None:
-    conversations = Conversations(Dialect(RENDERER))
+    conversations = Conversations(CHAT)
     one = speak(conversations, [system("s"), user("q")], "a")
     two = speak(conversations, [*one.history, user("r")], "b")
     three = speak(conversations, [*two.history, user("t"), assistant("mine"), user("u")], "c")
@@ -177,7 +176,7 @@ def test_a_conversation_that_goes_on_is_one_segment() -> None:
 
 
 def test_sub_agents_that_take_turns_are_a_segment_each() -> None:
-    conversations = Conversations(Dialect(RENDERER))
+    conversations = Conversations(CHAT)
     main = speak(conversations, [system("main"), user("q")], "a")
     sub = speak(conversations, [system("sub"), user("part")], "x")
     main = speak(conversations, [*main.history, user("r")], "b")
@@ -191,7 +190,7 @@ def test_sub_agents_that_take_turns_are_a_segment_each() -> None:
 
 
 def test_of_several_beginnings_the_longest_is_extended() -> None:
-    conversations = Conversations(Dialect(RENDERER))
+    conversations = Conversations(CHAT)
     one = speak(conversations, [user("q")], "a")
     two = speak(conversations, [*one.history, user("r")], "b")
     three = speak(conversations, [*two.history, user("s")], "c")
@@ -214,12 +213,15 @@ def test_of_several_beginnings_the_longest_is_extended() -> None:
     ],
 )
 def test_every_way_to_fork_has_its_name(messages: list[Message], tools: tuple[ToolSpec, ...], fork: str) -> None:
-    conversations = Conversations(Dialect(RENDERER))
+    conversations = Conversations(CHAT)
     one = speak(conversations, [user("q")], "a")
     speak(conversations, [*one.history, user("r")], "b")
     assert speak(conversations, messages, "c", tools).turn.fork == fork
     assert conversations.forks() == {fork: 1}
     sound(conversations)
+
+
+ADDS = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": [2]}}</tool_call>'
 
 
 def test_an_answer_is_found_again_however_a_client_writes_it() -> None:
@@ -230,23 +232,25 @@ def test_an_answer_is_found_again_however_a_client_writes_it() -> None:
         replace(given, tool_calls=(ToolCall("call00000", FunctionCall("add", '{"b":[2],"a":1}')),)),
         replace(given, tool_calls=(ToolCall("renamed", FunctionCall("add", '{"a":1,"b":[2]}')),)),
     ):
-        conversations = Conversations(Dialect(RENDERER))
-        first = conversations.record(conversations.prompt([user("q")], (TOOL,)), sample([120, 121]), given)
+        conversations = Conversations(CHAT)
+        first = conversations.record(conversations.prompt([user("q")], (TOOL,)), sample([*map(ord, ADDS)]), given)
         then = conversations.prompt([user("q"), returned, result], (TOOL,))
         assert then.parent is first
         assert extends(then.ids, first.turn.ids)
     changed = replace(given, tool_calls=(ToolCall("call00000", FunctionCall("add", '{"a": 1, "b": [3]}')),))
-    conversations = Conversations(Dialect(RENDERER))
-    conversations.record(conversations.prompt([user("q")], (TOOL,)), sample([120, 121]), given)
+    conversations = Conversations(CHAT)
+    conversations.record(conversations.prompt([user("q")], (TOOL,)), sample([*map(ord, ADDS)]), given)
     assert conversations.prompt([user("q"), changed, result], (TOOL,)).parent is None
 
 
 def test_of_equal_answers_the_one_whose_calls_came_back_is_extended() -> None:
-    conversations = Conversations(Dialect(RENDERER))
+    conversations = Conversations(CHAT)
     prompt = conversations.prompt([user("q")], (TOOL,))
     made = [
         conversations.record(
-            prompt, sample([65 + i]), Message("assistant", None, (ToolCall(f"c{i}", FunctionCall("add", "{}")),))
+            prompt,
+            sample([*map(ord, '<tool_call>{"name": "add", "arguments": {}}</tool_call>')]),
+            Message("assistant", None, (ToolCall(f"c{i}", FunctionCall("add", "{}")),)),
         )
         for i in range(3)
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quintain.rollout.chat.renderer import Renderer
+from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.embedded.engine import EmbeddedEngine
 from quintain.trajectory import Trajectory, to_segments
@@ -22,18 +22,18 @@ MODEL = Path(__file__).parents[3] / "models" / "SmolLM2-135M-Instruct"
 
 
 @pytest.fixture(scope="module")
-def renderer() -> Renderer:
+def chat() -> TemplateChat:
     from transformers import AutoTokenizer
 
-    return Renderer(AutoTokenizer.from_pretrained(MODEL))
+    return TemplateChat(AutoTokenizer.from_pretrained(MODEL))
 
 
 @pytest.fixture
-async def stage(renderer: Renderer) -> AsyncIterator[Stage]:
+async def stage(chat: TemplateChat) -> AsyncIterator[Stage]:
     """A random model over SmolLM2's vocabulary: what it says is no text that a tokenizer would encode so."""
     model = tiny_llama(0, words=49152, length=1024, initializer_range=0.1)
     engine = EmbeddedEngine(model, dtype="float32", max_batch=8)
-    async with staged(engine, renderer=renderer, sampling=Sampling(32)) as made:
+    async with staged(engine, chat=chat, sampling=Sampling(32)) as made:
         yield made
 
 
@@ -47,7 +47,7 @@ async def sound(stage: Stage, trajectory: Trajectory) -> None:
         assert np.allclose(segment.logprobs[1:][sampled], scored[sampled], atol=1e-4)
 
 
-async def test_a_long_conversation_is_one_segment_that_the_model_explains(stage: Stage, renderer: Renderer) -> None:
+async def test_a_long_conversation_is_one_segment_that_the_model_explains(stage: Stage, chat: TemplateChat) -> None:
     session, client = await stage.open(id="odd", seed=1)
     messages: list[Any] = [{"role": "system", "content": "Be odd."}]
     for turn in range(4):
@@ -60,7 +60,7 @@ async def test_a_long_conversation_is_one_segment_that_the_model_explains(stage:
             messages.append(answer.choices[0].message)
     trajectory = await stage.reward(session, 0.5)
     assert [turn.fork for turn in trajectory.turns] == [None] * 4
-    again = [renderer.first([m]) for m in (turn.message for turn in trajectory.turns)]
+    again = [chat.first([m]) for m in (turn.message for turn in trajectory.turns)]
     assert any(  # the test would prove nothing if the text were encoded back to what was sampled
         turn.output_ids.tobytes() not in ids.tobytes() for turn, ids in zip(trajectory.turns, again, strict=True)
     )

@@ -15,7 +15,7 @@ from quintain.rollout.gateway import GatewayLimits
 from quintain.trajectory import Ending, Finish, Trajectory, extends, to_segments
 
 from ...fake_engine import hang_on
-from .stage import ADD, END, RENDERER, TOOL_RENDERER, calculates, scripted, staged
+from .stage import ADD, CHAT, END, TOOL_CHAT, calculates, scripted, staged
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 2 + 3?"}]
 
@@ -55,9 +55,9 @@ async def calculate(client: openai.AsyncOpenAI, ask: Any) -> str:
 
 
 @pytest.mark.parametrize("ask", [whole, streamed])
-@pytest.mark.parametrize("renderer", [RENDERER, TOOL_RENDERER], ids=["written out", "template"])
-async def test_an_agent_with_a_calculator_is_one_segment(ask: Any, renderer: Any) -> None:
-    async with staged(scripted(calculates, max_length=2048), renderer=renderer) as stage:
+@pytest.mark.parametrize("chat", [CHAT, TOOL_CHAT], ids=["written out", "template"])
+async def test_an_agent_with_a_calculator_is_one_segment(ask: Any, chat: Any) -> None:
+    async with staged(scripted(calculates, max_length=2048), chat=chat) as stage:
         session, client = await stage.open(task="sum-1", group="g", index=7, member=2, metadata={"who": "me"})
         said = await calculate(client, ask)
         assert said.startswith("It is ")

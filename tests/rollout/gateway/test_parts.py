@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from quintain.codec import as_floats, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
-from quintain.rollout.chat.tool_calls import ParsedOutput, parser_of
-from quintain.rollout.chat.tools import Dialect
 from quintain.rollout.engines.base import Completion, Sampling
 from quintain.rollout.gateway.calls import cut, first_stop
 from quintain.rollout.gateway.chat import read_chat, settle
@@ -22,56 +20,27 @@ from quintain.rollout.gateway.gateway import GatewayLimits
 from quintain.rollout.gateway.wire import Overrides
 from quintain.trajectory import Finish, VersionSpan, check_spans, extends
 
-from .stage import ADD, RENDERER, TOOL_RENDERER
+from .stage import ADD, CHAT, TOOL_CHAT
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 CALLED = FunctionCall("add", '{"a": 1}')
 TOOL = ToolSpec(FunctionSpec("add", "sums", {"type": "object"}))
 
 
-@pytest.mark.parametrize(
-    ("parser", "text", "said"),
-    [
-        ("hermes", "plain", ParsedOutput("plain")),
-        ("hermes", "", ParsedOutput("")),
-        ("hermes", CALL, ParsedOutput(None, (CALLED,))),
-        ("hermes", f"I add.\n{CALL}\n{CALL}", ParsedOutput("I add.", (CALLED, CALLED))),
-        ("hermes", '<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}\n', ParsedOutput(None, (CALLED,))),
-        ("hermes", '<tool_call>{"name": "add", "arg', ParsedOutput('<tool_call>{"name": "add", "arg')),
-        ("hermes", "<tool_call>add(1)</tool_call>", ParsedOutput("<tool_call>add(1)</tool_call>")),
-        ("hermes", '{"name": "add", "arguments": {"a": 1}}', ParsedOutput('{"name": "add", "arguments": {"a": 1}}')),
-        ("whole", '{"name": "add", "parameters": {"a": 1}}', ParsedOutput(None, (CALLED,))),
-        ("whole", "[add(a=1)]", ParsedOutput(None, (CALLED,))),
-        ("whole", "It is 1.", ParsedOutput("It is 1.")),
-        ("whole", CALL, ParsedOutput(CALL)),
-        ("none", CALL, ParsedOutput(CALL)),
-    ],
-)
-def test_calls_are_read_and_what_is_malformed_stays_text(parser: str, text: str, said: ParsedOutput) -> None:
-    assert parser_of(parser)(text, ["add"]) == said
-
-
-def test_a_parser_that_does_not_exist_is_named() -> None:
-    with pytest.raises(QuintainError, match="no tool-call parser 'hermess': did you mean 'hermes'"):
-        parser_of("hermess")
-
-
 def test_a_template_that_shows_tools_is_left_to_do_it() -> None:
-    shown = TOOL_RENDERER.parse(Dialect(TOOL_RENDERER).first([user("?")], [TOOL])).content
-    assert shown == "Tadd\0u?\0a"
+    assert TOOL_CHAT.text(TOOL_CHAT.first([user("?")], [TOOL])) == "Tadd\0u?\0a"
 
 
 def test_tools_calls_and_results_are_written_out_for_a_template_that_does_not_know_them() -> None:
-    dialect = Dialect(RENDERER)
     calls = Message("assistant", None, (ToolCall("c", CALLED),))
     history = [system("Be brief."), user("1 + 1?"), calls, Message("tool", "2", tool_call_id="c")]
-    shown = dialect.text(dialect.first(history, [TOOL]))
+    shown = CHAT.text(CHAT.first(history, [TOOL]))
     told, asked, called, result, _ = shown.split("\0")
     assert told.startswith("sBe brief.\n\nYou can call these functions")
     assert '{"name": "add", "description": "sums", "parameters": {"type": "object"}}' in told
     assert (asked, called, result) == ("u1 + 1?", f"a{CALL}", "u<tool_response>2</tool_response>")
-    before = dialect.first(history[:2], [TOOL])
-    rendered = dialect.extend(before, [*history[:2], calls], history[3:], [TOOL])
+    before = CHAT.first(history[:2], [TOOL])
+    rendered = CHAT.extend(before, [*history[:2], calls], history[3:], [TOOL])
     assert rendered.fork is None
     assert extends(rendered.ids, before)
 

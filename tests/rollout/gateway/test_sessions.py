@@ -20,14 +20,14 @@ from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.trajectory import Ending, Group, Trajectory
 
 from ...fake_engine import hang_on
-from .stage import RENDERER, scripted, staged
+from .stage import CHAT, scripted, staged
 
 ASK = b'{"model": "policy", "messages": [{"role": "user", "content": "q"}]}'
 
 
 def made(on_finished: Callable[[Trajectory], Awaitable[None]], engine: Any = None, **options: Any) -> Gateway:
     return Gateway(
-        engine or scripted("yes"), RENDERER, sampling=Sampling(16), on_finished=on_finished, **options
+        engine or scripted("yes"), CHAT, sampling=Sampling(16), on_finished=on_finished, **options
     )  # fmt: skip
 
 
@@ -261,8 +261,8 @@ async def test_what_breaks_in_the_gateway_itself_is_a_failure_of_the_session() -
 
     outbox = Outbox()
     gateway = made(outbox)
+    gateway.chat_layer = Broken()  # type: ignore[assignment]
     gateway.open(OpenSession(id="a"))
-    gateway.dialect.renderer = Broken()  # type: ignore[assignment]
     with pytest.raises(FailureError, match="KeyError"):
         await gateway.chat("a", read_chat(ASK))
     end = await gateway.reward("a", RewardRequest(1.0))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quintain.rollout.chat.renderer import load_renderer
+from quintain.rollout.chat.load import load_tokenizer
+from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.engines.base import Engine, Sampling
 from quintain.trajectory import Trajectory, to_segments
 
@@ -53,9 +54,9 @@ async def test_openai_s_client_drives_vllm_and_every_token_is_explained(engine: 
             else:
                 messages.append(answer.choices[0].message)
 
-    renderer = load_renderer(str(model))
+    chat = TemplateChat(load_tokenizer(str(model)))
     # one test, one event loop: the engine belongs to it, and is closed with the gateway
-    async with staged(engine, renderer=renderer, sampling=Sampling(10)) as stage:
+    async with staged(engine, chat=chat, sampling=Sampling(10)) as stage:
         session, client = await stage.open()
         await asyncio.gather(talk(client, "one", streaming=False), talk(client, "two", streaming=True))
         trajectory = await stage.reward(session, 1.0)

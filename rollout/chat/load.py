@@ -1,0 +1,52 @@
+"""The `Chat` of a model's folder, as an experiment's options say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quintain.failure import QuintainError
+
+if TYPE_CHECKING:
+    from quintain.config import ExperimentConfig
+    from quintain.rollout.chat.base import Chat
+
+
+def load_chat(config: ExperimentConfig) -> Chat:
+    """The chat layer of `model.path`, as `rollout` has it. QuintainError, one line, where the model cannot chat."""
+    from quintain.rollout.chat.template import TemplateChat
+
+    path, rollout = config.model.path, config.rollout
+    options = dict(rollout.chat_template_kwargs)
+    if rollout.thinking is not None:
+        options["enable_thinking"] = rollout.thinking
+    return TemplateChat(load_tokenizer(path), calls=rollout.tool_calls, options=options, eos=_generation_eos(path))
+
+
+def load_tokenizer(model_path: str) -> Any:
+    """The tokenizer in `model_path`. QuintainError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        detail = str(error).splitlines()[0]
+        raise QuintainError(f"model.path: no tokenizer in '{model_path}': {detail}") from None
+
+
+def _generation_eos(model_path: str) -> list[int]:
+    """The ends of a turn that the model's generation config names; none where it has no such file."""
+    from transformers import GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except (OSError, ValueError):
+        return []
+    return [eos] if isinstance(eos, int) else list(eos or [])
+
+
+def quiet_transformers() -> None:
+    """Turn off the progress bars and the advice of transformers, in this process: a run draws its own picture."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

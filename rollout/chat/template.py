@@ -1,0 +1,284 @@
+"""A `Chat` over the chat template of any transformers tokenizer.
+
+Whether a prompt goes on from the tokens so far is decided by their own text: the new rendering must begin with it.
+Blanks are not compared, since templates trim them, tokenizers add them, and models write JSON with and without. What
+follows is encoded from the token before it on, so that a tokenizer that marks the beginning of a text (SentencePiece)
+marks none in the middle.
+
+What always holds: a turn ends at the tokenizer's eos, at those of the model's generation config, and at whatever the
+template puts after an assistant's words; a template after which no such token follows is refused when it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from quintain.codec import Ints, as_ints
+from quintain.failure import QuintainError
+from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec, assistant, user
+from quintain.nearest import one_of
+from quintain.rollout.chat.base import MessageSpan, Rendered
+from quintain.rollout.chat.shapes import ASKED, CALLED, PROBE_TOOL, SAID, VALUE, Template, shared_start
+from quintain.tool_calls import FORMATS, Call, split_calls
+from quintain.verifiers.text import text_after_thinking
+
+THINKING: Final = (
+    ("<think>", "</think>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+)
+"""The marks around what a model thinks; a pair counts where the template itself has it."""
+CALL_FORMATS: Final = ("auto", *FORMATS, "whole", "none")
+CHANNELS: Final = "the template writes more before an assistant's words than its generation prompt ({head!r})"
+_BLANKS: Final = re.compile(r"\s*")
+_CHANGED: Final = "\ue000"  # no text has it: what differs where it stands is what a message gave
+
+
+class TemplateChat:
+    """Renders with `tokenizer`'s template; `calls` names the format of tool calls, `eos` are the model's own ends."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        calls: str = "auto",
+        options: Mapping[str, Any] | None = None,
+        eos: Sequence[int] = (),
+    ) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise QuintainError(
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: use an instruct model, or add a"
+                " chat_template to its tokenizer_config.json"
+            )
+        if calls not in CALL_FORMATS:
+            raise QuintainError(f"rollout.tool_calls: there is no format {calls!r}{one_of(calls, CALL_FORMATS)}")
+        self._tokenizer = tokenizer
+        self._added = {int(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+        special = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if getattr(token, "special", True)}
+        self._special = special | {int(i) for i in tokenizer.all_special_ids}
+        self._template = Template(tokenizer, options or {})
+        source = (
+            tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else json.dumps(tokenizer.chat_template)
+        )
+        self._marks = next((pair for pair in THINKING if pair[1] in source), None)
+        own = [tokenizer.eos_token_id, *eos]
+        self.stop_ids: tuple[int, ...] = tuple(sorted({*(i for i in own if i is not None), *self._ends()}))
+        self.calls = self._template.calls if calls == "auto" else calls
+        shown = "by the template" if self._template.shape.tools else "written into the messages"
+        self.about = f"chat template of the tokenizer, tools {shown}, calls read as {self.calls}"
+
+    def first(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> Ints:
+        """The prompt ids [P] of `messages`, from the beginning."""
+        return self._encode(self._template.text(messages, tools, generate=True))
+
+    def extend(
+        self, ids: Ints, messages: Sequence[Message], new: Sequence[Message], tools: Sequence[ToolSpec] = ()
+    ) -> Rendered:
+        """The next prompt: `ids` (prompt and sample so far, whose messages are `messages`), then `new`."""
+        after = self._template.text([*messages, *new], tools, generate=True)
+        place = self._place_after(ids, after, messages[-1].text if messages else "")
+        if place is None:
+            return Rendered(self._encode(after), self._why(messages))
+        return Rendered(as_ints(np.concatenate([ids, self._continued(ids, after[place:])])))
+
+    def text(self, ids: Ints) -> str:
+        """What sampled ids say, as it stands, without the end of the turn."""
+        closed = len(ids) > 0 and int(ids[-1]) in self.stop_ids
+        return self._decode(ids[:-1].tolist() if closed else ids.tolist())
+
+    def read(
+        self, output_ids: Ints, *, prompt_ids: Ints, tools: Sequence[ToolSpec] = (), text: str | None = None
+    ) -> Message:
+        """The assistant message that sampled ids say. Unfinished thinking says nothing; `reasoning` has it."""
+        said, reasoning = self.text(output_ids) if text is None else text, None
+        if self._marks is not None:
+            begin, end = self._marks
+            if said.lstrip().startswith(begin) or self._is_thinking(prompt_ids):
+                reasoning, _, said = said.partition(end)
+                reasoning, said = reasoning.strip().removeprefix(begin).strip(), said.lstrip("\n")
+        closed = text is not None or (len(output_ids) > 0 and int(output_ids[-1]) in self.stop_ids)
+        calls: list[ToolCall] = []
+        answer = text_after_thinking(said) if tools else None
+        if answer:
+            schemas = {tool.function.name: tool.function.parameters for tool in tools}
+            split = split_calls(answer, self.calls, schemas, closed=closed)
+            calls = [_tool_call(call, number, prompt_ids, output_ids) for number, call in enumerate(split.calls)]
+            if calls:
+                said = (said[: len(said) - len(answer)] + self._without_marks(split.said)).strip()
+        return Message("assistant", said or (None if calls else ""), tuple(calls), reasoning=reasoning)
+
+    def spans(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> tuple[Ints, list[MessageSpan]]:
+        """The ids [T] of a whole conversation, and which of them each message gave.
+
+        A message gave what changes when it says something else; an assistant's goes on to the end of its turn. Raises
+        FailureError where the template refuses the conversation.
+        """
+        whole = self._template.text(messages, tools, generate=False)
+        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        spans = []
+        for number, message in enumerate(messages):
+            start, end = self._chars_of(messages, tools, number, whole)
+            first = next((i for i, (_, stop) in enumerate(offsets) if stop > start), len(ids))
+            last = next((i for i, (begin, _) in enumerate(offsets) if begin >= end), len(ids))
+            if message.role == "assistant":
+                last = next((i + 1 for i in range(last, len(ids)) if ids[i] in self.stop_ids), len(ids))
+            spans.append(MessageSpan(number, first, max(first, last)))
+        return as_ints(ids), spans
+
+    def _without_marks(self, said: str) -> str:
+        """What is said beside calls, without the tokens that frame them (`<｜tool▁calls▁begin｜>`)."""
+        ids = self._tokenizer.encode(said, add_special_tokens=False)
+        return self._decode([i for i in ids if i not in self._special]) if said else said
+
+    def _is_thinking(self, prompt_ids: Ints) -> bool:
+        """Whether the prompt ends in thought, as some generation prompts do."""
+        if self._marks is None:
+            return False
+        begin, end = self._marks
+        tail = self._decode(prompt_ids[-32:].tolist()).rstrip()
+        return tail.rfind(begin) > tail.rfind(end) and tail.endswith(begin)
+
+    def _ends(self) -> Iterator[int]:
+        """The tokens that the template puts after an assistant's words, and after its calls."""
+        template, asked = self._template, user(ASKED)
+        begun = template.text([asked], (), generate=True)
+        going_on = template.text([asked, assistant(SAID), user(ASKED)], (), generate=True)
+        whole = template.text([asked, assistant(SAID)], (), generate=False)
+        behind = going_on.rpartition(SAID)[2] if SAID in going_on else whole.rpartition(SAID)[2]
+        end = self._first_special(behind)
+        if end is None:
+            raise QuintainError(
+                "the chat template puts no special token after an assistant's words, so nothing would end a turn: give"
+                " the model a chat_template that ends turns with one"
+            )
+        head = whole[shared_start(begun, whole) :].partition(SAID)[0]
+        for mark in self._marks or ():
+            head = head.replace(mark, "")
+        if head.strip():
+            raise QuintainError(
+                f"{CHANNELS.format(head=head)}: such a model needs a renderer of its own (pip install renderers), or"
+                " another chat_template"
+            )
+        yield end
+        if template.shape.tools:
+            called = template.tries(CALLED[:2], [PROBE_TOOL])
+            answered = template.tries(CALLED, [PROBE_TOOL], generate=True)
+            mark = FORMATS[template.calls].end if template.calls in FORMATS else ""
+            behind = called.rpartition(mark or VALUE)[2] + answered[shared_start(called, answered) :]
+            more = self._first_special(behind)
+            if more is not None:
+                yield more
+
+    def _first_special(self, text: str) -> int | None:
+        return next((int(i) for i in self._encode(text) if int(i) in self._special), None)
+
+    @staticmethod
+    def _why(messages: Sequence[Message]) -> str:
+        """Why the rendering does not begin with the tokens so far."""
+        if any(message.reasoning is not None for message in messages):
+            return "template_drops_reasoning"
+        return "template_rewrites_history"
+
+    def _place_after(self, ids: Ints, text: str, spoken: str) -> int | None:
+        """Where in `text` the tokens `ids` end, or None where it does not begin with what they say.
+
+        What `ids` say behind the last message, `spoken`, is a stop string at which the caller has cut it.
+        """
+        place = blanks = 0
+        stretches = list(self._stretches(ids))
+        for number, (said, added) in enumerate(stretches):
+            if number == len(stretches) - 1 and not added and spoken and spoken in said:
+                said = said[: said.rindex(spoken) + len(spoken)]
+            blanks = 0 if added else len(said) - len(said.rstrip())
+            if text.startswith(said, place):
+                place, blanks = place + len(said), 0
+                continue
+            for letter in "".join(said.split()):
+                place = _blanks_end(text, place)
+                if not text.startswith(letter, place):
+                    return None
+                place += 1
+        return min(place + blanks, _blanks_end(text, place))
+
+    def _stretches(self, ids: Ints) -> Iterator[tuple[str, bool]]:
+        """The text of `ids` in pieces: an added token, or all that stands between two of them."""
+        plain: list[int] = []
+        for i in ids.tolist():
+            if i in self._added:
+                if plain:
+                    yield self._decode(plain), False
+                    plain = []
+                yield self._added[i], True
+            else:
+                plain.append(i)
+        if plain:
+            yield self._decode(plain), False
+
+    def _continued(self, ids: Ints, rest: str) -> Ints:
+        """The ids of `rest` behind the last of `ids`, its left neighbour."""
+        last = int(ids[-1]) if len(ids) else -1
+        left = self._added.get(last, "x")
+        alone, together = self._encode(left), self._encode(left + rest)
+        if np.array_equal(together[: len(alone)], alone):
+            return as_ints(together[len(alone) :])
+        return self._encode(rest)
+
+    def _chars_of(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], number: int, whole: str
+    ) -> tuple[int, int]:
+        """Where in the rendering `whole` stands what `messages[number]` says."""
+        message, changed = messages[number], json.dumps({_CHANGED: _CHANGED}, ensure_ascii=False)
+        names = [call.function.name for call in message.tool_calls]
+        other = replace(message, content=_CHANGED, reasoning=None, tool_calls=())
+        others = _called(message, [name + _CHANGED for name in names], changed)
+        renamed = replace(message, content=_CHANGED, tool_calls=others)
+        start, end = self._difference(messages, tools, number, whole, other)
+        if names:  # a result may name its call, so that only the arguments say where the call ends
+            same = replace(message, tool_calls=_called(message, names, changed))
+            start = min(start, self._difference(messages, tools, number, whole, renamed)[0])
+            end = self._difference(messages, tools, number, whole, same)[1]
+        return start, end
+
+    def _difference(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], number: int, whole: str, other: Message
+    ) -> tuple[int, int]:
+        """What of `whole` changes where `other` stands in place of a message; nothing where it is not shown."""
+        text = self._template.tries([*messages[:number], other, *messages[number + 1 :]], tools)
+        if _CHANGED not in text:
+            return len(whole), len(whole)
+        start = shared_start(whole, text)
+        return start, len(whole) - shared_start(whole[start:][::-1], text[start:][::-1])
+
+    def _encode(self, text: str) -> Ints:
+        return as_ints(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+
+def _called(message: Message, names: Sequence[str], arguments: str) -> tuple[ToolCall, ...]:
+    pairs = zip(message.tool_calls, names, strict=True)
+    return tuple(replace(call, function=FunctionCall(name, arguments)) for call, name in pairs)
+
+
+def _tool_call(call: Call, number: int, *ids: Ints) -> ToolCall:
+    """`call` with an id of nine letters and digits, since some templates insist, that follows from where it stands."""
+    digest = hashlib.blake2b(b"".join(part.tobytes() for part in ids) + number.to_bytes(2, "big"), digest_size=8)
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return ToolCall(digest.hexdigest()[:9], FunctionCall(call.name, arguments))
+
+
+def _blanks_end(text: str, start: int) -> int:
+    blanks = _BLANKS.match(text, start)
+    return blanks.end() if blanks else start
