@@ -37,13 +37,19 @@ class CreateEpisode:
 
 
 @dataclass(frozen=True, slots=True)
-class EpisodeCreated:
-    """The answer to it. `turn` is the number the first step must carry, `task_id` the task's id in its source."""
+class EpisodeStanding:
+    """Where an episode stands: `turn` is the number that the next step must carry."""
 
     episode_id: str
     turn: int
     state: str
     lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeCreated(EpisodeStanding):
+    """The answer to it. `task_id` is the task's id in its source."""
+
     observation: Observation
     task_id: str | None = None
 
@@ -57,13 +63,9 @@ class StepRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class StepAnswer:
-    """The answer to it. `turn` is the number the next step must carry."""
+class StepAnswer(EpisodeStanding):
+    """The answer to it."""
 
-    episode_id: str
-    turn: int
-    state: str
-    lease_s: float
     observation: Observation
     reward: float
     terminated: bool
@@ -72,13 +74,9 @@ class StepAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class EpisodeStatus:
+class EpisodeStatus(EpisodeStanding):
     """`GET` and `DELETE /v1/episodes/{id}`."""
 
-    episode_id: str
-    turn: int
-    state: str
-    lease_s: float
     failure: Failure | None = None
 
 
