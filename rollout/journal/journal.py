@@ -187,8 +187,8 @@ class Journal:
         """Whether `take` has given `step` its groups before."""
         return bool(self._column("SELECT place FROM groups WHERE consumed_at = ? LIMIT 1", step))
 
-    def progress(self, step: int, count: int) -> int:
-        """How many trajectories of the groups that `take(step, count)` waits for are recorded, replaced ones not."""
+    def progress(self, count: int) -> int:
+        """How many trajectories of the groups that a `take` of `count` waits for are recorded, replaced ones not."""
         rows = [self._outcomes(place) for place in self._waiting(count)]
         return sum(len(found) - len(wanted(found, self.members, self.oversample)) + self.members for found in rows)
 

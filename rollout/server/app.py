@@ -147,7 +147,7 @@ class _Faces:
             if self.control.drained:  # it will never be complete
                 self.control.check_admitting()
             total = scheduler.plan.groups * scheduler.plan.members
-            return _json(BatchProgress(scheduler.journal.progress(step, scheduler.plan.groups), total), 202)
+            return _json(BatchProgress(scheduler.journal.progress(scheduler.plan.groups), total), 202)
         if not cursor:  # the others go on with what is written and counted
             self.metrics.add("batches_total")
             await asyncio.to_thread(self._keep, step, places)

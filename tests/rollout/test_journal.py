@@ -147,7 +147,7 @@ class JournalMachine(RuleBasedStateMachine):
         assert {(p.place, p.member) for p in self.journal.pending()} == self._missing()
         waiting = [p for p in range(self.issued) if p not in consumed and p not in self.dropped][: self.batch]
         missing = [key for key in self._missing() if key[0] in waiting]
-        assert self.journal.progress(0, self.batch) == len(waiting) * self.members - len(missing)
+        assert self.journal.progress(self.batch) == len(waiting) * self.members - len(missing)
 
     def teardown(self) -> None:
         if hasattr(self, "journal"):

@@ -58,8 +58,8 @@ class ProjectPlan:
     configuration: str | None
 
 
-def plan_of(task: ProjectTask, solution: Mapping[str, str], nonce: str) -> ProjectPlan:
-    """The project with `solution` in it. Pure."""
+def plan_of(task: ProjectTask, solution: Mapping[str, str]) -> ProjectPlan:
+    """The project with `solution` in it, and canaries that no solution knows the names of."""
     left_out = sorted(
         path for path in solution if path in task.files or any(STEERING.fullmatch(part) for part in path.split("/"))
     )
@@ -78,8 +78,7 @@ async def judge_project(
     sandboxes: Sandboxes, task: ProjectTask, solution: Mapping[str, str], limits: Limits, *, group: Hashable
 ) -> Finding:
     """How `solution` (paths and texts) does. Raises FailureError where the sandbox breaks."""
-    nonce = secrets.token_hex(16)
-    plan = plan_of(task, solution, nonce)
+    nonce, plan = secrets.token_hex(16), plan_of(task, solution)
     guest = await sandboxes.guest("pytest_run", pytest=True)
     half = len(plan.canaries) // 2
     job = {

@@ -105,7 +105,7 @@ async def test_files_that_steer_pytest_or_python_are_left_out() -> None:
         "a.pyc",
         "__pycache__/a.py",
     ]
-    plan = plan_of(TASK, dict.fromkeys([*steering, "solution.py", "a/b.py"], ""), "n")
+    plan = plan_of(TASK, dict.fromkeys([*steering, "solution.py", "a/b.py"], ""))
     assert list(plan.left_out) == sorted(steering)
     assert set(plan.files) == {"solution.py", "a/b.py", "test_a.py"}
     assert plan.files["test_a.py"].startswith(b"def test_a(): pass")
