@@ -196,6 +196,6 @@ class Job:
 def _encoded(verdict: Verdict) -> Encoded:
     try:
         return Encoded(verdict.outcome, to_json(verdict))
-    except ValueError as error:  # the detail is no JSON: the verdict cannot be told
+    except QuintainError as error:  # the detail is no JSON: the verdict cannot be told
         message = f"the verifier's detail is no JSON: {error}"
         return _encoded(Verdict.unfinished(Failure.of(FailureKind.INVALID, Stage.VERIFY, message)))
