@@ -31,10 +31,11 @@ def test_what_the_page_calls_refused_is_not_correct(answer: str, reference: str,
     assert outcome(answer, reference) in (Outcome.WRONG, Outcome.UNPARSABLE), why
 
 
-@pytest.mark.parametrize(("answer", "reference", "verdict"), rows("Policy choices"))
-def test_every_policy_choice_is_what_the_page_says(answer: str, reference: str, verdict: str) -> None:
+@pytest.mark.parametrize(("answer", "reference", "verdict"), rows("Policy choices") + rows("Limits"))
+def test_every_policy_choice_and_limit_is_what_the_page_says(answer: str, reference: str, verdict: str) -> None:
     assert outcome(answer, reference) == verdict.split(" ")[0], verdict
 
 
 def test_the_page_has_its_examples() -> None:
-    assert [len(rows(section)) for section in ("Accepted", "Refused", "Policy choices")] == [13, 14, 12]
+    sections = ("Accepted", "Refused", "Policy choices", "Limits")
+    assert [len(rows(section)) for section in sections] == [13, 14, 12, 19]

@@ -11,14 +11,8 @@ from quintain.verifiers.math.find.extract import extract
 from ..growth import growth
 
 CASES = [
-    # thinking is no answer
-    ("<think>so 24</think>25", "25"),
-    ("so 24</think>The result is 25.", "25"),
-    ("<think>so 24", None),
-    ("<think>a</think>24<think>b", None),
-    (r"<think>\boxed{24}</think>It is 25.", "25"),
-    ("[THINK]24[/THINK]25", "25"),
-    ("<thinking>24</thinking>25<|im_end|>", "25"),
+    # what no reader sees
+    ("25<|im_end|>", "25"),
     # the last box, or those that belong together
     (r"\boxed{24}. No, wait: \boxed{25}", "25"),
     (r"\boxed{1} papers and \boxed{2} bins", "1 , 2"),
@@ -141,7 +135,6 @@ PIECES = [
     "\\boxed{",
     "\\frac{",
     "answer is ",
-    "</think>",
 ]
 
 
@@ -169,7 +162,6 @@ def test_any_text_has_an_answer_or_none(text: str) -> None:
         "x",
         "{",
         "####",
-        "<think></think>",
         "\n",
         "e5",
         ".",

@@ -152,6 +152,22 @@ def test_a_box_can_be_insisted_on() -> None:
     assert [v.outcome for v in verdicts] == [Outcome.UNPARSABLE, Outcome.CORRECT]
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("25", "25"), (r"\boxed{25}", "25"), (r"\sqrt{2}", r"\sqrt2"), ("even", "even"), ("B", "B")],
+)
+def test_what_stands_between_marks_that_are_named_is_thinking_whatever_is_compared(answer: str, reference: str) -> None:
+    items = [Item(f"<plan>{thought}</plan>{answer}", reference) for thought in (r"\boxed{24}", "The answer is A")]
+    items += [Item(f"<plan>{answer}", reference), Item(f"<plan>{answer}</plan>", reference)]
+    verdicts = verify_sync("math", items, {"thinking": [["<plan>", "</plan>"]], "workers": 1, "deadline_s": 60.0})
+    assert [verdict.score for verdict in verdicts] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_thinking_counts_where_that_is_asked_for() -> None:
+    items = [Item(r"<think>\boxed{25}", 25)]
+    assert [verify_sync("math", items, {"after_thinking": after})[0].score for after in (True, False)] == [0.0, 1.0]
+
+
 def test_the_detail_says_what_was_compared() -> None:
     [verdict] = verify_sync("math", [Item("So the answer is $24$.", 25)])
     assert verdict.detail == {"answer": "24", "rule": "answer"}

@@ -32,7 +32,7 @@ def test_a_name_unlike_any_is_answered_with_what_there_is() -> None:
 
 
 def test_an_unknown_option_is_answered_with_the_nearest() -> None:
-    with pytest.raises(QuintainError, match=r"no option 'deadline': did you mean 'deadline_s'\?"):
+    with pytest.raises(QuintainError, match=r"deadline: no such field: did you mean 'deadline_s'\?"):
         get_verifier("math", deadline=3)
 
 

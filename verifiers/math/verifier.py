@@ -118,7 +118,7 @@ def question_item(question: EqualityQuestion) -> dict[str, Any]:
 
 def make_math_verifier(**options: Any) -> MathVerifier:
     """The math verifier with the named options of `MathOptions`."""
-    return MathVerifier(MathOptions.of(options))
+    return MathVerifier(MathOptions.of("math", options))
 
 
 def _without_math_verify(question: EqualityQuestion) -> Verdict:

@@ -22,7 +22,6 @@ from quintain.verifiers.math.read.numbers import Plain, decimal_comma, parse_pla
 from quintain.verifiers.math.read.spelling import comparable, is_a_word, same_words, tokens_of, unwrapped
 from quintain.verifiers.math.read.units import Unit, conversion, split_unit
 from quintain.verifiers.rules.choices import chosen_letters, listed_letters
-from quintain.verifiers.text import text_after_thinking
 
 SHOWN_CHARS: Final = 200
 
@@ -71,19 +70,22 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Equal
     expected = read_reference(reference, options.reference)
     if isinstance(expected, str):
         return Verdict.failed(Outcome.BAD_REFERENCE, expected)
+    body = options.body_of(answer)
+    if body is None:
+        return _unparsable("there is no answer behind the thinking")
     right = expression(expected.text, noted=True)
     if right.plain is None and _MAY_BE_TEXT.search(expected.text) is not None:
         asked = tokens_of(expected.text)
-        for rule, span in spans(answer, options.extraction):
+        for rule, span in spans(body, options.extraction):
             if tokens_of(span) == asked:
                 return _scored(True, {"answer": _shown(span), "rule": rule})
-    found = extract(answer, options.extraction)
+    found = extract(body, options.extraction)
     if found is None:
         return _unparsable("there is no answer in the text")
     detail: dict[str, Any] = {"answer": _shown(found.text), "rule": found.rule}
     choice = _CHOICE.fullmatch(expected.text)
     if choice is not None:
-        letters = _letters(answer, found)
+        letters = _letters(body, found)
         if letters:
             reason = {"reason": "more than one choice"} if len(letters) > 1 else {}
             return _scored(letters == {choice[1]}, detail, **reason)
@@ -108,11 +110,11 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Equal
     return _question(found, expected, options, detail)
 
 
-def _letters(answer: str, found: Extracted) -> frozenset[str]:
+def _letters(body: str, found: Extracted) -> frozenset[str]:
     """The letters that an answer names as choices."""
     if found.rule in ("boxed", "marked", "whole"):
         return listed_letters(found.text, bare_small=False)
-    return chosen_letters(text_after_thinking(answer) or "", bare_small=False)
+    return chosen_letters(body, bare_small=False)
 
 
 def expression(text: str, *, noted: bool = False) -> Expression:

@@ -1,10 +1,9 @@
-"""Where in a model's text the answer is.
+"""Where in a model's text, its thinking aside, the answer is.
 
 The policy of `auto`; what is tried first stands first:
 
 | the text | the answer |
 |---|---|
-| thinking: `</think>`, `</thinking>`, `[/THINK]` … | what follows the last such mark; nothing if one never closes |
 | one `\\boxed{…}` (or `\\fbox`) | what is in it, with a percent sign or unit right behind it |
 | several, with prose between them | the last one: earlier ones were steps, or were corrected |
 | several, with only `and`, `or`, commas or nothing between | the list of them all: two candidates are two answers |
@@ -22,7 +21,7 @@ The policy of `auto`; what is tried first stands first:
 | no mathematics, at most five words | the words |
 | a letter, where the reference is a choice from A to J | see `quintain.verifiers.rules.choices` |
 
-`boxed` stops after the boxes. `whole` takes the text after thinking as it is. Of an equation whose left side is
+`boxed` stops after the boxes. `whole` takes the text as it is. Of an equation whose left side is
 arithmetic ("17 + 8 = 25") the answer is the right side, if the equation is true; else it is the equation, which is
 wrong.
 
@@ -36,7 +35,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal
 
 from quintain.verifiers.math.find.prose import (
     EMPHASIS,
@@ -51,7 +50,6 @@ from quintain.verifiers.math.find.prose import (
     runs,
     sentences,
 )
-from quintain.verifiers.math.options import Extraction
 from quintain.verifiers.math.read.exact import is_true
 from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import SCALES, parse_plain
@@ -59,7 +57,8 @@ from quintain.verifiers.math.read.reading import has_words, read
 from quintain.verifiers.math.read.spelling import closing_brace, comparable, grouped, plain_spelling, unwrapped
 from quintain.verifiers.math.read.tree import Undecided, Unreadable
 from quintain.verifiers.math.read.units import parse_unit, split_unit
-from quintain.verifiers.text import text_after_thinking
+
+Extraction = Literal["auto", "boxed", "whole"]
 
 PROSE_WINDOW_CHARS: Final = 8_000
 """Only the end of a long text is searched for an answer that nothing marks."""
@@ -122,9 +121,7 @@ class Extracted:
 
 def spans(text: str, mode: Extraction = "auto") -> Iterator[tuple[str, str]]:
     """(rule, text) of what is an answer if it is, token by token, the reference: nothing else stands around it."""
-    body = _body(text)
-    if body is None:
-        return
+    body = _seen(text)
     if mode != "boxed":
         yield "whole", body
     if (box := boxes_of(body)) is not None:
@@ -136,9 +133,7 @@ def spans(text: str, mode: Extraction = "auto") -> Iterator[tuple[str, str]]:
 
 def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
     """The answer in `text` under the policy above, or None where there is none."""
-    body = _body(text)
-    if body is None:
-        return None
+    body = _seen(text)
     if mode == "whole":
         return _extracted(body, "whole")
     box = boxes_of(body)
@@ -155,10 +150,9 @@ def extract(text: str, mode: Extraction = "auto") -> Extracted | None:
     return _from_prose(_BROKEN.sub(" ", plain_spelling(body[-PROSE_WINDOW_CHARS:])))
 
 
-def _body(text: str) -> str | None:
-    """What follows the thinking, without what no reader sees."""
-    body = text_after_thinking(text)
-    return None if body is None else _CALCULATED.sub("", _SPECIAL_TOKEN.sub(" ", body))
+def _seen(text: str) -> str:
+    """`text` without what no reader sees."""
+    return _CALCULATED.sub("", _SPECIAL_TOKEN.sub(" ", text))
 
 
 def _hashed(body: str) -> str:

@@ -19,15 +19,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from quintain.nearest import one_of
 from quintain.verifiers.math.find.extract import HASHES, boxes_of, formulas_of, open_box
-from quintain.verifiers.math.options import ReferenceMode
 from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import parse_plain
 from quintain.verifiers.math.read.spelling import grouped, unwrapped
 from quintain.verifiers.math.read.units import parse_unit, split_unit
+
+ReferenceMode = Literal["auto", "whole", "last_box", "last_formula"]
 
 FIELDS: Final = ("answer", "rel_tol", "abs_tol", "unit")
 
