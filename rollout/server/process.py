@@ -103,9 +103,9 @@ def serve(
 
     `token` is what the environment server at `environment` wants (or the variable QUINTAIN_ENV_TOKEN), `tokens` are
     what clients of this one send; without any only loopback is bound. `for_agents` opens the gateway. `ready` is told
-    the address once requests are answered; by default it is printed as JSON. `report` hears how an engine comes up.
-    `check` is called every moment, and what it raises ends the server. Raises QuintainError, one line, where it cannot
-    begin.
+    the address once requests are answered; by default it is printed as JSON. `report` hears how messages are
+    rendered and how an engine comes up. `check` is called every moment, and what it raises ends the server. Raises
+    QuintainError, one line, where it cannot begin.
     """
     from quintain.envs.client import EnvClient
     from quintain.serving.listen import listening
@@ -116,6 +116,8 @@ def serve(
     token_from = f"{ROLLOUT_TOKEN_ENV} or a file of tokens"
     with listening(host, port, has_token=bool(tokens), token_from=token_from) as (listener, url):
         running = EpisodeCount()
+        chat = load_chat(config)  # first, since a template that cannot be used need not wait for an engine
+        report(chat.about)
         engine = make_engine(config, running, logs=run / "logs", report=report)
         patience_s = 2 * config.environment.step_timeout_s
         client = EnvClient(
@@ -129,7 +131,7 @@ def serve(
         scheduler = Scheduler(
             make_plan(config, size=size, model_length=engine.max_length),
             engine=engine,
-            chat=load_chat(config),
+            chat=chat,
             make_env=client.episode,
             journal=open_journal(config, run / "journal.db"),
             running=running,
