@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from quintain.envs.base import Environment as Environment
     from quintain.envs.base import Observation as Observation
     from quintain.envs.base import Step as Step
+    from quintain.envs.builtin.calculator import CalculatorEnv as CalculatorEnv
     from quintain.envs.builtin.code import CodeEnv as CodeEnv
     from quintain.envs.builtin.math import MathEnv as MathEnv
     from quintain.envs.check import check_environment as check_environment
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from quintain.envs.serving.limits import EnvironmentLimits as EnvironmentLimits
     from quintain.envs.serving.serve import serve_env as serve_env
     from quintain.envs.single_turn import SingleTurnEnv as SingleTurnEnv
+    from quintain.envs.tools import Toolbox as Toolbox
+    from quintain.envs.tools import ToolEnv as ToolEnv
+    from quintain.envs.tools import ToolError as ToolError
+    from quintain.envs.tools import ToolResult as ToolResult
+    from quintain.envs.tools import tool as tool
     from quintain.failure import Failure as Failure
     from quintain.failure import FailureError as FailureError
     from quintain.messages import Message as Message
@@ -40,6 +46,7 @@ _HOMES = {
     "quintain.envs.base": ("Action", "Environment", "Observation", "Step"),
     "quintain.envs.check": ("check_environment",),
     "quintain.envs.client": ("EnvClient", "RemoteEnv"),
+    "quintain.envs.builtin.calculator": ("CalculatorEnv",),
     "quintain.envs.builtin.code": ("CodeEnv",),
     "quintain.envs.judging": ("JudgingEnv",),
     "quintain.envs.serving.limits": ("EnvironmentLimits",),
@@ -48,6 +55,7 @@ _HOMES = {
     "quintain.envs.registry": ("list_envs", "resolve"),
     "quintain.envs.serving.serve": ("serve_env",),
     "quintain.envs.single_turn": ("SingleTurnEnv",),
+    "quintain.envs.tools": ("ToolEnv", "ToolError", "ToolResult", "Toolbox", "tool"),
     "quintain.failure": ("Failure", "FailureError"),
     "quintain.messages": ("Message", "assistant", "system", "user"),
     "quintain.task": ("EndlessTasks", "Task", "TaskSource"),

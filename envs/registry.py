@@ -21,7 +21,11 @@ from quintain.nearest import did_you_mean
 ENTRY_POINTS: Final = "quintain.envs"
 
 BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
-    {"code": "quintain.envs.builtin.code:CodeEnv", "math": "quintain.envs.builtin.math:MathEnv"}
+    {
+        "calculator": "quintain.envs.builtin.calculator:CalculatorEnv",
+        "code": "quintain.envs.builtin.code:CodeEnv",
+        "math": "quintain.envs.builtin.math:MathEnv",
+    }
 )
 
 

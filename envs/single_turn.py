@@ -60,12 +60,17 @@ class SingleTurnEnv(JudgingEnv):
 
     async def step(self, action: Action) -> Step:
         """Score the answer and end. Raises FailureError where the verifier fails or the episode is over."""
+        task = self._playing()
+        self._asked = True
+        said = self.score(action.content, task.reference)
+        return scored(await said if inspect.isawaitable(said) else said)
+
+    def _playing(self) -> Task:
+        """The task that is played. Raises FailureError (rejected) where none is."""
         if self._task is None or self._asked:
             when = "before the first reset" if self._task is None else "after the end of the episode"
             raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first"))
-        self._asked = True
-        said = self.score(action.content, self._task.reference)
-        return _step(await said if inspect.isawaitable(said) else said)
+        return self._task
 
     def score(self, answer: str, reference: Any) -> Score | Awaitable[Score]:
         """What `answer` is worth: a float, named parts, or a verdict; `async def` or not. Asks `verifier`."""
@@ -82,7 +87,8 @@ class SingleTurnEnv(JudgingEnv):
         return verdict
 
 
-def _step(score: Score) -> Step:
+def scored(score: Score) -> Step:
+    """The last step of an episode that is worth `score`. Raises FailureError where a verifier failed."""
     if isinstance(score, Verdict):
         if score.score is None:
             assert score.failure is not None  # a verdict has one or the other

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from quintain.config import load_config
-from quintain.envs import check_environment
+from quintain.envs import Action, LocalClient, check_environment
 from quintain.envs.registry import resolve
+from quintain.messages import FunctionCall, Message, ToolCall
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,15 +25,31 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 async def test_the_environment_in_the_readme_is_sound_and_is_the_example(tmp_path: Path) -> None:
     (code,) = (block for block in PYTHON if "SingleTurnEnv" in block)
     assert code.partition("class ")[2].strip() in (ROOT / "examples" / "custom_env.py").read_text(encoding="utf-8")
-    file = tmp_path / "mine.py"
+    assert await check_environment(loaded(code, tmp_path / "mine.py").Capitals) == []
+
+
+async def test_the_tool_environment_in_the_readme_is_sound_and_pays_for_what_the_tool_says(tmp_path: Path) -> None:
+    (code,) = (block for block in PYTHON if "ToolEnv" in block)
+    stock = loaded(code, tmp_path / "stock.py").Stock
+    assert await check_environment(stock) == []
+    async with LocalClient(stock) as client:
+        env = client.episode()
+        await env.reset(client.tasks("train")[0], seed=0)
+        called = ToolCall("c", FunctionCall("look_up", '{"thing": "tea"}'))
+        told = await env.step(Action(Message("assistant", None, (called,))))
+        assert (await env.step(Action.text(told.observation.messages[0].text))).reward == 1.0
+
+
+def loaded(code: str, file: Path) -> Any:
+    """The module that `file` is with `code` in it."""
     file.write_text(code)
-    spec = importlib.util.spec_from_file_location("mine", file)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["mine"] = module
+    sys.modules[file.stem] = module
     spec.loader.exec_module(module)
-    assert await check_environment(module.Capitals) == []
+    return module
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
