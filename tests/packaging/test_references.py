@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("envs", "rollout", "trainers", "verifiers")
 FILES = [
     path
-    for pattern in ("*.md", "docs/*.md", "{}/**/*.py", "examples/**/*.py", "benchmarks/**/*.py", "scripts/**/*.py")
+    for pattern in ("*.md", "docs/**/*.md", "{}/**/*.py", "examples/**/*.py", "benchmarks/**/*.py", "scripts/**/*.py")
     for folder in (("quintain", *ROOMS) if "{}" in pattern else ("",))
     for path in sorted(ROOT.glob(pattern.format(folder)))
     if path.name != "CHANGELOG.md"  # which tells of what is no more

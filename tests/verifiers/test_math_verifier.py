@@ -20,6 +20,7 @@ from quintain.verifiers import Item, get_verifier, verify_sync
 from quintain.verifiers.math import MathOptions, MathVerifier
 from quintain.verifiers.math.compare.fast import EqualityQuestion, decide
 from quintain.verifiers.math.verifier import POLICY_VERSION
+from quintain.verifiers.text import MAX_ANSWER_CHARS
 
 HANGING = r"\int_0^{\pi} \frac{\sin(\cos(x^3))}{x^7+x+1} dx"
 """What no guard can see: sympy looks for an antiderivative for minutes."""
@@ -166,6 +167,12 @@ def test_what_stands_between_marks_that_are_named_is_thinking_whatever_is_compar
 def test_thinking_counts_where_that_is_asked_for() -> None:
     items = [Item(r"<think>\boxed{25}", 25)]
     assert [verify_sync("math", items, {"after_thinking": after})[0].score for after in (True, False)] == [0.0, 1.0]
+
+
+def test_what_is_no_text_or_too_long_for_any_verifier_is_unparsable() -> None:
+    answers: list[Any] = [None, 25, b"25", "x" * MAX_ANSWER_CHARS + "25"]
+    verdicts = verify_sync("math", [Item(answer, 25) for answer in answers])
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.UNPARSABLE}
 
 
 def test_the_detail_says_what_was_compared() -> None:

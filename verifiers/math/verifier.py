@@ -14,12 +14,13 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, ClassVar, Final
 
-from quintain.failure import QuintainError, one_line
+from quintain.failure import QuintainError
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Item, Verifier
 from quintain.verifiers.math.compare.fast import EqualityQuestion, decide
 from quintain.verifiers.math.options import MathOptions
 from quintain.verifiers.math.read.numbers import parse_plain
+from quintain.verifiers.pure import crashed, unreadable
 from quintain.verifiers.workers.pool import WorkerPool
 
 INSTALL: Final = "pip install 'quintain[math]'"
@@ -88,9 +89,9 @@ class MathVerifier(Verifier):
 
     def _decide(self, item: Item) -> Verdict | EqualityQuestion:
         try:
-            return decide(item.answer, item.reference, self.options)
+            return unreadable(item.answer) or decide(item.answer, item.reference, self.options)
         except Exception as error:  # the boundary: a flaw in reading one item costs that item
-            return Verdict.failed(Outcome.CRASHED, one_line(f"{type(error).__name__}: {error}"))
+            return crashed(error)
 
     async def _ask(self, questions: Sequence[EqualityQuestion], deadline_s: float | None) -> list[Verdict]:
         if self._pool is None:
