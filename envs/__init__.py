@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quintain.envs.base import Step as Step
     from quintain.envs.builtin.calculator import CalculatorEnv as CalculatorEnv
     from quintain.envs.builtin.code import CodeEnv as CodeEnv
+    from quintain.envs.builtin.data import DataEnv as DataEnv
     from quintain.envs.builtin.math import MathEnv as MathEnv
     from quintain.envs.check import check_environment as check_environment
     from quintain.envs.client import EnvClient as EnvClient
@@ -48,6 +49,7 @@ _HOMES = {
     "quintain.envs.client": ("EnvClient", "RemoteEnv"),
     "quintain.envs.builtin.calculator": ("CalculatorEnv",),
     "quintain.envs.builtin.code": ("CodeEnv",),
+    "quintain.envs.builtin.data": ("DataEnv",),
     "quintain.envs.judging": ("JudgingEnv",),
     "quintain.envs.serving.limits": ("EnvironmentLimits",),
     "quintain.envs.local": ("LocalClient",),

@@ -24,6 +24,7 @@ BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
     {
         "calculator": "quintain.envs.builtin.calculator:CalculatorEnv",
         "code": "quintain.envs.builtin.code:CodeEnv",
+        "data": "quintain.envs.builtin.data:DataEnv",
         "math": "quintain.envs.builtin.math:MathEnv",
     }
 )

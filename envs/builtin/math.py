@@ -1,6 +1,6 @@
-"""Arithmetic questions, procedural or from a file, judged by the math verifier: 1.0 where correct, else 0.0.
+"""Arithmetic questions, judged by the math verifier: 1.0 where correct, else 0.0.
 
-What always holds for the procedural questions: `heldout` of all the ordered questions "a op b" are chosen by `seed` and
+What always holds: `heldout` of all the ordered questions "a op b" are chosen by `seed` and
 make the finite split `heldout`; the endless split `train` never asks one of them ("17 + 8" held out leaves "8 + 17"
 in). The same options give the same tasks at the same index on every machine and Python version.
 """
@@ -11,21 +11,17 @@ import hashlib
 import operator
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Final
 
-from quintain.envs.builtin.jsonl import read_rows
 from quintain.envs.single_turn import SingleTurnEnv
 from quintain.failure import QuintainError
 from quintain.messages import user
 from quintain.task import EndlessTasks, Task, TaskSource
 
-EXPECTED: Final = '{"question": ..., "answer": ...} in JSON'
 _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
 class MathEnv(SingleTurnEnv):
-    """Arithmetic: "What is 17 + 8?", or question and answer pairs of your own; reward 1 for a correct answer."""
+    """Arithmetic: "What is 17 + 8?"; reward 1 for a correct answer."""
 
     splits = ("train", "heldout")
     verifier = "math"
@@ -40,17 +36,13 @@ class MathEnv(SingleTurnEnv):
         high: int = 30,
         heldout: int = 200,
         seed: int = 0,
-        data: str | None = None,
     ) -> TaskSource:
         """The tasks of `split`.
 
-        `operations` are any of + - *, the operands whole numbers from `low` to `high`. `data` is a JSON-lines
-        file of {"question": ..., "answer": ...} instead, of which `heldout` different questions are held out.
+        `operations` are any of + - *, the operands whole numbers from `low` to `high`.
         """
         if heldout < 1:
             raise QuintainError(f"heldout must be at least 1, not {heldout}")
-        if data is not None:
-            return _from_file(Path(data), split, heldout, seed)
         if not operations or set(operations) - set(_OPERATIONS) or len(set(operations)) < len(operations):
             raise QuintainError(f"operations must be some of + - *, each once, not {operations!r}")
         if low > high:
@@ -102,28 +94,3 @@ def nth_without(skipped: Sequence[int], n: int) -> int:
     """The `n`-th of the numbers 0, 1, 2, ... that are not in the sorted `skipped`."""
     # skipped[i] - i numbers that stay come before skipped[i], so the n-th comes after all with skipped[i] - i <= n
     return n + bisect_right(range(len(skipped)), n, key=lambda i: skipped[i] - i)
-
-
-def _from_file(path: Path, split: str, heldout: int, seed: int) -> list[Task]:
-    rows = _rows(path)
-    questions = list(dict.fromkeys(question for question, _ in rows))
-    if heldout >= len(questions):
-        raise QuintainError(f"{path} has {len(questions)} questions: heldout must leave some, not be {heldout}")
-    hidden = {questions[i] for i in draw(heldout, len(questions), f"{seed}:heldout")}
-    return [
-        Task(f"{path.stem}-{line}", (user(question),), answer)
-        for line, (question, answer) in enumerate(rows)
-        if (question in hidden) == (split == "heldout")
-    ]
-
-
-def _rows(path: Path) -> list[tuple[str, str]]:
-    rows = []
-    for line, row in read_rows(path, EXPECTED):
-        if not {"question", "answer"} <= row.keys():
-            raise QuintainError(f"{path} line {line}: expected {EXPECTED}")
-        question, answer = row["question"], row["answer"]
-        if not isinstance(question, str) or not isinstance(answer, (str, int, float)):
-            raise QuintainError(f"{path} line {line}: a question is text, an answer text or a number")
-        rows.append((question, str(answer).rpartition("####")[2].strip()))  # GSM8K's answers end in "#### 42"
-    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 
@@ -90,7 +89,6 @@ def test_hashed_numbers_are_spread_evenly():
         ({"low": 5, "high": 4}, "low must not be more than high, but 5 > 4"),
         ({"heldout": 900}, "there are 900 questions: heldout must leave some, not be 900"),
         ({"heldout": 0}, "heldout must be at least 1"),
-        ({"data": "/nowhere.jsonl"}, "cannot read the tasks in /nowhere.jsonl"),
     ],
 )
 def test_a_wrong_option_is_one_line(options, complaint):
@@ -124,26 +122,6 @@ async def test_a_reference_that_cannot_be_used_is_a_failure_and_no_reward():
         await env.reset(Task("bad", (user("What?"),), {"no": "reference"}), seed=0)
         with pytest.raises(FailureError):
             await env.step(Action.text("5"))
-
-
-def test_questions_from_a_file_are_split_by_question(tmp_path):
-    file = tmp_path / "pairs.jsonl"
-    rows = [{"question": f"Q{i % 8}\u2028?", "answer": f"so it is\n#### {i % 8}"} for i in range(16)]
-    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
-    train = MathEnv.tasks("train", data=str(file), heldout=3)
-    heldout = MathEnv.tasks("heldout", data=str(file), heldout=3)
-    assert len(train) + len(heldout) == 16
-    assert len(heldout) == 6
-    assert not {t.prompt for t in train} & {t.prompt for t in heldout}
-    assert {t.reference for t in [*train, *heldout]} == {str(i) for i in range(8)}
-
-
-@pytest.mark.parametrize("line", ["nonsense", "[]", '{"question": "Q"}', '{"question": 1, "answer": 2}'])
-def test_a_broken_line_of_a_file_is_named(tmp_path, line):
-    file = tmp_path / "pairs.jsonl"
-    file.write_text('{"question": "Q", "answer": 1}\n' + line)
-    with pytest.raises(QuintainError, match=r"pairs.jsonl line 2"):
-        MathEnv.tasks("train", data=str(file))
 
 
 def test_number_of_questions_is_what_combinatorics_says():
