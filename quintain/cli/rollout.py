@@ -82,7 +82,7 @@ def serve(
 def audit(run: Path, as_json: bool) -> int:
     """Check the journal of RUN, a run's directory or its journal.db: was every prompt used once, and nothing lost?
 
-    Exit code 0 if they balance, 1 if not. The run may be going on, have ended or have crashed.
+    Exit code 0 if it balances, 1 if not. The run may be going on, have ended or have crashed.
     """
     from quintain.rollout.journal.audit import audit as audit_journal
 

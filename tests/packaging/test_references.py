@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("envs", "rollout", "trainers", "verifiers")
 FILES = [
@@ -47,6 +49,14 @@ def test_every_module_that_is_named_is_there() -> None:
             if found.group() not in NO_MODULES and not is_there(found.group(1)[1:].split(".")):
                 gone.add((str(path.relative_to(ROOT)), found.group()))
     assert gone == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_table_of_the_rooms_names_folders_that_are_there(page: str) -> None:
+    rows = re.findall(r"^\| `(\w+)/` \| `quintain[.\w]*` \| (.*) \|$", (ROOT / page).read_text(), re.MULTILINE)
+    assert [room for room, _ in rows] == ["quintain", "verifiers", "envs", "rollout", "trainers"]
+    named = {f"{room}/{folder}" for room, text in rows for folder in re.findall(r"`(\w+)/`", text)}
+    assert {folder for folder in named if not (ROOT / folder).is_dir()} == set()
 
 
 def is_there(parts: list[str]) -> bool:
