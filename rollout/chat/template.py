@@ -165,10 +165,7 @@ class TemplateChat:
         for mark in self._marks or ():
             head = head.replace(mark, "")
         if head.strip():
-            raise QuintainError(
-                f"{CHANNELS.format(head=head)}: such a model needs a renderer of its own (pip install renderers), or"
-                " another chat_template"
-            )
+            raise QuintainError(f"{CHANNELS.format(head=head)}: give the model a chat_template that does not")
         yield end
         if template.shape.tools:
             called = template.tries(CALLED[:2], [PROBE_TOOL])

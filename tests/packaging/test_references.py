@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_every_module_that_is_named_is_there() -> None:
             if found.group() not in NO_MODULES and not is_there(found.group(1)[1:].split(".")):
                 gone.add((str(path.relative_to(ROOT)), found.group()))
     assert gone == set()
+
+
+def test_every_name_that_a_page_imports_is_there() -> None:
+    imports = [
+        (page.name, module, name.strip())
+        for page in FILES
+        if page.suffix == ".md"
+        for module, names in re.findall(r"^from (quintain[\w.]*) import ([\w, ]+)$", page.read_text(), re.MULTILINE)
+        for name in names.split(",")
+    ]
+    assert len(imports) > 10, "the pages were not found"
+    assert [shown for shown in imports if not hasattr(import_module(shown[1]), shown[2])] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
