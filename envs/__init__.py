@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quintain.envs.builtin.code import CodeEnv as CodeEnv
     from quintain.envs.builtin.data import DataEnv as DataEnv
     from quintain.envs.builtin.math import MathEnv as MathEnv
+    from quintain.envs.builtin.reasoning_gym import ReasoningGymEnv as ReasoningGymEnv
     from quintain.envs.check import check_environment as check_environment
     from quintain.envs.client import EnvClient as EnvClient
     from quintain.envs.client import RemoteEnv as RemoteEnv
@@ -54,6 +55,7 @@ _HOMES = {
     "quintain.envs.serving.limits": ("EnvironmentLimits",),
     "quintain.envs.local": ("LocalClient",),
     "quintain.envs.builtin.math": ("MathEnv",),
+    "quintain.envs.builtin.reasoning_gym": ("ReasoningGymEnv",),
     "quintain.envs.registry": ("list_envs", "resolve"),
     "quintain.envs.serving.serve": ("serve_env",),
     "quintain.envs.single_turn": ("SingleTurnEnv",),

@@ -26,6 +26,7 @@ BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
         "code": "quintain.envs.builtin.code:CodeEnv",
         "data": "quintain.envs.builtin.data:DataEnv",
         "math": "quintain.envs.builtin.math:MathEnv",
+        "reasoning_gym": "quintain.envs.builtin.reasoning_gym:ReasoningGymEnv",
     }
 )
 
