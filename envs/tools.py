@@ -22,7 +22,7 @@
 What always holds: a turn with calls gets a tool message for every call, in their order, and one without calls is the
 answer and ends the episode; calls run one after the other, so that the same actions give the same episode; a call that
 is wrong in any way is answered with what is wrong, counted, and never a failure of the episode; only a `FailureError`
-that a tool raises is one. Nothing of a tool's error but its own line is shown to the policy.
+that a tool raises is one. Of any other error the policy is shown the line that it says, and no stack trace.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class MethodTools:
         except (FailureError, ToolError):
             raise
         except Exception as error:  # a boundary: what a tool cannot do is for the policy to know
-            raise ToolError("raised", one_line(str(error)) or type(error).__name__) from error
+            raise ToolError("raised", one_line(f"{name}: {type(error).__name__}: {error}".rstrip(": "))) from error
         if isinstance(said, str):
             return said
         from quintain.codec import to_json
@@ -289,11 +289,18 @@ class ToolEnv(SingleTurnEnv):
 def _arguments(text: str) -> dict[str, Any]:
     """The arguments of a call; no text at all is none. Raises ToolError (broken_json)."""
     try:
-        found = json.loads(text, parse_constant=_no_number) if text.strip() else {}
+        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number) if text.strip() else {}
     except (ValueError, RecursionError) as error:
         raise ToolError("broken_json", f"the arguments are no JSON: {one_line(str(error))}") from None
     if not isinstance(found, dict):
         raise ToolError("broken_json", "the arguments must be a JSON object, such as {}")
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
     return found
 
 

@@ -170,10 +170,11 @@ def test_a_tool_takes_the_values_of_its_schema_as_they_are_and_no_others(data):
         (call("book", '{"seats": "\\ud800"}'), "book: ", "invalid_arguments"),
         (call("book", '{"seats": 2'), "the arguments are no JSON: ", "broken_json"),
         (call("book", '{"seats": NaN}'), "the arguments are no JSON: NaN is no JSON", "broken_json"),
+        (call("book", '{"seats": 2, "seats": 3}'), "the arguments are no JSON: a key is given twice", "broken_json"),
         (call("book", "[" * 100_000), "the arguments are no JSON: ", "broken_json"),
         (call("book", "[2]"), "the arguments must be a JSON object", "broken_json"),
-        (call("fail", {"how": "closed"}), "the desk is closed", "raised"),
-        (call("fail", ""), "RuntimeError", "raised"),
+        (call("fail", {"how": "closed"}), "fail: RuntimeError: the desk is closed", "raised"),
+        (call("fail", ""), "fail: RuntimeError", "raised"),
     ],
 )
 async def test_a_call_that_is_wrong_is_answered_with_what_is_wrong_and_counted(made, text, kind):
@@ -391,6 +392,19 @@ def test_the_questions_are_seeded_large_and_never_those_held_out():
 @pytest.mark.parametrize("cls", [CalculatorEnv, Desk])
 async def test_a_tool_environment_is_sound(cls):
     assert await check_environment(cls) == []
+
+
+async def test_tools_are_called_over_http_as_in_process(serve_all):
+    actions = [calls(call("calculate", {"expression": "1 / 8"}), call("calc")), Action.text("It is 5.")]
+    played = []
+    async with LocalClient(CalculatorEnv) as local:
+        for client in (local, serve_all("calculator").client()):
+            env = client.episode()
+            first = await env.reset(client.tasks("heldout")[0], seed=0)
+            played.append((first, *[await env.step(action) for action in actions]))
+            await env.close()
+    assert played[0] == played[1]
+    assert played[0][1].observation.messages[0].text == "0.125"
 
 
 SCRIPT = (
