@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quintain.verifiers.sandbox.handle import Facts
+from quintain.verifiers.sandbox.handle import ZygoteFacts
 from quintain.verifiers.sandbox.protections import process_count, walls
 
 KEPT = {"SETUID": 7, "CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETPCAP": 8}
@@ -115,6 +115,6 @@ async def test_a_fork_bomb_wins_nothing_where_the_kernel_does_not_count_processe
 def test_who_asks_is_told_whether_processes_are_counted(
     counted: bool, few: bool, controls: set[str], held: bool
 ) -> None:
-    facts = Facts(privileged=counted, python="3.11.2", machine="x86_64", seccomp=True, counted=counted, few=few)
+    facts = ZygoteFacts(privileged=counted, python="3.11.2", machine="x86_64", seccomp=True, counted=counted, few=few)
     assert process_count(facts, controls).held is held
     assert process_count(facts, controls) in walls(facts, controls)

@@ -210,7 +210,7 @@ from quintain.rollout.chat.load import load_tokenizer
 from quintain.rollout.engines.embedded.modules import read_model
 from quintain.trainers.model.policy import load_policy
 
-engine, trainer = read_model("owner/tiny"), load_policy(ModelConfig(path="owner/tiny"), seed=0)
+engine, (trainer, _) = read_model("owner/tiny"), load_policy(ModelConfig(path="owner/tiny"), seed=0)
 assert all(torch.equal(a, b) for a, b in zip(engine.state_dict().values(), trainer.state_dict().values(), strict=True))
 load_tokenizer("owner/tiny")
 """

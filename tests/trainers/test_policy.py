@@ -33,7 +33,7 @@ DROPOUT: dict[str, dict[str, Any]] = {
     "mixtral": {**MOE["mixtral"], "attention_dropout": 0.1, "router_jitter_noise": 0.1},
     "dbrx": {
         "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "resid_pdrop": 0.1,
-        "attn_config": {"attn_pdrop": 0.1, "kv_n_heads": 2, "rope_theta": 10_000.0},
+        "attn_config": {"attn_pdrop": 0.1, "kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "moe_jitter_eps": 0.1},
     },
 }  # fmt: skip

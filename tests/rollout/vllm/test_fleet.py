@@ -14,7 +14,7 @@ from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm import fleet
 from quintain.rollout.engines.vllm.dialect import Load
 from quintain.rollout.engines.vllm.fleet import Fleet, Member, ReplicaRequest, total_load
-from quintain.rollout.engines.vllm.process import Launch
+from quintain.rollout.engines.vllm.process import ServerLaunch
 from quintain.rollout.engines.vllm.replica import ReplicaDown
 from quintain.rollout.engines.vllm.weights import Holdings
 
@@ -264,7 +264,7 @@ class OurProcess:
     """A server of ours, which starts whenever it is told to."""
 
     how_it_ended = None
-    launch = Launch("vllm-0", "python", [], Path("vllm-0.log"))
+    launch = ServerLaunch("vllm-0", "python", [], Path("vllm-0.log"))
 
     def __init__(self) -> None:
         self.starts = 0
