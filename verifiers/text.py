@@ -13,13 +13,13 @@ MAX_ANSWER_CHARS: Final = 4 << 20
 Marks = Sequence[tuple[str, str]]
 """Pairs of texts between which a model thinks, beyond those that are known."""
 
-_THOUGHT: Final = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)"
+_THOUGHT: Final = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)(?:[_-][\w-]{1,24})?"
 _THINKING_ENDS: Final = (
-    rf"<\|?\s?/\s?(?:[\w.-]{{1,24}}[:_])?{_THOUGHT}\s?\|?>|\[/THINK\]|◁/think▷|<unused95>|<channel\|>"
+    rf"[<＜]\|?\s?/\s?(?:[\w.-]{{1,24}}[:_])?{_THOUGHT}\s?\|?[>＞]|\[/THINK\]|◁/think▷|<unused95>|<channel\|>"
     rf"|<\|(?:end|end_of|stop)_?{_THOUGHT}\|>|<\|channel\|>final<\|message\|>|<\|inner_suffix\|>"
 )
 _THINKING_BEGINS: Final = (
-    rf"<\|?\s?(?:[\w.-]{{1,24}}[:_])?{_THOUGHT}(?:\s[^<>\n]{{0,200}})?\|?>|\[THINK\]|◁think▷|<unused94>|<\|channel>thought"
+    rf"[<＜]\|?\s?(?:[\w.-]{{1,24}}[:_])?{_THOUGHT}(?:\s[^<>\n]{{0,200}})?\|?[>＞]|\[THINK\]|◁think▷|<unused94>|<\|channel>thought"
     rf"|<\|(?:begin|begin_of|start|start_of)_?{_THOUGHT}\|>|<\|channel\|>analysis<\|message\|>|<\|inner_prefix\|>"
 )
 _QUOTES: Final = str.maketrans("\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u201f", "'''''" + '"' * 4)

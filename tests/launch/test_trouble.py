@@ -80,7 +80,7 @@ def test_an_environment_that_sometimes_fails_costs_those_trajectories_only(run: 
 
 
 def test_an_environment_that_sometimes_hangs_costs_those_trajectories_only(run: Run) -> None:
-    run.set("environment.args", {"mode": "hangs_sometimes"}).set("environment.step_timeout_s", 3.0).train()
+    run.samples().set("environment.args", {"mode": "hangs_sometimes"}).set("environment.step_timeout_s", 3.0).train()
     kinds = [
         row.trajectory.failure.kind for row in read_trajectories(run.path / "trajectories") if row.trajectory.failure
     ]

@@ -186,10 +186,10 @@ print(len(imported), *lacking, sep="\\n")
     count, *lacking = result.stdout.splitlines()
     assert int(count) > 10
     allowed = re.compile(
-        r"quintain\.verifiers\.math\.\w+: (mpmath|sympy|math_verify|latex2sympy2_extended)(\.\w+)*"
-        r"|quintain\.verifiers\.json_schema\.check: jsonschema"
-        r"|quintain\.verifiers\.reasoning_gym\.score: reasoning_gym"
-        r"|quintain\.verifiers\.reward_model\.classifier: torch"
+        r"quintain\.verifiers\.math(\.\w+)+: (mpmath|sympy|math_verify|latex2sympy2_extended)(\.\w+)*"
+        r"|quintain\.verifiers\.rules\.json_schema\.(check|schema): jsonschema"
+        r"|quintain\.verifiers\.rules\.reasoning_gym\.score: reasoning_gym"
+        r"|quintain\.verifiers\.models\.reward_model\.classifier: torch"
         r"|quintain\.launch\.session: torch"
     )
     assert [line for line in lacking if not allowed.fullmatch(line)] == []

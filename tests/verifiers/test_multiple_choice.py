@@ -71,6 +71,11 @@ CHOSEN = [
     (r"\boxed{(A) 12 (B) 25}", "AB"),
     ("The answer is (A) or option (b).", "AB"),
     ("I choose A; B", "AB"),
+    ("The answer is B. A is also correct.", "AB"),
+    ("The answer is B. A could be right too.", "AB"),
+    ("The answer is B. I am sure of it.", "B"),
+    ("Answer: B\nor A", "AB"),
+    ("Answer: B\nMaybe A", "AB"),
     ("A² is it", ""),
     ("E = mc^2", ""),
     ("The answer is E = mc^2", ""),
@@ -126,6 +131,8 @@ CONNECTORS += [
     " ∨ ",
     " xor ",
     " / ",
+    "\nor ",
+    ". Possibly also ",
     " … ",
 ]
 

@@ -22,6 +22,9 @@ MARKS = [
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<unused94>thought", "<unused95>"),
     ("<thinking>", "</thinking>"),
+    ("<think_on>", "</think_on>"),
+    ("<thinking_process>", "</thinking_process>"),
+    ("＜think＞", "＜/think＞"),
 ]
 
 

@@ -15,7 +15,8 @@ In each of these places the text of exactly one choice stands for its letter, wh
 What always holds: whatever else stands in the sentence that names a letter, a second letter in it, or another choice's
 text, is a hedge, and both are given, so nobody is right by naming several ("B or A", "B but it might be A", "B | A");
 only what is denied ("B, not A") or gives a reason ("because A is wrong") is not. Of later sentences on the line, a
-letter that ends one ("Maybe A.") is a hedge too. Behind a denial ("not B", "anything but B") nothing is named. A letter
+letter that ends a clause, or is said to be something ("Maybe A.", "A is also right"), is a hedge too, and so is one on a
+next line that goes on ("or A"). Behind a denial ("not B", "anything but B") nothing is named. A letter
 in prose is never taken ("A dog"); `E = mc^2`, `A^2` and `AB` name none. Time is linear in the text.
 """  # noqa: E501 - a table
 
@@ -66,7 +67,10 @@ _ASIDE = re.compile(
     re.IGNORECASE,
 )
 _OTHER = re.compile(rf"(?<![A-Za-z0-9'^_])(?P<letter>[A-Za-z]){_END}")
-_ENDING = re.compile(r"[)}\]*_`\"'$]{0,6}(?:[.,;:!?]|$)")
+_ENDING = re.compile(
+    r"[)}\]*_`\"'$]{0,6}(?:[.,;:!?]|$|\s+(?:is|looks|seems|works|(?:could|might|may|can)\s+(?:also\s+)?be)\b)"
+)
+_GOES_ON = re.compile(r"\n(?!\s*(?:or|and|maybe|perhaps|possibly)\b)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[)\]*_\"']{0,3}\s+")
 _VERBS = r"or|and|because|since|as|is|was|could|might|may|can|would|will|also|too|seems|looks|if|though|instead"
 _ARTICLE_END = re.compile(rf"\s+(?!(?:{_VERBS})\b)[a-z]{{2,}}")
@@ -100,7 +104,7 @@ def chosen_letters(text: str, choices: Sequence[str] = (), *, bare_small: bool =
     for found in reversed(list(_BEFORE.finditer(window))):
         if not _is_denied(found, window):
             return _with_hedges(found, window, choices)
-    lines = [line for line in window.splitlines() if line.strip()]
+    lines = [line for line in _GOES_ON.split(window) if line.strip()]
     if not any(_listed(line, choices, bare_small) for line in (*lines[:1], *lines[-1:])):
         return frozenset()
     return frozenset().union(*(_listed(line, choices, bare_small) for line in lines))
@@ -153,7 +157,7 @@ def _listed(text: str, choices: Sequence[str], bare_small: bool) -> frozenset[st
 
 def _with_hedges(found: re.Match[str], text: str, choices: Sequence[str]) -> frozenset[str]:
     """The letter that was `found`, and those that the rest of its line names beside it."""
-    letter, line = found["letter"].upper(), text[found.end("letter") :].partition("\n")[0]
+    letter, line = found["letter"].upper(), _GOES_ON.split(text[found.end("letter") :], maxsplit=1)[0]
     if own := _letter_of(line.lstrip(" .:)]}*_$-\u2013\u2014"), choices):
         return frozenset({letter, own})
     sentence, *later = _SENTENCE_END.split(line)
