@@ -43,6 +43,7 @@ def raises_setns():
 pair, limit = (ctypes.c_int * 2)(), (ctypes.c_ulong * 2)()
 """
 
+HOST_SOCKET = f"\0quintain-test-{os.getpid()}"
 ATTACKS: dict[str, dict[str, str]] = {
     "files": {
         "home folders": "all(not os.path.exists(p) for p in ('/root', '/home', '/work', '/var/log', '/run', '/sys'))",
@@ -69,7 +70,7 @@ ATTACKS: dict[str, dict[str, str]] = {
         "vsock": "raises(socket.socket, 40, socket.SOCK_STREAM)",
         "kernel crypto": "raises(socket.socket, 38, socket.SOCK_SEQPACKET)",
         "interfaces": "raises(socket.if_nameindex) or [n for _, n in socket.if_nameindex()] in ([], ['lo'])",
-        "the host's unix sockets": "raises(socket.socket(socket.AF_UNIX).connect, '\\0quintain-test')",
+        "the host's unix sockets": f"raises(socket.socket(socket.AF_UNIX).connect, {HOST_SOCKET!r})",
     },
     "processes": {
         "limits of the init": "libc.prlimit(1, 7, None, limit) < 0 or limit[1] > 0",
@@ -124,11 +125,11 @@ ATTACKS: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def unix_socket() -> Iterator[None]:
     """A socket of the host with an abstract name."""
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind("\0quintain-test")
+        listening.bind(HOST_SOCKET)
         listening.listen()
         yield
 
