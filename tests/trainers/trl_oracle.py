@@ -25,7 +25,9 @@ DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GRPOConfig) if f.d
 """TRL's option names and their defaults."""
 
 
-class _Accelerator:
+class Accelerator:
+    """One process."""
+
     device = torch.device("cpu")
     num_processes = 1
     process_index = 0
@@ -52,7 +54,7 @@ def _stand_in(logps: Callable[[], tuple[Tensor, Tensor | None, None]], options: 
             read
             | {
                 "args": args,
-                "accelerator": _Accelerator(),
+                "accelerator": Accelerator(),
                 "model": SimpleNamespace(training=True, is_gradient_checkpointing=False),
                 "epsilon_low": args.epsilon,
                 "epsilon_high": args.epsilon if args.epsilon_high is None else args.epsilon_high,

@@ -8,6 +8,7 @@ definition is local, is the one exception).
     policy       `policy_loss` and `reduce`; one table says which core and which reduction a loss type has
     cores        the four cores: clipped ratio, CISPO, SAPO, VESPO
     offpolicy    sampler correction, off-policy row mask, entropy threshold, truncated rows
+    preference   losses on pairs, on labelled completions and on scores
     reduction    from per-token values to the scalar that `backward` is called on
     metrics      sums that add up exactly over micro-batches and ranks
 
