@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from quintain.envs.builtin.data import DataEnv as DataEnv
     from quintain.envs.builtin.math import MathEnv as MathEnv
     from quintain.envs.builtin.reasoning_gym import ReasoningGymEnv as ReasoningGymEnv
+    from quintain.envs.builtin.twenty_questions import TwentyQuestionsEnv as TwentyQuestionsEnv
+    from quintain.envs.chat import ChatEnv as ChatEnv
+    from quintain.envs.chat import ModelUser as ModelUser
+    from quintain.envs.chat import ScriptedUser as ScriptedUser
+    from quintain.envs.chat import User as User
+    from quintain.envs.chat import UserModel as UserModel
+    from quintain.envs.chat import UserReply as UserReply
+    from quintain.envs.chat import transcript as transcript
     from quintain.envs.check import check_environment as check_environment
     from quintain.envs.client import EnvClient as EnvClient
     from quintain.envs.client import RemoteEnv as RemoteEnv
@@ -46,6 +54,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "quintain.envs.base": ("Action", "Environment", "Observation", "Step"),
+    "quintain.envs.builtin.twenty_questions": ("TwentyQuestionsEnv",),
+    "quintain.envs.chat": ("ChatEnv", "ModelUser", "ScriptedUser", "User", "UserModel", "UserReply", "transcript"),
     "quintain.envs.check": ("check_environment",),
     "quintain.envs.client": ("EnvClient", "RemoteEnv"),
     "quintain.envs.builtin.calculator": ("CalculatorEnv",),

@@ -96,5 +96,6 @@ def _checked(cls: type[Environment], name: str, value: Any, annotation: Any) -> 
     except PydanticUserError:  # a type of the author's own, which only the author can check
         return value
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"]
-        raise QuintainError(f"{cls.__name__}'s option {name!r}: {problem} (got {value!r})") from None
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, (name, *problem["loc"])))
+        raise QuintainError(f"{cls.__name__}'s option {place!r}: {problem['msg']} (got {problem['input']!r})") from None

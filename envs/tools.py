@@ -240,8 +240,7 @@ class ToolEnv(SingleTurnEnv):
         self._history.append(action.message)
         calls = action.message.tool_calls
         if not calls:
-            unread = {"unread_calls": 1} if looks_like_a_call(action.content) else {}
-            return await self._end((), unread)
+            return await self.answered({"unread_calls": 1} if looks_like_a_call(action.content) else {})
         left = self._left
         results = [await self._result(call, place) for place, call in enumerate(calls)]
         info = {"calls": len(calls), "errors": dict(Counter(result.error for result in results if result.error))}
@@ -250,7 +249,11 @@ class ToolEnv(SingleTurnEnv):
         reward = self.turn_reward(results)
         if len(calls) <= left:
             return Step(Observation(said), reward, False, info=info)
-        return await self._end(said, info, reward)
+        return await self.finish(said, info, reward, truncated=True)
+
+    async def answered(self, info: Mapping[str, Any]) -> Step:
+        """The step of a turn without calls, which is the answer. `info` has what is to be told of the turn."""
+        return await self.finish((), info)
 
     def turn_reward(self, results: Sequence[ToolResult]) -> float:
         """What a turn with calls is worth by itself: nothing, unless a subclass says otherwise."""
@@ -264,13 +267,15 @@ class ToolEnv(SingleTurnEnv):
         last = history[-1]
         return self.score(last.text if last.role == "assistant" else "", self._playing().reference)
 
-    async def _end(self, said: tuple[Message, ...], info: Mapping[str, Any], reward: float = 0.0) -> Step:
-        """The last step: `said` is what is still to be said, where the calls ran out."""
+    async def finish(
+        self, said: tuple[Message, ...], info: Mapping[str, Any], reward: float = 0.0, *, truncated: bool = False
+    ) -> Step:
+        """The last step, with the verdict on the episode: `said` is what is still to be said."""
         verdict = self.verdict(tuple(self._history))
         step = scored(await verdict if inspect.isawaitable(verdict) else verdict)
         self._asked = True
         told = {**step.info, **info}
-        return Step(Observation(said), reward + step.reward, not said, truncated=bool(said), info=told)
+        return Step(Observation(said), reward + step.reward, not truncated, truncated=truncated, info=told)
 
     async def _result(self, call: ToolCall, place: int) -> ToolResult:
         """What comes of the turn's call number `place`."""

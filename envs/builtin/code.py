@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from quintain.envs.base import Action, Observation, Step
 from quintain.envs.builtin.code_tasks import EXPECTED, NoProblem, problem_of
-from quintain.envs.builtin.math import draw
+from quintain.envs.builtin.numbered import draw
 from quintain.envs.builtin.rows import read_rows
 from quintain.envs.judging import JudgingEnv
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quintain.envs.base import fault_in
-from quintain.envs.builtin.math import draw
+from quintain.envs.builtin.numbered import draw
 from quintain.envs.builtin.rows import read_rows
 from quintain.envs.single_turn import Score, SingleTurnEnv
 from quintain.failure import QuintainError

@@ -7,15 +7,14 @@ in). The same options give the same tasks at the same index on every machine and
 
 from __future__ import annotations
 
-import hashlib
 import operator
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
+from quintain.envs.builtin.numbered import numbered
 from quintain.envs.single_turn import SingleTurnEnv
 from quintain.failure import QuintainError
 from quintain.messages import user
-from quintain.task import EndlessTasks, Task, TaskSource
+from quintain.task import Task, TaskSource
 
 _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -41,24 +40,12 @@ class MathEnv(SingleTurnEnv):
 
         `operations` are any of + - *, the operands whole numbers from `low` to `high`.
         """
-        if heldout < 1:
-            raise QuintainError(f"heldout must be at least 1, not {heldout}")
         if not operations or set(operations) - set(_OPERATIONS) or len(set(operations)) < len(operations):
             raise QuintainError(f"operations must be some of + - *, each once, not {operations!r}")
         if low > high:
             raise QuintainError(f"low must not be more than high, but {low} > {high}")
         questions = _Questions(operations, low, high)
-        if heldout >= questions.size:
-            raise QuintainError(f"there are {questions.size} questions: heldout must leave some, not be {heldout}")
-        hidden = draw(heldout, questions.size, f"{seed}:heldout")
-        if split == "heldout":
-            return [questions.task(number) for number in hidden]
-        skipped = sorted(hidden)
-
-        def make(index: int) -> Task:
-            return questions.task(nth_without(skipped, hashed(f"{seed}:{index}", questions.size - len(skipped))))
-
-        return EndlessTasks(make)
+        return numbered(split, questions.size, questions.task, heldout=heldout, seed=seed)
 
 
 class _Questions:
@@ -74,23 +61,3 @@ class _Questions:
         operation, a = divmod(rest, self._width)
         sign, a, b = self._operations[operation], a + self._low, b + self._low
         return Task(f"{a}{sign}{b}", (user(f"What is {a} {sign} {b}?"),), str(_OPERATIONS[sign](a, b)))
-
-
-def hashed(key: str, below: int) -> int:
-    """A number in [0, below) that depends on `key` alone: the same everywhere, unlike `random`'s."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big") % below
-
-
-def draw(count: int, below: int, key: str) -> list[int]:
-    """`count` different numbers in [0, below), in an order that depends on `key` alone (Floyd's sample)."""
-    drawn: dict[int, None] = {}
-    for top in range(below - count, below):
-        candidate = hashed(f"{key}:{top}", top + 1)
-        drawn[top if candidate in drawn else candidate] = None
-    return list(drawn)
-
-
-def nth_without(skipped: Sequence[int], n: int) -> int:
-    """The `n`-th of the numbers 0, 1, 2, ... that are not in the sorted `skipped`."""
-    # skipped[i] - i numbers that stay come before skipped[i], so the n-th comes after all with skipped[i] - i <= n
-    return n + bisect_right(range(len(skipped)), n, key=lambda i: skipped[i] - i)

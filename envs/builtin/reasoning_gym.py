@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from quintain.envs.builtin.math import hashed
+from quintain.envs.builtin.numbered import hashed
 from quintain.envs.single_turn import SingleTurnEnv
 from quintain.failure import QuintainError, one_line
 from quintain.messages import user

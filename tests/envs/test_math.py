@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.envs import Action, FailureError, LocalClient, MathEnv, Task, user
-from quintain.envs.builtin.math import draw, hashed, nth_without
+from quintain.envs.builtin.numbered import draw, hashed, nth_without
 from quintain.failure import QuintainError
 from quintain.task import EndlessTasks
 
@@ -87,8 +87,8 @@ def test_hashed_numbers_are_spread_evenly():
         ({"operations": "/"}, "operations must be some of + - *, each once, not '/'"),
         ({"operations": "++"}, "operations must be some of + - *"),
         ({"low": 5, "high": 4}, "low must not be more than high, but 5 > 4"),
-        ({"heldout": 900}, "there are 900 questions: heldout must leave some, not be 900"),
-        ({"heldout": 0}, "heldout must be at least 1"),
+        ({"heldout": 900}, "heldout must be at least 1 and leave some of the 900 tasks, not be 900"),
+        ({"heldout": 0}, "heldout must be at least 1 and leave some of the 900 tasks, not be 0"),
     ],
 )
 def test_a_wrong_option_is_one_line(options, complaint):

@@ -80,7 +80,10 @@ def test_a_module_in_the_current_folder_is_found(file, monkeypatch):
             "quintain.envs.builtin.math:MathsEnv",
             "no 'MathsEnv' there: did you mean 'MathEnv'? (its environments: MathEnv)",
         ),
-        ("quintain.envs.builtin.math:hashed", "is no environment: it must be a subclass of quintain.envs.Environment"),
+        (
+            "quintain.envs.builtin.numbered:hashed",
+            "is no environment: it must be a subclass of quintain.envs.Environment",
+        ),
         ("/nowhere/env.py:Env", "there is no file /nowhere/env.py"),
         ("{file}:Min", "no 'Min' there: did you mean 'Mine'? (its environments: Mine, Half)"),
         ("{file}:Half", "is not finished: it lacks tasks"),

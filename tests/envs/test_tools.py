@@ -13,22 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.calling.chat import ChatEndpoint
-from quintain.codec import to_builtins
-from quintain.envs import Action, CalculatorEnv, LocalClient, Task, ToolEnv, check_environment, tool, user
+from quintain.envs import Action, CalculatorEnv, Task, ToolEnv, check_environment, tool, user
 from quintain.envs.builtin.calculator import calculated
 from quintain.envs.tools import MethodTools, ToolError
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.messages import FunctionCall, Message, ToolCall, assistant
-from quintain.rollout.chat.template import TemplateChat
-from quintain.rollout.engines.base import Sampling
-from quintain.rollout.episodes.endpoint import run_chat_episode
-from quintain.rollout.episodes.episode import EpisodeSpec, run_episode
-from quintain.trajectory import Ending, to_segments
-
-from ..fake_engine import FakeEngine
-from ..launch.fake_openai import fake_openai
-from ..rollout.chat_tokenizers import byte_level, templates
+from quintain.messages import FunctionCall, Message, ToolCall
 
 
 class Desk(ToolEnv):
@@ -392,102 +381,3 @@ def test_the_questions_are_seeded_large_and_never_those_held_out():
 @pytest.mark.parametrize("cls", [CalculatorEnv, Desk])
 async def test_a_tool_environment_is_sound(cls):
     assert await check_environment(cls) == []
-
-
-async def test_tools_are_called_over_http_as_in_process(serve_all):
-    actions = [calls(call("calculate", {"expression": "1 / 8"}), call("calc")), Action.text("It is 5.")]
-    played = []
-    async with LocalClient(CalculatorEnv) as local:
-        for client in (local, serve_all("calculator").client()):
-            env = client.episode()
-            first = await env.reset(client.tasks("heldout")[0], seed=0)
-            played.append((first, *[await env.step(action) for action in actions]))
-            await env.close()
-    assert played[0] == played[1]
-    assert played[0][1].observation.messages[0].text == "0.125"
-
-
-SCRIPT = (
-    (Message("assistant", None, (call("calculate", {"expression": "{id}"}), call("calc", {"expression": "1"})))),
-    (Message("assistant", "Again.", (call("calculate", {"expression": "({id}) / 1"}),))),
-    assistant("It is {reference}."),
-)
-
-
-def scripted(task: Task) -> list[Message]:
-    """What the scripted policy says in each turn."""
-
-    def filled(text: str) -> str:
-        return text.replace("{id}", task.id).replace("{reference}", task.reference)
-
-    return [
-        Message(
-            "assistant",
-            None if message.content is None else filled(message.text),
-            tuple(call(made.function.name, filled(made.function.arguments)) for made in message.tool_calls),
-        )
-        for message in SCRIPT
-    ]
-
-
-def as_hermes(message: Message) -> str:
-    """A turn as Qwen's models write it."""
-    written = [
-        f'<tool_call>\n{{"name": "{made.function.name}", "arguments": {made.function.arguments}}}\n</tool_call>'
-        for made in message.tool_calls
-    ]
-    return "\n".join(filter(None, [message.text, *written]))
-
-
-@pytest.mark.parametrize("family", ["qwen3_instruct_2507", "qwen2_5"])
-async def test_a_chat_model_plays_with_tools_token_by_token_and_over_an_endpoint_for_the_same_reward(family):
-    tokenizer = byte_level(templates()[family])
-    chat = TemplateChat(tokenizer)
-    task = CalculatorEnv.tasks("heldout")[0]
-    spec = EpisodeSpec("e", "g", task, 0, 0, 1, Sampling(512), max_turns=8, max_length=4096)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    turns = iter(scripted(task))
-    engine = FakeEngine(
-        lambda prompt, sampling: [*tokenizer.encode(as_hermes(next(turns)), add_special_tokens=False), end],
-        words=len(tokenizer),
-    )
-    async with LocalClient(CalculatorEnv) as client:
-        played = await run_episode(spec, make_env=client.episode, engine=engine, chat=chat)
-    assert (played.failure, played.ending, played.reward) == (None, Ending.TERMINATED, 1.0)
-    assert [len(turn.message.tool_calls) for turn in played.turns] == [2, 1, 0]
-    told = [message.text for turn in played.turns for message in turn.observation]
-    assert told == [
-        task.reference,
-        "error: there is no tool 'calc': did you mean 'calculate'? (tools: calculate)",
-        told[0],
-    ]
-
-    (segment,) = to_segments(played)
-    sampled = np.concatenate([turn.output_ids for turn in played.turns])
-    assert np.array_equal(segment.ids[segment.mask.astype(bool)], sampled)
-    assert tokenizer.decode(segment.ids).count(task.reference) == 3  # two results and the answer
-    assert tokenizer.decode(sampled).count(task.reference) == 1  # what the tools said is not what was sampled
-    for turn in played.turns:
-        assert np.array_equal(turn.ids, segment.ids[: len(turn.ids)])
-
-    def reply(request: dict[str, Any]) -> dict[str, Any]:
-        assert request["tools"][0]["function"]["name"] == "calculate"
-        said = scripted(task)[sum(message["role"] == "assistant" for message in request["messages"])]
-        return {"content": said.content, "tool_calls": to_builtins(said.tool_calls)}
-
-    with fake_openai(reply) as fake:
-        endpoint = ChatEndpoint(
-            fake.url,
-            {"model": "m"},
-            who="the model",
-            stage=Stage.GENERATE,
-            token=None,
-            timeout_s=30,
-            retries=0,
-            max_reply_bytes=100_000,
-        )
-        async with LocalClient(CalculatorEnv) as client:
-            asked = await run_chat_episode(spec, make_env=client.episode, endpoint=endpoint)
-        await endpoint.close()
-    assert (asked.failure, asked.reward) == (None, played.reward)
-    assert [turn.observation[0].text for turn in asked.turns[:2]] == [told[0], told[2]]

@@ -1,0 +1,47 @@
+"""What the page on environments shows is what runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from quintain.envs import Action, Environment, LocalClient, check_environment
+
+PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> ModuleType:
+    """All of the page's code, as one module."""
+    file = tmp_path / "page.py"
+    file.write_text("from __future__ import annotations\n" + "\n".join(BLOCKS))
+    spec = importlib.util.spec_from_file_location("environments_page", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_every_environment_of_the_page_is_sound(page: ModuleType) -> None:
+    classes = [c for c in vars(page).values() if isinstance(c, type) and issubclass(c, Environment)]
+    own = [cls for cls in classes if cls.__module__ == page.__name__]
+    assert len(own) == len(re.findall(r"^class \w+\(\w*Env\):", "\n".join(BLOCKS), re.MULTILINE))
+    for cls in own:
+        assert await check_environment(cls) == [], cls
+
+
+async def test_the_conversation_of_the_page_ends_as_it_is_told(page: ModuleType) -> None:
+    for said, reward, end in (("At 7:30.", 1.0, "goal"), ("At lunch.", 0.0, "left")):
+        async with LocalClient(page.Hotel) as client:
+            env = client.episode()
+            first = await env.reset(client.tasks("train")[0], seed=0)
+            assert first.messages[-1].text == "When is breakfast?"
+            step = await env.step(Action.text(said))
+            assert (step.reward, step.info["end"]) == (reward, end)
