@@ -1,17 +1,21 @@
 """What the options of all verifiers share: a frozen pydantic model, unknown names refused, one line per mistake.
 
 A verifier class names its model as `options_type`; the model's JSON schema, field descriptions included, is what
-`Verifier.options_schema` gives. Imported only by modules that are loaded when their verifier is asked for.
+`Verifier.options_schema` gives, and `made` is its factory. Imported only by modules that are loaded when their verifier
+is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quintain.failure import QuintainError
+from quintain.verifiers.base import Verifier
 from quintain.verifiers.text import last_element, text_after_thinking
 
 Positive = Annotated[int, Field(gt=0)]
@@ -76,3 +80,45 @@ class TextOptions(ThinkingOptions):
     def body_of(self, text: str) -> str | None:
         body = super().body_of(text)
         return body if body is None or self.tag is None else last_element(body, self.tag)
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+class OptionsVerifier(Verifier, Generic[AnyOptions]):
+    """A verifier with options of a model, which may need a package to do its work.
+
+    `needs`: that package, as it is called on PyPI, and the extra of ours that installs it.
+    """
+
+    options_type: ClassVar[type[Options]]
+    version_text: ClassVar[str] = "1"
+    needs: ClassVar[tuple[str, str] | None] = None
+
+    def __init__(self, options: AnyOptions | None = None) -> None:
+        self.options: AnyOptions = options if options is not None else self.options_type()  # type: ignore[assignment]
+        if self.needs is not None and not is_installed(self.needs[0]):
+            package, extra = self.needs
+            raise QuintainError(
+                f"the {self.name} verifier needs {package}, which is not installed: pip install 'quintain[{extra}]'"
+            )
+
+    @classmethod
+    def made(cls, **options: Any) -> Self:
+        """One with the named options of `options_type`."""
+        return cls(cls.options_type.of(cls.name, options))  # type: ignore[arg-type]
+
+    @property
+    def version(self) -> str:
+        """Our own version of the judgement, and that of the package that takes part in it."""
+        return self.version_text if self.needs is None else versioned(self.version_text, self.needs[0])
+
+
+def is_installed(package: str) -> bool:
+    """Whether there is such a package to import, called as on PyPI."""
+    return find_spec(package.replace("-", "_")) is not None
+
+
+def versioned(own: str, *packages: str) -> str:
+    """Our `own` version of a judgement with those of the `packages` that take part in it."""
+    return "+".join([own, *(f"{package}-{version(package)}" for package in packages)])

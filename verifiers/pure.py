@@ -11,27 +11,25 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import Any, Final, TypeVar
 
 from quintain.failure import one_line
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.base import Cost, Item, Verifier
-from quintain.verifiers.text import MAX_ANSWER_CHARS, shown
+from quintain.verifiers.base import Cost, Item
+from quintain.verifiers.options import AnyOptions, OptionsVerifier, TextOptions
+from quintain.verifiers.text import MAX_ANSWER_CHARS, shown, texts_of
 
 YIELD_AFTER_S: Final = 0.005
 """The event loop gets its turn after so much time on a batch."""
 
 
-class PureVerifier(Verifier):
+AnyTextOptions = TypeVar("AnyTextOptions", bound=TextOptions)
+
+
+class PureVerifier(OptionsVerifier[AnyOptions]):
     """Judges with `judge`, a pure function of the answer and the reference."""
 
     cost: Cost = Cost.PURE
-    version_text: ClassVar[str] = "1"
-
-    @property
-    def version(self) -> str:
-        """The version of the judgement."""
-        return self.version_text
 
     @abstractmethod
     def judge(self, answer: str, reference: Any) -> Verdict:
@@ -57,6 +55,24 @@ class PureVerifier(Verifier):
             return self.judge(item.answer, item.reference)
         except Exception as error:  # the boundary: a flaw in judging one item costs that item
             return crashed(error)
+
+
+class AcceptedTexts(PureVerifier[AnyTextOptions]):
+    """Scores an answer by `score_of` its text and the accepted ones: a text, or a list of which any will do."""
+
+    @abstractmethod
+    def score_of(self, given: str, accepted: Sequence[str]) -> float:
+        """The score of the text `given`."""
+
+    def judge(self, answer: str, reference: Any) -> Verdict:
+        """The score; an empty reference is a `bad_reference`, since silence would satisfy it."""
+        accepted = texts_of(reference)
+        if accepted is None:
+            return bad_reference("a text that is not empty, or a list of such texts", reference)
+        given = self.options.answer_in(answer)
+        if not given:
+            return unparsable("there is no answer in the text")
+        return Verdict.scored(self.score_of(given, accepted), answer=shown(given))
 
 
 def unreadable(answer: object) -> Verdict | None:

@@ -23,23 +23,23 @@ ENTRY_POINTS: Final = "quintain.verifiers"
 
 BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "code": "quintain.verifiers.code:make_code_verifier",
-        "exact": "quintain.verifiers.rules.exact:make_exact_verifier",
-        "format": "quintain.verifiers.rules.format:make_format_verifier",
-        "instruction_following": "quintain.verifiers.rules.instruction_following:make_instruction_following_verifier",
-        "json_schema": "quintain.verifiers.rules.json_schema:make_json_schema_verifier",
-        "judge": "quintain.verifiers.models.judge:make_judge_verifier",
-        "length": "quintain.verifiers.rules.length:make_length_verifier",
-        "math": "quintain.verifiers.math:make_math_verifier",
-        "multiple_choice": "quintain.verifiers.rules.multiple_choice:make_multiple_choice_verifier",
-        "reasoning_gym": "quintain.verifiers.rules.reasoning_gym:make_reasoning_gym_verifier",
-        "regex": "quintain.verifiers.rules.regex:make_regex_verifier",
-        "remote": "quintain.verifiers.service.remote:make_remote_verifier",
-        "reward_model": "quintain.verifiers.models.reward_model:make_reward_model_verifier",
-        "rubric": "quintain.verifiers.rubric:make_rubric_verifier",
-        "sql": "quintain.verifiers.rules.sql:make_sql_verifier",
-        "token_f1": "quintain.verifiers.rules.token_f1:make_token_f1_verifier",
-        "tool_call": "quintain.verifiers.rules.tool_call:make_tool_call_verifier",
+        "code": "quintain.verifiers.code.verifier:CodeVerifier",
+        "exact": "quintain.verifiers.rules.exact:ExactVerifier",
+        "format": "quintain.verifiers.rules.format:FormatVerifier",
+        "instruction_following": "quintain.verifiers.rules.instruction_following.verifier:InstructionFollowingVerifier",
+        "json_schema": "quintain.verifiers.rules.json_schema.verifier:JsonSchemaVerifier",
+        "judge": "quintain.verifiers.models.judge.verifier:JudgeVerifier",
+        "length": "quintain.verifiers.rules.length:LengthVerifier",
+        "math": "quintain.verifiers.math.verifier:MathVerifier",
+        "multiple_choice": "quintain.verifiers.rules.multiple_choice:MultipleChoiceVerifier",
+        "reasoning_gym": "quintain.verifiers.rules.reasoning_gym.verifier:ReasoningGymVerifier",
+        "regex": "quintain.verifiers.rules.regex:RegexVerifier",
+        "remote": "quintain.verifiers.service.remote:RemoteVerifier",
+        "reward_model": "quintain.verifiers.models.reward_model.verifier:RewardModelVerifier",
+        "rubric": "quintain.verifiers.rubric.verifier:RubricVerifier",
+        "sql": "quintain.verifiers.rules.sql.verifier:SqlVerifier",
+        "token_f1": "quintain.verifiers.rules.token_f1:TokenF1Verifier",
+        "tool_call": "quintain.verifiers.rules.tool_call.verifier:ToolCallVerifier",
     }
 )
 
@@ -67,7 +67,8 @@ def verifier_class(name: str) -> type[Verifier] | None:
     It is the factory itself or what the factory is annotated to return; it has `options_schema()` and `cost`.
     """
     factory = _factory(name)
-    found = factory if isinstance(factory, type) else typing.get_type_hints(factory).get("return")
+    found = getattr(factory, "__self__", factory)  # the class of a factory that is its class method
+    found = found if isinstance(found, type) else typing.get_type_hints(factory).get("return")
     return found if isinstance(found, type) and issubclass(found, Verifier) else None
 
 
@@ -90,19 +91,20 @@ def verify_sync(
 def _factory(name: str) -> Callable[..., Verifier]:
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
-        factory: Callable[..., Verifier] = getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
+        factory: Callable[..., Verifier] = getattr(found, "made", found)
         return factory
 
     from importlib.metadata import entry_points
 
-    found = tuple(entry_points(group=ENTRY_POINTS, name=name))
-    if len(found) > 1:
+    offered = tuple(entry_points(group=ENTRY_POINTS, name=name))
+    if len(offered) > 1:
         raise QuintainError(
-            f"the verifier {name!r} is offered by {len(found)} packages "
-            f"({', '.join(point.value for point in found)}): uninstall all but one"
+            f"the verifier {name!r} is offered by {len(offered)} packages "
+            f"({', '.join(point.value for point in offered)}): uninstall all but one"
         )
-    if found:
-        loaded: Callable[..., Verifier] = found[0].load()
+    if offered:
+        loaded: Callable[..., Verifier] = offered[0].load()
         return loaded
     known = available_verifiers()
     raise QuintainError(f"there is no verifier {name!r}{one_of(name, known)}")

@@ -17,7 +17,6 @@ from quintain.failure import QuintainError, one_line
 from quintain.messages import user
 from quintain.nearest import one_of
 from quintain.task import EndlessTasks, Task, TaskSource
-from quintain.verifiers.rules.reasoning_gym.verifier import INSTALL
 
 DRAWS: Final = 100
 """How often another question is drawn in place of one that is held out."""
@@ -74,7 +73,8 @@ def _generator(family: str, config: dict[str, Any], level: int | None) -> Callab
         import reasoning_gym
         from reasoning_gym.factory import DATASETS, create_curriculum, has_curriculum
     except ModuleNotFoundError:
-        raise QuintainError(f"the environment reasoning_gym needs reasoning-gym: {INSTALL}") from None
+        install = "pip install 'quintain[reasoning-gym]'"
+        raise QuintainError(f"the environment reasoning_gym needs reasoning-gym: {install}") from None
     if family not in DATASETS:
         raise QuintainError(f"reasoning-gym has no family {family!r}{one_of(family, sorted(DATASETS))}")
     if fixed := {"seed", "size"} & config.keys():

@@ -215,7 +215,7 @@ def test_counting_is_linear_in_what_a_policy_may_write() -> None:
 def test_without_langdetect_a_language_is_a_bad_reference_that_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("quintain.verifiers.rules.instruction_following.language.find_spec", lambda name: None)
+    monkeypatch.setattr("quintain.verifiers.options.find_spec", lambda name: None)
     families = ["language:response_language", "change_case:english_lowercase"]
     items = [Item("le chat", {"instruction_id_list": [family], "kwargs": [{"language": "en"}]}) for family in families]
     language, small = verify_sync("instruction_following", items)

@@ -167,7 +167,7 @@ def test_no_text_gets_at_a_name_that_was_not_given(source: str) -> None:
 
 
 def test_without_reasoning_gym_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quintain.verifiers.rules.reasoning_gym.verifier.find_spec", lambda name: None)
+    monkeypatch.setattr("quintain.verifiers.options.find_spec", lambda name: None)
     with pytest.raises(QuintainError, match=r"pip install 'quintain\[reasoning-gym\]'"):
         get_verifier("reasoning_gym")
 

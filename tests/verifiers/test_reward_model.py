@@ -17,8 +17,7 @@ from quintain.failure import QuintainError
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier
 from quintain.verifiers.base import Cost
-from quintain.verifiers.models.reward_model import RewardModelOptions, RewardModelVerifier
-from quintain.verifiers.models.reward_model.verifier import mapped
+from quintain.verifiers.models.reward_model.verifier import RewardModelOptions, RewardModelVerifier, mapped
 
 
 @pytest.fixture(scope="module")

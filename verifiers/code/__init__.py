@@ -15,8 +15,3 @@ The score is 1 where everything passed, else 0, or with `partial_credit` the sha
 compile errors, wrong answers, runtime errors, timeouts, limits and tampering apart; what broke on our side is a
 failure and never a score.
 """
-
-from quintain.verifiers.code.options import CodeOptions
-from quintain.verifiers.code.verifier import CodeVerifier, make_code_verifier
-
-__all__ = ["CodeOptions", "CodeVerifier", "make_code_verifier"]

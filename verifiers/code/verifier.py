@@ -15,11 +15,11 @@ import subprocess
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from quintain.failure import FailureError, QuintainError
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.base import Cost, Item, Verifier
+from quintain.verifiers.base import Cost, Item
 from quintain.verifiers.code import functions, programs, projects
 from quintain.verifiers.code.extract import Code, assemblies, code_in, files_in
 from quintain.verifiers.code.findings import CaseStatus, Finding, verdict_of
@@ -35,6 +35,7 @@ from quintain.verifiers.code.reference import (
     tightened,
 )
 from quintain.verifiers.code.sandboxes import Sandboxes
+from quintain.verifiers.options import Options, OptionsVerifier
 from quintain.verifiers.pure import crashed, unparsable, unreadable
 from quintain.verifiers.sandbox.interface import Limits
 
@@ -45,15 +46,15 @@ PYTHON: Final = "python"
 VERSION_TIMEOUT_S: Final = 30
 
 
-class CodeVerifier(Verifier):
+class CodeVerifier(OptionsVerifier[CodeOptions]):
     """Judges programs by their tests."""
 
     name: ClassVar[str] = "code"
-    options_type: ClassVar[type | None] = CodeOptions
+    options_type: ClassVar[type[Options]] = CodeOptions
     cost: Cost = Cost.SANDBOX
 
     def __init__(self, options: CodeOptions | None = None) -> None:
-        self.options = options or CodeOptions()
+        super().__init__(options)
         _check(self.options)
         self._sandboxes = Sandboxes(self.options)
         self._graders = Graders(self._sandboxes, self.options.limits.limits())
@@ -254,8 +255,3 @@ def _check(options: CodeOptions) -> None:
     for name, language in options.languages.items():
         if language.compile and not (language.artifact and language.run):
             raise QuintainError(f"the code verifier: language {name!r} has compile, so it needs artifact and run")
-
-
-def make_code_verifier(**options: Any) -> CodeVerifier:
-    """The code verifier with the named options of `CodeOptions`."""
-    return CodeVerifier(CodeOptions.of("code", options))

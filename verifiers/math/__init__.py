@@ -1,6 +1,6 @@
 """The math verifier: is the answer in this text the same mathematics as the reference?"""
 
 from quintain.verifiers.math.options import MathOptions
-from quintain.verifiers.math.verifier import MathVerifier, make_math_verifier
+from quintain.verifiers.math.verifier import MathVerifier
 
-__all__ = ["MathOptions", "MathVerifier", "make_math_verifier"]
+__all__ = ["MathOptions", "MathVerifier"]

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from quintain.failure import QuintainError
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Cost, Item, Verifier
-from quintain.verifiers.options import Options, Unit
+from quintain.verifiers.options import Options, OptionsVerifier, Unit
 from quintain.verifiers.registry import get_verifier
 from quintain.verifiers.rubric.plan import FAILED, Finding, Mode, Part, decided, next_part
 
@@ -73,14 +73,14 @@ class RubricOptions(Options):
         return self
 
 
-class RubricVerifier(Verifier):
+class RubricVerifier(OptionsVerifier[RubricOptions]):
     """Judges with several verifiers. It owns them, and closes them."""
 
     name: ClassVar[str] = "rubric"
-    options_type: ClassVar[type | None] = RubricOptions
+    options_type: ClassVar[type[Options]] = RubricOptions
 
     def __init__(self, options: RubricOptions) -> None:
-        self.options = options
+        super().__init__(options)
         _check_depth(options.parts, MAX_DEPTH)
         self._verifiers = [_made(part) for part in options.parts]
         self.cost = Cost(max(verifier.cost for verifier in self._verifiers))
@@ -180,8 +180,3 @@ def _check_depth(parts: Sequence[PartOptions], depth: int) -> None:
     for part in parts:
         if part.verifier == "rubric":
             _check_depth(RubricOptions.of("rubric", part.options).parts, depth - 1)
-
-
-def make_rubric_verifier(**options: Any) -> RubricVerifier:
-    """The rubric with the named options of `RubricOptions`; `parts` is needed."""
-    return RubricVerifier(RubricOptions.of("rubric", options))

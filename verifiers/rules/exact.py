@@ -7,12 +7,11 @@ Score 1 where the answer, read as the options say, equals the reference (a text,
 from __future__ import annotations
 
 import unicodedata
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
-from quintain.verdict import Verdict
-from quintain.verifiers.options import TextOptions
-from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
-from quintain.verifiers.text import shown, texts_of
+from quintain.verifiers.options import Options, TextOptions
+from quintain.verifiers.pure import AcceptedTexts
 
 
 class ExactOptions(TextOptions):
@@ -26,25 +25,15 @@ class ExactOptions(TextOptions):
     """Whether both sides are brought to Unicode's NFKC first, so that full-width digits are digits."""
 
 
-class ExactVerifier(PureVerifier):
+class ExactVerifier(AcceptedTexts[ExactOptions]):
     """Judges whether an answer is one of the accepted texts; an empty answer is `unparsable`."""
 
     name: ClassVar[str] = "exact"
-    options_type: ClassVar[type | None] = ExactOptions
+    options_type: ClassVar[type[Options]] = ExactOptions
 
-    def __init__(self, options: ExactOptions | None = None) -> None:
-        self.options = options or ExactOptions()
-
-    def judge(self, answer: str, reference: Any) -> Verdict:
-        """`correct` or `wrong`; an empty reference is a `bad_reference`, since silence would satisfy it."""
-        accepted = texts_of(reference)
-        if accepted is None:
-            return bad_reference("a text that is not empty, or a list of such texts", reference)
-        given = self.options.answer_in(answer)
-        if not given:
-            return unparsable("there is no answer in the text")
-        right = self._normal(given) in map(self._normal, accepted)
-        return Verdict.scored(float(right), answer=shown(given))
+    def score_of(self, given: str, accepted: Sequence[str]) -> float:
+        """Whether it is one of them."""
+        return float(self._normal(given) in map(self._normal, accepted))
 
     def _normal(self, text: str) -> str:
         if self.options.nfkc:
@@ -52,8 +41,3 @@ class ExactVerifier(PureVerifier):
         if self.options.collapse_whitespace:
             text = " ".join(text.split())
         return (text if self.options.case_sensitive else text.casefold()).strip()
-
-
-def make_exact_verifier(**options: Any) -> ExactVerifier:
-    """The exact verifier with the named options of `ExactOptions`."""
-    return ExactVerifier(ExactOptions.of("exact", options))

@@ -60,14 +60,11 @@ class FormatOptions(Options):
         return self
 
 
-class FormatVerifier(PureVerifier):
+class FormatVerifier(PureVerifier[FormatOptions]):
     """Scores the layout of an answer; the reference is not looked at."""
 
     name: ClassVar[str] = "format"
-    options_type: ClassVar[type | None] = FormatOptions
-
-    def __init__(self, options: FormatOptions | None = None) -> None:
-        self.options = options or FormatOptions()
+    options_type: ClassVar[type[Options]] = FormatOptions
 
     def judge(self, answer: str, reference: Any) -> Verdict:
         """The score, with each rule and whether it held in the detail."""
@@ -133,8 +130,3 @@ def _outside(text: str, tags: Sequence[str]) -> str:
         if opening and closing:
             text = before + after
     return text.strip()
-
-
-def make_format_verifier(**options: Any) -> FormatVerifier:
-    """The format verifier with the named options of `FormatOptions`."""
-    return FormatVerifier(FormatOptions.of("format", options))

@@ -56,14 +56,11 @@ class LengthOptions(Options):
         return self
 
 
-class LengthVerifier(PureVerifier):
+class LengthVerifier(PureVerifier[LengthOptions]):
     """Scores the length or the repetitiveness of an answer."""
 
     name: ClassVar[str] = "length"
-    options_type: ClassVar[type | None] = LengthOptions
-
-    def __init__(self, options: LengthOptions | None = None) -> None:
-        self.options = options or LengthOptions()
+    options_type: ClassVar[type[Options]] = LengthOptions
 
     def judge(self, answer: str, reference: Any) -> Verdict:
         """The score, with what was counted in the detail."""
@@ -103,8 +100,3 @@ def ngrams(words: list[str], n: int) -> tuple[int, int]:
     """How many different n-grams `words` has, and how many in all."""
     total = max(len(words) - n + 1, 0)
     return len({tuple(words[place : place + n]) for place in range(total)}), total
-
-
-def make_length_verifier(**options: Any) -> LengthVerifier:
-    """The length verifier with the named options of `LengthOptions`."""
-    return LengthVerifier(LengthOptions.of("length", options))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from quintain.verdict import Verdict
-from quintain.verifiers.options import TextOptions
+from quintain.verifiers.options import Options, TextOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
 from quintain.verifiers.rules.choices import LETTERS, chosen_letters
 from quintain.verifiers.text import shown
@@ -28,14 +28,11 @@ class MultipleChoiceOptions(TextOptions):
     """How many choices there are where the reference does not list them."""
 
 
-class MultipleChoiceVerifier(PureVerifier):
+class MultipleChoiceVerifier(PureVerifier[MultipleChoiceOptions]):
     """Judges whether an answer chooses the right letter."""
 
     name: ClassVar[str] = "multiple_choice"
-    options_type: ClassVar[type | None] = MultipleChoiceOptions
-
-    def __init__(self, options: MultipleChoiceOptions | None = None) -> None:
-        self.options = options or MultipleChoiceOptions()
+    options_type: ClassVar[type[Options]] = MultipleChoiceOptions
 
     def judge(self, answer: str, reference: Any) -> Verdict:
         """`correct` or `wrong`; `unparsable` where no letter, or more than one, is chosen."""
@@ -74,8 +71,3 @@ def _asked(reference: Any, choices: int) -> tuple[str, Sequence[str]] | None:
         return None
     letter = reference.strip().strip("().").upper()
     return (letter, texts) if len(letter) == 1 and letter in LETTERS[:known] else None
-
-
-def make_multiple_choice_verifier(**options: Any) -> MultipleChoiceVerifier:
-    """The multiple-choice verifier with the named options of `MultipleChoiceOptions`."""
-    return MultipleChoiceVerifier(MultipleChoiceOptions.of("multiple_choice", options))

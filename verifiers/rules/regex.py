@@ -20,7 +20,7 @@ from pydantic import Field
 from quintain.failure import QuintainError
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Item
-from quintain.verifiers.options import TextOptions, WorkerOptions
+from quintain.verifiers.options import Options, Seconds, TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
 from quintain.verifiers.text import shown, texts_of
 from quintain.verifiers.workers.verifier import PooledVerifier
@@ -39,30 +39,24 @@ class RegexOptions(WorkerOptions, TextOptions):
     """Which of several matches is compared with the reference, where `pattern` is given."""
     flags: Annotated[str, Field(pattern="^[aimsx]*$")] = ""
     """Letters of `re`'s flags: a (ASCII), i (ignore case), m (multiline), s (dot matches all), x (verbose)."""
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    deadline_s: Seconds = 2.0
     """Wall time for each item; what takes longer is a `timeout`, and no score."""
 
 
-class RegexVerifier(PooledVerifier):
+class RegexVerifier(PooledVerifier[RegexOptions]):
     """Judges whether an answer matches, in killable workers."""
 
     name: ClassVar[str] = "regex"
-    options_type: ClassVar[type | None] = RegexOptions
+    options_type: ClassVar[type[Options]] = RegexOptions
     check: ClassVar[str] = "quintain.verifiers.rules.regex:check"
 
     def __init__(self, options: RegexOptions | None = None) -> None:
-        self.options = options or RegexOptions()
+        super().__init__(options)
         if self.options.pattern is not None:
             try:
                 re.compile(self.options.pattern, flags_of(self.options.flags))
             except (re.error, OverflowError, RecursionError) as error:
                 raise QuintainError(f"the regex verifier: pattern is no regular expression: {error}") from None
-        super().__init__(self.options)
-
-    @property
-    def version(self) -> str:
-        """The version of the judgement."""
-        return "1"
 
     def question(self, item: Item) -> Verdict | dict[str, Any]:
         """What the worker is asked."""
@@ -126,8 +120,3 @@ def _match(pattern: re.Pattern[str], item: dict[str, Any]) -> re.Match[str] | No
     for last in pattern.finditer(item["text"]):  # noqa: B007 - the last one is wanted
         pass
     return last
-
-
-def make_regex_verifier(**options: Any) -> RegexVerifier:
-    """The regex verifier with the named options of `RegexOptions`."""
-    return RegexVerifier(RegexOptions.of("regex", options))

@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
-from quintain.verdict import Verdict
-from quintain.verifiers.options import TextOptions
-from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
-from quintain.verifiers.text import shown, straight_quotes, texts_of
+from quintain.verifiers.options import Options, TextOptions
+from quintain.verifiers.pure import AcceptedTexts
+from quintain.verifiers.text import straight_quotes
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -31,29 +31,18 @@ class TokenF1Options(TextOptions):
     """`f1` as defined above; `exact_match` is 1 where the normalised texts are equal, else 0."""
 
 
-class TokenF1Verifier(PureVerifier):
+class TokenF1Verifier(AcceptedTexts[TokenF1Options]):
     """Scores an answer by the words that it shares with the nearest reference."""
 
     name: ClassVar[str] = "token_f1"
-    options_type: ClassVar[type | None] = TokenF1Options
+    options_type: ClassVar[type[Options]] = TokenF1Options
 
-    def __init__(self, options: TokenF1Options | None = None) -> None:
-        self.options = options or TokenF1Options()
-
-    def judge(self, answer: str, reference: Any) -> Verdict:
-        """The best score over the references; thinking that never ends is `unparsable`."""
-        accepted = texts_of(reference)
-        if accepted is None:
-            return bad_reference("a text that is not empty, or a list of such texts", reference)
-        given = self.options.answer_in(answer)
-        if not given:
-            return unparsable("there is no answer in the text")
+    def score_of(self, given: str, accepted: Sequence[str]) -> float:
+        """The best score over the references."""
         words = normal_words(given)
         if self.options.metric == "exact_match":
-            score = float(any(words == normal_words(text) for text in accepted))
-        else:
-            score = max(token_f1(words, normal_words(text)) for text in accepted)
-        return Verdict.scored(score, answer=shown(given))
+            return float(any(words == normal_words(text) for text in accepted))
+        return max(token_f1(words, normal_words(text)) for text in accepted)
 
 
 def normal_words(text: str) -> list[str]:
@@ -67,8 +56,3 @@ def token_f1(answer: list[str], reference: list[str]) -> float:
         return float(answer == reference)
     common = (Counter(answer) & Counter(reference)).total()
     return 2 * common / (len(answer) + len(reference))  # which is 2pr / (p + r), without rounding twice
-
-
-def make_token_f1_verifier(**options: Any) -> TokenF1Verifier:
-    """The token F1 verifier with the named options of `TokenF1Options`."""
-    return TokenF1Verifier(TokenF1Options.of("token_f1", options))

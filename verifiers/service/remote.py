@@ -17,9 +17,9 @@ from pydantic import Field
 
 from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.verdict import Verdict
-from quintain.verifiers.base import Cost, Item, Verifier
+from quintain.verifiers.base import Cost, Item
 from quintain.verifiers.client import AsyncVerifierClient
-from quintain.verifiers.options import Options, Seconds
+from quintain.verifiers.options import Options, OptionsVerifier, Seconds
 
 
 class RemoteOptions(Options):
@@ -39,15 +39,15 @@ class RemoteOptions(Options):
     """How long a service that cannot be reached is asked again."""
 
 
-class RemoteVerifier(Verifier):
+class RemoteVerifier(OptionsVerifier[RemoteOptions]):
     """Judges with a verifier of a verifier service."""
 
     name: ClassVar[str] = "remote"
-    options_type: ClassVar[type | None] = RemoteOptions
+    options_type: ClassVar[type[Options]] = RemoteOptions
     cost: Cost = Cost.REMOTE
 
     def __init__(self, options: RemoteOptions) -> None:
-        self.options = options
+        super().__init__(options)
         token = os.environ.get(options.token_env) if options.token_env else None
         if options.token_env and not token:
             raise QuintainError(f"the remote verifier: the variable {options.token_env} is not set: it has the token")
@@ -78,8 +78,3 @@ class RemoteVerifier(Verifier):
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
-
-
-def make_remote_verifier(**options: Any) -> RemoteVerifier:
-    """The remote verifier with the named options of `RemoteOptions`; `url` and `verifier` are needed."""
-    return RemoteVerifier(RemoteOptions.of("remote", options))

@@ -1,22 +1,23 @@
 """Verifiers that check in killable worker processes: for whatever may hang, crash or eat memory.
 
 What always holds, beyond what holds for every verifier: no process starts before an item needs one; what can be
-decided without one is decided in this process.
+decided without one is decided in this process, where the event loop gets its turn between items.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from quintain.frames import MAX_FRAME_BYTES, FrameError
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.base import Item, Verifier
-from quintain.verifiers.options import WorkerOptions
-from quintain.verifiers.pure import crashed, unreadable
+from quintain.verifiers.base import Item
+from quintain.verifiers.options import OptionsVerifier, WorkerOptions
+from quintain.verifiers.pure import YIELD_AFTER_S, crashed, unreadable
 from quintain.verifiers.workers.pool import DEFAULT_MEMORY_BYTES, WorkerPool
 from quintain.verifiers.workers.wire import encode
 
@@ -24,41 +25,49 @@ MARGIN_BYTES: Final = 1 << 12
 """Room in a frame for what the pool adds to an item."""
 
 
-class PooledVerifier(Verifier):
+W = TypeVar("W", bound=WorkerOptions)
+
+
+class PooledVerifier(OptionsVerifier[W]):
     """Judges with a `module:function` in the workers of one pool; `question` makes what the function is asked."""
 
     check: ClassVar[str]
     warm_up: ClassVar[str | None] = None
     memory_bytes: ClassVar[int] = DEFAULT_MEMORY_BYTES
 
-    def __init__(self, options: WorkerOptions) -> None:
-        self._deadline_s = options.deadline_s
-        self._pool = WorkerPool(self.check, warm_up=self.warm_up, size=options.workers, memory_bytes=self.memory_bytes)
-
-    @property
-    def pool(self) -> WorkerPool:
-        """The workers, for metrics and for tests that kill them."""
-        return self._pool
+    def __init__(self, options: W | None = None) -> None:
+        super().__init__(options)
+        workers = self.options.workers
+        self._pool = WorkerPool(self.check, warm_up=self.warm_up, size=workers, memory_bytes=self.memory_bytes)
 
     @abstractmethod
     def question(self, item: Item) -> Verdict | dict[str, Any]:
-        """The verdict on `item` where it needs no worker, else what the check is given (plain data)."""
+        """The verdict on `item` where it needs no worker, else what the check is given (plain data).
+
+        What it has under `detail` the check is not given: it begins the detail of the verdict, whatever that is.
+        """
 
     async def verify(self, items: Sequence[Item], *, deadline_s: float | None = None) -> list[Verdict]:
         """A verdict for each of `items`, in order; `deadline_s` bounds each item, not the batch."""
         verdicts: dict[int, Verdict] = {}
         questions: dict[int, dict[str, Any]] = {}
+        turn = time.perf_counter()
         for index, item in enumerate(items):
             started = time.perf_counter()
+            if started - turn > YIELD_AFTER_S:
+                await asyncio.sleep(0)
+                turn = started = time.perf_counter()
             found = self._question(item)
             if isinstance(found, Verdict):
                 verdicts[index] = replace(found, elapsed_s=time.perf_counter() - started)
             else:
                 questions[index] = found
         if questions:
-            allowed_s = self._deadline_s if deadline_s is None else deadline_s
+            allowed_s = self.options.deadline_s if deadline_s is None else deadline_s
+            details = [question.pop("detail", {}) for question in questions.values()]
             asked = await self._pool.run(list(questions.values()), deadline_s=allowed_s)
-            verdicts.update(zip(questions, asked, strict=True))
+            for index, detail, verdict in zip(questions, details, asked, strict=True):
+                verdicts[index] = replace(verdict, detail={**detail, **verdict.detail})
         return [verdicts[index] for index in range(len(items))]
 
     async def close(self) -> None:

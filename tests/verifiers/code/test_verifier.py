@@ -13,7 +13,7 @@ import pytest
 from quintain.failure import QuintainError
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, get_verifier
-from quintain.verifiers.code import CodeVerifier, make_code_verifier
+from quintain.verifiers.code.verifier import CodeVerifier
 
 FUNCTION = {"kind": "function", "entry_point": "f", "tests": "def check(f): assert f(1) == 2"}
 STDIO = {"kind": "stdio", "cases": [{"stdin": "", "stdout": "2"}]}
@@ -35,7 +35,7 @@ HANGING = Item("```python\nwhile True: pass\n```", STDIO)
 
 
 async def test_many_items_of_all_kinds_at_once_keep_their_places() -> None:
-    async with make_code_verifier() as verifier:
+    async with CodeVerifier.made() as verifier:
         items = [right(n) if n % 3 else wrong(n) for n in range(90)]
         batches = await asyncio.gather(verifier.verify(items), verifier.verify(items[::-1]))
     scores = [1.0 if n % 3 else 0.0 for n in range(90)]
@@ -43,7 +43,7 @@ async def test_many_items_of_all_kinds_at_once_keep_their_places() -> None:
 
 
 async def test_a_small_batch_does_not_wait_for_a_large_one() -> None:
-    async with make_code_verifier(slots=1) as verifier:
+    async with CodeVerifier.made(slots=1) as verifier:
         large = asyncio.create_task(verifier.verify([right(n) for n in range(80)]))
         await asyncio.sleep(0)
         assert [verdict.score for verdict in await verifier.verify([right(0), wrong(1)])] == [1.0, 0.0]
@@ -52,7 +52,7 @@ async def test_a_small_batch_does_not_wait_for_a_large_one() -> None:
 
 
 async def test_a_cancelled_batch_ends_its_programs_and_costs_nothing_else() -> None:
-    async with make_code_verifier(slots=2) as verifier:
+    async with CodeVerifier.made(slots=2) as verifier:
         await verifier.verify([right(0), right(1)])
         batch = asyncio.create_task(verifier.verify([HANGING] * 4))
         await until(busy)
@@ -64,7 +64,7 @@ async def test_a_cancelled_batch_ends_its_programs_and_costs_nothing_else() -> N
 
 
 async def test_killed_processes_of_the_sandbox_change_no_verdict() -> None:
-    async with make_code_verifier(slots=2) as verifier:
+    async with CodeVerifier.made(slots=2) as verifier:
         await verifier.verify([right(0), right(1)])
         batch = asyncio.create_task(verifier.verify([right(n) if n % 3 else wrong(n) for n in range(60)]))
         for _ in range(5):
@@ -82,7 +82,7 @@ async def test_killed_processes_of_the_sandbox_change_no_verdict() -> None:
 
 async def test_a_closed_verifier_says_so_and_leaves_no_process() -> None:
     before = set(psutil.Process().children(recursive=True))
-    verifier = make_code_verifier()
+    verifier = CodeVerifier.made()
     await verifier.verify([right(0), right(1)])
     await verifier.close()
     await verifier.close()
@@ -92,7 +92,7 @@ async def test_a_closed_verifier_says_so_and_leaves_no_process() -> None:
 
 
 async def test_closing_ends_a_batch_that_runs() -> None:
-    verifier = make_code_verifier(slots=1)
+    verifier = CodeVerifier.made(slots=1)
     batch = asyncio.create_task(verifier.verify([HANGING, HANGING, right(0)]))
     await until(busy)
     await verifier.close()
@@ -117,7 +117,7 @@ async def test_projects_without_pytest_are_a_failure_that_says_what_to_do() -> N
 
 async def test_the_version_names_the_interpreter_and_nothing_starts_before_an_item() -> None:
     before = set(psutil.Process().children(recursive=True))
-    async with make_code_verifier() as verifier:
+    async with CodeVerifier.made() as verifier:
         assert verifier.version.startswith("2+python-3.")
         assert set(psutil.Process().children(recursive=True)) <= before
         await verifier.start()

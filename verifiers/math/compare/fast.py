@@ -8,9 +8,9 @@ guesses.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any
 
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.math.find.extract import Extracted, extract, spans
@@ -21,9 +21,9 @@ from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import Plain, decimal_comma, parse_plain, same, within
 from quintain.verifiers.math.read.spelling import comparable, is_a_word, same_words, tokens_of, unwrapped
 from quintain.verifiers.math.read.units import Unit, conversion, split_unit
+from quintain.verifiers.pure import unparsable
 from quintain.verifiers.rules.choices import chosen_letters, listed_letters
-
-SHOWN_CHARS: Final = 200
+from quintain.verifiers.text import shown
 
 _CHOICE = re.compile(r"\(?([A-J])\)?[.)]?")
 """A reference that is a choice; letters beyond J are variables, mostly."""
@@ -53,36 +53,24 @@ class Expression:
     plain: Plain | None
 
 
-@dataclass(frozen=True, slots=True)
-class EqualityQuestion:
-    """What the fast path leaves open: is `answer` the same as `reference`, under `policy`?"""
-
-    answer: str
-    reference: str
-    answer_groups: bool
-    reference_groups: bool
-    policy: dict[str, Any]
-    detail: dict[str, Any] = field(default_factory=dict)
-
-
-def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | EqualityQuestion:
-    """The verdict on `answer`, or what is left to ask."""
+def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | dict[str, Any]:
+    """The verdict on `answer`, or what is left to ask of `full.check`."""
     expected = read_reference(reference, options.reference)
     if isinstance(expected, str):
         return Verdict.failed(Outcome.BAD_REFERENCE, expected)
     body = options.body_of(answer)
     if body is None:
-        return _unparsable("there is no answer behind the thinking")
+        return unparsable("there is no answer behind the thinking")
     right = expression(expected.text, noted=True)
     if right.plain is None and _MAY_BE_TEXT.search(expected.text) is not None:
         asked = tokens_of(expected.text)
         for rule, span in spans(body, options.extraction):
             if tokens_of(span) == asked:
-                return _scored(True, {"answer": _shown(span), "rule": rule})
+                return _scored(True, {"answer": shown(span), "rule": rule})
     found = extract(body, options.extraction)
     if found is None:
-        return _unparsable("there is no answer in the text")
-    detail: dict[str, Any] = {"answer": _shown(found.text), "rule": found.rule}
+        return unparsable("there is no answer in the text")
+    detail: dict[str, Any] = {"answer": shown(found.text), "rule": found.rule}
     choice = _CHOICE.fullmatch(expected.text)
     if choice is not None:
         letters = _letters(body, found)
@@ -102,7 +90,7 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | Equal
     if based is not None and given.plain is not None:  # the question names the base, mostly
         return _scored(given.text == based[1], detail)
     if len(given.text) > MAX_CHARS:
-        return _unparsable("the answer is too long", **detail)
+        return unparsable("the answer is too long", **detail)
     if not options.allow_unevaluated and is_repeated(last_side(found.text), expected.text):
         return _scored(False, detail, reason="the answer is not worked out")
     if is_a_word(expected.text) and same_words(found.text, expected.text):
@@ -154,7 +142,7 @@ def _against_number(
     expected: Reference,
     options: MathOptions,
     detail: dict[str, Any],
-) -> Verdict | EqualityQuestion:
+) -> Verdict | dict[str, Any]:
     assert right.plain is not None
     if given.plain is None and (pointed := decimal_comma(given.text)) is not None:
         given = Expression(pointed, given.unit, parse_plain(pointed))
@@ -165,7 +153,7 @@ def _against_number(
     if given.plain is not None:
         return _compare(given, right, expected, options, detail)
     if len(given.text) > MAX_CHARS:
-        return _unparsable("the answer is too long", **detail)
+        return unparsable("the answer is too long", **detail)
     if is_true(given.text) is False:
         return _scored(False, detail, reason="the equation is not true")
     sides = _RELATION.split(found.text)
@@ -203,29 +191,23 @@ def _near(given: Plain, right: Plain, factor: Fraction, expected: Reference, opt
     return same(scaled, right, options.places)
 
 
-def _question(found: Extracted, expected: Reference, options: MathOptions, detail: dict[str, Any]) -> EqualityQuestion:
-    policy: dict[str, Any] = {
-        "places": options.places,
-        "units": options.units,
-        "percent": options.percent,
-        "relations_are_sets": options.relations_are_sets,
-        "rename": options.rename,
-    }
+def _question(found: Extracted, expected: Reference, options: MathOptions, detail: dict[str, Any]) -> dict[str, Any]:
+    """Is the answer the same as the reference? `close` and `judge` are fields of `Closeness` and `Judge`."""
+    close: dict[str, Any] = {"places": options.places, "rename": options.rename}
     for name in ("rel_tol", "abs_tol"):
         value = getattr(expected, name)
         if value is not None:
-            policy[name] = str(value)  # the wire has 64 bits for a number
-    return EqualityQuestion(found.text, expected.text, found.groups, expected.groups, policy, detail)
+            close[name] = str(value)  # the wire has 64 bits for a number
+    return {
+        "answer": found.text,
+        "answer_groups": found.groups,
+        "reference": expected.text,
+        "reference_groups": expected.groups,
+        "close": close,
+        "judge": {name: getattr(options, name) for name in ("units", "percent", "relations_are_sets")},
+        "detail": detail,
+    }
 
 
 def _scored(correct: bool, detail: dict[str, Any], **more: Any) -> Verdict:
     return Verdict.scored(1.0 if correct else 0.0, **detail, **more)
-
-
-def _unparsable(reason: str, **detail: Any) -> Verdict:
-    return Verdict(0.0, Outcome.UNPARSABLE, None, 0.0, {**detail, "reason": reason})
-
-
-def _shown(text: str) -> str:
-    text = text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
-    return text.encode("utf-8", "backslashreplace").decode()  # it goes out as JSON, and models write lone surrogates

@@ -35,11 +35,8 @@ _WARM_UP: Final = (
 
 
 def check(item: dict[str, Any]) -> dict[str, Any]:
-    """The verdict on `{"answer", "reference", "answer_groups", "reference_groups", "policy"}`.
-
-    `policy` has the fields of `Closeness` and of `Judge` by name, the tolerances as fractions in a text.
-    """
-    judge = _judge(item["policy"])
+    """The verdict on what `fast.decide` asks."""
+    judge = _judge(item["close"], item["judge"])
     try:
         reference = read(item["reference"], braces_group=item["reference_groups"])
         _must_be_read(reference)
@@ -62,33 +59,16 @@ def check(item: dict[str, Any]) -> dict[str, Any]:
 def warm_up() -> None:
     """Load the parser's tables and caches, which are then there in every forked worker."""
     algebra.quiet()
+    groups = {"answer_groups": False, "reference_groups": False}
     for answer, reference in _WARM_UP:
-        policy = {"places": 6, "units": "lenient", "percent": "strict", "relations_are_sets": True}
-        check(
-            {
-                "answer": answer,
-                "reference": reference,
-                "answer_groups": False,
-                "reference_groups": False,
-                "policy": policy,
-            }
-        )
+        check({"answer": answer, "reference": reference, **groups, "close": {}, "judge": {}})
 
 
-def _judge(policy: dict[str, Any]) -> Judge:
-    close = Closeness(
-        places=policy["places"],
-        rel_tol=Fraction(policy["rel_tol"]) if policy.get("rel_tol") else None,
-        abs_tol=Fraction(policy["abs_tol"]) if policy.get("abs_tol") else None,
-        rename=policy.get("rename", False),
-    )
-    return Judge(
-        fallback=lambda answer, reference: algebra.same(answer, reference, close),
-        close=close,
-        units=policy["units"],
-        percent=policy["percent"],
-        relations_are_sets=policy["relations_are_sets"],
-    )
+def _judge(close: dict[str, Any], policy: dict[str, Any]) -> Judge:
+    """The judge with those fields of `Closeness`, tolerances as fractions in a text, and those of its own."""
+    read: dict[str, Any] = {name: Fraction(one) if isinstance(one, str) else one for name, one in close.items()}
+    near = Closeness(**read)
+    return Judge(fallback=lambda answer, reference: algebra.same(answer, reference, near), close=near, **policy)
 
 
 def _must_be_read(shape: Shape) -> None:

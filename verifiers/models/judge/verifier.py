@@ -29,7 +29,7 @@ from pydantic import Field
 from quintain.calling.chat import ChatEndpoint
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.base import Cost, Item, Verifier
+from quintain.verifiers.base import Cost, Item
 from quintain.verifiers.models.judge.prompt import (
     NONCE_BYTES,
     Label,
@@ -38,7 +38,7 @@ from quintain.verifiers.models.judge.prompt import (
     pair_question,
     reference_question,
 )
-from quintain.verifiers.options import Count, Positive, Seconds, ThinkingOptions
+from quintain.verifiers.options import Count, Options, OptionsVerifier, Positive, Seconds, ThinkingOptions
 from quintain.verifiers.pure import bad_reference, crashed, unparsable, unreadable
 from quintain.verifiers.text import shown
 
@@ -81,15 +81,15 @@ class JudgeOptions(ThinkingOptions):
     """A longer answer is not shown to the judge: it is unparsable."""
 
 
-class JudgeVerifier(Verifier):
+class JudgeVerifier(OptionsVerifier[JudgeOptions]):
     """Asks a language model for its verdict. It belongs to the event loop of its first use."""
 
     name: ClassVar[str] = "judge"
-    options_type: ClassVar[type | None] = JudgeOptions
+    options_type: ClassVar[type[Options]] = JudgeOptions
     cost: Cost = Cost.REMOTE
 
     def __init__(self, options: JudgeOptions) -> None:
-        self.options = options
+        super().__init__(options)
         token = os.environ.get(options.token_env) if options.token_env else None
         if options.token_env and not token:
             raise QuintainError(f"the judge verifier: the environment variable {options.token_env} is not set")
@@ -207,8 +207,3 @@ def _asked(reference: Any, task: str) -> tuple[str, str | None] | None:
     if not isinstance(other, str) or not other.strip() or not (prompt is None or isinstance(prompt, str)):
         return None
     return other, prompt
-
-
-def make_judge_verifier(**options: Any) -> JudgeVerifier:
-    """The judge with the named options of `JudgeOptions`; `url` and `model` are needed."""
-    return JudgeVerifier(JudgeOptions.of("judge", options))

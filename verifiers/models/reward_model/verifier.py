@@ -20,22 +20,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from quintain.failure import QuintainError, one_line
 from quintain.verdict import Outcome, Verdict
-from quintain.verifiers.base import Cost, Item, Verifier
-from quintain.verifiers.options import Count, Finite, Positive, Seconds, ThinkingOptions
+from quintain.verifiers.base import Cost, Item
+from quintain.verifiers.options import Count, Finite, Options, OptionsVerifier, Positive, Seconds, ThinkingOptions
 from quintain.verifiers.pure import bad_reference, crashed, unparsable, unreadable
 from quintain.verifiers.text import shown
 
 if TYPE_CHECKING:
     from quintain.verifiers.models.reward_model.classifier import Classifier
 
-INSTALL: Final = "pip install 'quintain[train]'"
 T = TypeVar("T")
 
 
@@ -74,17 +72,16 @@ class RewardModelOptions(ThinkingOptions):
         return self
 
 
-class RewardModelVerifier(Verifier):
+class RewardModelVerifier(OptionsVerifier[RewardModelOptions]):
     """Scores answers with a model."""
 
     name: ClassVar[str] = "reward_model"
-    options_type: ClassVar[type | None] = RewardModelOptions
+    options_type: ClassVar[type[Options]] = RewardModelOptions
     cost: Cost = Cost.MODEL
+    needs: ClassVar[tuple[str, str] | None] = ("transformers", "train")
 
     def __init__(self, options: RewardModelOptions) -> None:
-        self.options = options
-        if find_spec("torch") is None or find_spec("transformers") is None:
-            raise QuintainError(f"the reward_model verifier needs torch and transformers: {INSTALL}")
+        super().__init__(options)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
         self._turn = asyncio.Lock()
         self._classifier: Classifier | None = None
@@ -227,8 +224,3 @@ def _messages(reference: Any) -> list[dict[str, str]] | None:
         return found if len(found) == len(reference["messages"]) else None
     prompt = reference.get("prompt") if isinstance(reference, Mapping) else reference
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt.strip() else None
-
-
-def make_reward_model_verifier(**options: Any) -> RewardModelVerifier:
-    """The reward model with the named options of `RewardModelOptions`; `model` is needed."""
-    return RewardModelVerifier(RewardModelOptions.of("reward_model", options))

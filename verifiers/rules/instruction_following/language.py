@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, Final
 
 INSTALL: Final = "pip install 'quintain[ifeval]'"
@@ -17,11 +16,6 @@ class Detector:
 
     def __init__(self) -> None:
         self._factory: Any = None
-
-    @staticmethod
-    def is_installed() -> bool:
-        """Whether there is a langdetect to ask."""
-        return find_spec("langdetect") is not None
 
     def __call__(self, text: str) -> str | None:
         """The ISO 639-1 code of the language of `text` (zh-cn and zh-tw for Chinese), or None where nothing tells."""

@@ -15,12 +15,11 @@ Unlike the authors' programme, a text whose language nothing tells is not taken 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from quintain.nearest import one_of
 from quintain.verdict import Verdict
-from quintain.verifiers.options import ThinkingOptions
+from quintain.verifiers.options import Options, ThinkingOptions, is_installed, versioned
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
 from quintain.verifiers.rules.instruction_following.checks import AT_LEAST, FAMILIES, LESS_THAN, Family, Kind
 from quintain.verifiers.rules.instruction_following.language import INSTALL, Detector
@@ -36,22 +35,20 @@ class InstructionFollowingOptions(ThinkingOptions):
     """The share of the instructions that are followed, or 1 where all of them are and else 0."""
 
 
-class InstructionFollowingVerifier(PureVerifier):
+class InstructionFollowingVerifier(PureVerifier[InstructionFollowingOptions]):
     """Scores an answer by the instructions that it follows."""
 
     name: ClassVar[str] = "instruction_following"
-    options_type: ClassVar[type | None] = InstructionFollowingOptions
+    options_type: ClassVar[type[Options]] = InstructionFollowingOptions
 
     def __init__(self, options: InstructionFollowingOptions | None = None) -> None:
-        self.options = options or InstructionFollowingOptions()
-        self._detect = Detector() if Detector.is_installed() else None
+        super().__init__(options)
+        self._detect = Detector() if is_installed("langdetect") else None
 
-    @cached_property
+    @property
     def version(self) -> str:
         """Our own version of the judgement, and langdetect's where it takes part in it."""
-        from importlib.metadata import version
-
-        return "1" if self._detect is None else f"1+langdetect-{version('langdetect')}"
+        return versioned("1", *(() if self._detect is None else ("langdetect",)))
 
     def judge(self, answer: str, reference: Any) -> Verdict:
         """The score; the detail says of each instruction whether it is followed."""
@@ -131,8 +128,3 @@ def _fit(name: str, key: str, value: Any, kind: Kind) -> Any:
     if not fits:
         raise _BadReference(f"{name} needs {key}, a {kind}, and has {shown(value, 80)}")
     return value
-
-
-def make_instruction_following_verifier(**options: Any) -> InstructionFollowingVerifier:
-    """The instruction-following verifier with the named options of `InstructionFollowingOptions`."""
-    return InstructionFollowingVerifier(InstructionFollowingOptions.of("instruction_following", options))

@@ -15,26 +15,14 @@ refers to a schema elsewhere (nothing is ever fetched), a `bad_reference`.
 from __future__ import annotations
 
 import json
-from functools import cached_property
-from importlib.util import find_spec
 from typing import Any, ClassVar, Final, Literal
 
-from quintain.failure import QuintainError
 from quintain.fences import last_fence
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Item
-from quintain.verifiers.options import Positive, TextOptions, WorkerOptions
+from quintain.verifiers.options import Options, Positive, TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
 from quintain.verifiers.workers.verifier import PooledVerifier
-
-INSTALL: Final = "pip install 'quintain[schema]'"
-FENCES: Final = {
-    "json": frozenset({"json", ""}),
-    "yaml": frozenset({"yaml", "yml", ""}),
-    "toml": frozenset({"toml", ""}),
-    "xml": frozenset({"xml", ""}),
-}
-
 
 WRAPPERS: Final = ("json_schema", "function", "schema", "parameters", "inputSchema", "input_schema")
 KEYWORDS: Final = frozenset({"$ref", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "required"})
@@ -56,25 +44,13 @@ class JsonSchemaOptions(WorkerOptions, TextOptions):
     """Longer data is not read: it is `unparsable`."""
 
 
-class JsonSchemaVerifier(PooledVerifier):
+class JsonSchemaVerifier(PooledVerifier[JsonSchemaOptions]):
     """Judges whether an answer is valid data."""
 
     name: ClassVar[str] = "json_schema"
-    options_type: ClassVar[type | None] = JsonSchemaOptions
+    options_type: ClassVar[type[Options]] = JsonSchemaOptions
     check: ClassVar[str] = "quintain.verifiers.rules.json_schema.check:check"
-
-    def __init__(self, options: JsonSchemaOptions | None = None) -> None:
-        self.options = options or JsonSchemaOptions()
-        if find_spec("jsonschema") is None:
-            raise QuintainError(f"the json_schema verifier needs jsonschema, which is not installed: {INSTALL}")
-        super().__init__(self.options)
-
-    @cached_property
-    def version(self) -> str:
-        """Our own version of the judgement, and jsonschema's."""
-        from importlib.metadata import version
-
-        return f"1+jsonschema-{version('jsonschema')}"
+    needs: ClassVar[tuple[str, str] | None] = ("jsonschema", "schema")
 
     def question(self, item: Item) -> Verdict | dict[str, Any]:
         """What the worker is asked."""
@@ -90,7 +66,7 @@ class JsonSchemaVerifier(PooledVerifier):
         options = self.options
         text = options.answer_in(item.answer)
         if text and options.extract != "whole":
-            block = last_fence(text, FENCES[options.syntax])
+            block = last_fence(text, frozenset({options.syntax, "yml" if options.syntax == "yaml" else "", ""}))
             text = block if block is not None else text if options.extract == "fence_or_whole" else None
         if not text or not text.strip():
             return unparsable("there is no data in the answer")
@@ -111,8 +87,3 @@ def unwrapped(schema: Any) -> Any:
         return schema
     inner = next((schema[key] for key in WRAPPERS if isinstance(schema.get(key), dict)), None)
     return schema if inner is None or KEYWORDS & set(schema) else unwrapped(inner)
-
-
-def make_json_schema_verifier(**options: Any) -> JsonSchemaVerifier:
-    """The JSON-schema verifier with the named options of `JsonSchemaOptions`."""
-    return JsonSchemaVerifier(JsonSchemaOptions.of("json_schema", options))

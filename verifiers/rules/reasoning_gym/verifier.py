@@ -14,19 +14,14 @@ scorers were written to do so: see `quintain.verifiers.rules.reasoning_gym.guard
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
-from importlib.util import find_spec
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
-from quintain.failure import QuintainError
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Item
-from quintain.verifiers.options import TextOptions, WorkerOptions
+from quintain.verifiers.options import Options, TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
 from quintain.verifiers.text import last_element
 from quintain.verifiers.workers.verifier import PooledVerifier
-
-INSTALL: Final = "pip install 'quintain[reasoning-gym]'"
 
 
 class ReasoningGymOptions(WorkerOptions, TextOptions):
@@ -36,27 +31,15 @@ class ReasoningGymOptions(WorkerOptions, TextOptions):
     """Whether scores between 0 and 1 count, in place of 1 alone."""
 
 
-class ReasoningGymVerifier(PooledVerifier):
+class ReasoningGymVerifier(PooledVerifier[ReasoningGymOptions]):
     """Scores an answer with the scorer of its family."""
 
     name: ClassVar[str] = "reasoning_gym"
-    options_type: ClassVar[type | None] = ReasoningGymOptions
+    options_type: ClassVar[type[Options]] = ReasoningGymOptions
     check: ClassVar[str] = "quintain.verifiers.rules.reasoning_gym.score:check"
     warm_up: ClassVar[str | None] = "quintain.verifiers.rules.reasoning_gym.score:warm_up"
     memory_bytes: ClassVar[int] = 4 << 30  # an address space, of which its libraries reserve much
-
-    def __init__(self, options: ReasoningGymOptions | None = None) -> None:
-        self.options = options or ReasoningGymOptions()
-        if find_spec("reasoning_gym") is None:
-            raise QuintainError(f"the reasoning_gym verifier needs reasoning-gym, which is not installed: {INSTALL}")
-        super().__init__(self.options)
-
-    @cached_property
-    def version(self) -> str:
-        """Our own version of the judgement, and reasoning-gym's."""
-        from importlib.metadata import version
-
-        return f"1+reasoning-gym-{version('reasoning-gym')}"
+    needs: ClassVar[tuple[str, str] | None] = ("reasoning-gym", "reasoning-gym")
 
     def question(self, item: Item) -> Verdict | dict[str, Any]:
         """What the worker is asked."""
@@ -82,8 +65,3 @@ class ReasoningGymVerifier(PooledVerifier):
             "answer": text,
             "partial": self.options.partial,
         }
-
-
-def make_reasoning_gym_verifier(**options: Any) -> ReasoningGymVerifier:
-    """The reasoning-gym verifier with the named options of `ReasoningGymOptions`."""
-    return ReasoningGymVerifier(ReasoningGymOptions.of("reasoning_gym", options))

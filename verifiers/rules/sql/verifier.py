@@ -25,7 +25,7 @@ from quintain.failure import QuintainError
 from quintain.fences import last_fence
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Item
-from quintain.verifiers.options import Positive, TextOptions, WorkerOptions
+from quintain.verifiers.options import Options, Positive, Seconds, TextOptions, WorkerOptions
 from quintain.verifiers.pure import bad_reference, unparsable
 from quintain.verifiers.workers.verifier import PooledVerifier
 
@@ -46,25 +46,24 @@ class SqlOptions(WorkerOptions, TextOptions):
     """How far two numbers, one of them with a fraction, may differ relative to the larger; 1e-12 is always allowed."""
     allow_empty: bool = True
     """Whether a reference may find no rows at all."""
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    deadline_s: Seconds = 10.0
     """Wall time for each item, both queries and the making of the database; more is a `timeout`, and no score."""
 
 
-class SqlVerifier(PooledVerifier):
+class SqlVerifier(PooledVerifier[SqlOptions]):
     """Judges whether two queries find the same."""
 
     name: ClassVar[str] = "sql"
-    options_type: ClassVar[type | None] = SqlOptions
+    options_type: ClassVar[type[Options]] = SqlOptions
     check: ClassVar[str] = "quintain.verifiers.rules.sql.run:check"
 
     def __init__(self, options: SqlOptions | None = None) -> None:
-        self.options = options or SqlOptions()
+        super().__init__(options)
         self._folder: Path | None = None
         if self.options.databases is not None:
             self._folder = Path(self.options.databases).resolve()
             if not self._folder.is_dir():
                 raise QuintainError(f"the sql verifier: databases is a folder, and {self.options.databases!r} is none")
-        super().__init__(self.options)
 
     @property
     def version(self) -> str:
@@ -110,8 +109,3 @@ class SqlVerifier(PooledVerifier):
             return str(path) if path.is_relative_to(self._folder) and path.is_file() else None
         except (OSError, ValueError):
             return None
-
-
-def make_sql_verifier(**options: Any) -> SqlVerifier:
-    """The SQL verifier with the named options of `SqlOptions`."""
-    return SqlVerifier(SqlOptions.of("sql", options))

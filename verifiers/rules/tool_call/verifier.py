@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 from quintain.tool_calls import MAX_CALLS, Call, Schemas, UnreadableCall, read_calls
 from quintain.verdict import Verdict
-from quintain.verifiers.options import ThinkingOptions
+from quintain.verifiers.options import Options, ThinkingOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
 from quintain.verifiers.rules.tool_call.match import Expected, Function, Texts, matching, why_not
 from quintain.verifiers.text import shown
@@ -36,14 +36,11 @@ class ToolCallOptions(ThinkingOptions):
     """Whether texts are compared by every character but case and blanks, or as BFCL does, without punctuation."""
 
 
-class ToolCallVerifier(PureVerifier):
+class ToolCallVerifier(PureVerifier[ToolCallOptions]):
     """Judges whether an answer makes the expected calls."""
 
     name: ClassVar[str] = "tool_call"
-    options_type: ClassVar[type | None] = ToolCallOptions
-
-    def __init__(self, options: ToolCallOptions | None = None) -> None:
-        self.options = options or ToolCallOptions()
+    options_type: ClassVar[type[Options]] = ToolCallOptions
 
     def judge(self, answer: str, reference: Any) -> Verdict:
         """The score; the detail has the calls that were read and why they do not match."""
@@ -127,8 +124,3 @@ def _expected(entry: Any, functions: Mapping[str, Function]) -> Expected:
     if not isinstance(allowed, Mapping) or not all(isinstance(values, list) for values in allowed.values()):
         raise _BadReference(f"what {name} may be given is a mapping of lists")
     return Expected(functions[name], allowed)
-
-
-def make_tool_call_verifier(**options: Any) -> ToolCallVerifier:
-    """The tool-call verifier with the named options of `ToolCallOptions`."""
-    return ToolCallVerifier(ToolCallOptions.of("tool_call", options))
