@@ -254,7 +254,7 @@ class FakeEngine:
             logprobs.append(float(self.model.logprobs(ids[-1], sampling.temperature)[token]))
             ids.append(token)
             self._output_tokens += 1
-            finish = Finish.STOP if token in sampling.stop_ids else Finish.LENGTH
+            finish = Finish.STOP if sampling.ends(ids[1:]) else Finish.LENGTH
         answer = as_ints(np.array(ids[1:], dtype=np.int32))
         return Completion(answer, as_floats(logprobs), finish, spans_between(seams, len(logprobs)))
 

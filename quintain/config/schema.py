@@ -146,6 +146,10 @@ class RolloutConfig(Section):
     """Whether the chat template asks the model to think first (`enable_thinking`); null leaves it to the template."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further options of the model's chat template."""
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Texts that end a turn too, for base models: with the token that completes one. What is before it was said."""
+    stop_ids: list[Count] | None = None
+    """Tokens that end a turn; null is every end that tokenizer, generation config or template know."""
 
     @model_validator(mode="after")
     def _grouping(self) -> RolloutConfig:

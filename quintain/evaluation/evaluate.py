@@ -34,10 +34,13 @@ from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play
 from quintain.failure import QuintainError, one_line
 from quintain.launch.checks import check_model, heldout_size
 from quintain.launch.display import PlainProgress
-from quintain.launch.run_folder import RunFolder, new_run, settle_dtypes, with_dtypes_of
+from quintain.launch.run_folder import RunFolder, new_run, settle_dtypes, with_choices_of
 from quintain.launch.servers import Address, start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.trajectory import Group, Trajectory
+
+CHAT: Final = ("tool_calls", "thinking", "chat_template_kwargs", "stop", "stop_ids")
+"""The options of `rollout` that say how messages are shown and read."""
 
 HASHED_BYTES: Final = 1 << 16
 """So much of each end of a weights file tells models in one folder apart."""
@@ -105,7 +108,7 @@ def identity_of(config: ExperimentConfig, endpoint: Endpoint | None) -> dict[str
         model = {"path": config.model.path, "files": fingerprint(Path(config.model.path))}
         sampling = {"top_p": rollout.top_p, "top_k": rollout.top_k, "max_tokens": rollout.max_completion_length}
         sampling |= {"max_length": rollout.max_length, "engine": rollout.engine, "dtype": rollout.dtype}
-        sampling |= {"vllm": _identity_of_vllm(rollout.vllm)}
+        sampling |= {"vllm": _identity_of_vllm(rollout.vllm), **{name: getattr(rollout, name) for name in CHAT}}
     else:
         model = {"endpoint": endpoint.url, "name": endpoint.model}
         sampling = {**endpoint.request, "seeds": endpoint.send_seed}
@@ -160,7 +163,7 @@ def _with_dtypes(config: ExperimentConfig, folder: Path, console: Console) -> Ex
     if config.rollout.dtype != "auto":  # nothing is trained: the other one does not matter
         return config
     if (folder / EVALUATION).is_file() and (folder / "config.yaml").is_file():
-        config = with_dtypes_of(config, load_config(folder / "config.yaml"))
+        config = with_choices_of(config, load_config(folder / "config.yaml"))
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)

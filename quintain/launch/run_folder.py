@@ -9,13 +9,16 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from quintain.config import ExperimentConfig, load_config, write_config
 from quintain.config.section import Section, forbidden_changes
 from quintain.failure import QuintainError
 
 Say = Callable[[str], None]
+
+CHOSEN: Final = ("dtype", "tool_calls", "thinking", "stop_ids")
+"""The options of `rollout` that a run chooses for itself where they are left open."""
 
 
 class RunFolder:
@@ -54,7 +57,7 @@ def new_run(config: ExperimentConfig, at: Path | None) -> RunFolder:
 
 
 def resumed_run(config: ExperimentConfig, at: Path | None) -> tuple[RunFolder, ExperimentConfig]:
-    """The folder to go on with, `at` or the newest of this name, and `config` with the number types chosen there.
+    """The folder to go on with, `at` or the newest of this name, and `config` with what was chosen there.
 
     QuintainError where the config is another one.
     """
@@ -69,7 +72,7 @@ def resumed_run(config: ExperimentConfig, at: Path | None) -> tuple[RunFolder, E
     if not run.config.is_file():
         raise QuintainError(f"nothing to resume in {at}: it has no config.yaml")
     earlier = load_config(run.config)
-    config = with_dtypes_of(config, earlier)
+    config = with_choices_of(config, earlier)
     changes = [
         f"{change.path} was {_shown(change.before)} and is {_shown(change.now)} now{change.why and f' ({change.why})'}"
         for change in forbidden_changes(earlier, config)
@@ -80,13 +83,13 @@ def resumed_run(config: ExperimentConfig, at: Path | None) -> tuple[RunFolder, E
     return run, config
 
 
-def with_dtypes_of(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
-    """`config` with the number types of `earlier` where it leaves the choice: they hold on every machine."""
+def with_choices_of(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
+    """`config` with what `earlier` chose where it leaves the choice: number types, and how messages are shown."""
     model, rollout = config.model, config.rollout
     if model.compute_dtype == "auto":
         model = model.model_copy(update={"compute_dtype": earlier.model.compute_dtype})
-    if rollout.dtype == "auto":
-        rollout = rollout.model_copy(update={"dtype": earlier.rollout.dtype})
+    left = [name for name in CHOSEN if getattr(rollout, name) in ("auto", None)]
+    rollout = rollout.model_copy(update={name: getattr(earlier.rollout, name) for name in left})
     return config.model_copy(update={"model": model, "rollout": rollout})
 
 

@@ -9,12 +9,13 @@ Invariants of every `Chat`:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from quintain.codec import Ints
 from quintain.messages import Message, ToolSpec
+from quintain.rollout.engines.base import Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +42,8 @@ class Chat(Protocol):
     """The ids that end a turn, smallest first."""
     about: str
     """One line: what renders and what reads calls."""
+    choices: Mapping[str, Any]
+    """What the options of `rollout` that were left open have become."""
 
     def first(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> Ints:
         """The prompt ids [P] of `messages`, from the beginning. Raises FailureError where they cannot be rendered."""
@@ -53,12 +56,16 @@ class Chat(Protocol):
         ...
 
     def read(
-        self, output_ids: Ints, *, prompt_ids: Ints, tools: Sequence[ToolSpec] = (), text: str | None = None
+        self, output_ids: Ints, *, prompt_ids: Ints, tools: Sequence[ToolSpec] = (), stop: Sequence[str] = ()
     ) -> Message:
         """The assistant message that sampled ids say: its content, its reasoning, its calls of `tools`.
 
-        `text` is what they say where the caller has cut it at a stop string of its own.
+        It ends before the first of the stop strings, the run's or the caller's own `stop`.
         """
+        ...
+
+    def ends(self, sampling: Sampling, stop: Sequence[str] = ()) -> Sampling:
+        """`sampling` with the ends of a turn: the model's, the run's stop strings, and the caller's own `stop`."""
         ...
 
     def text(self, ids: Ints) -> str:

@@ -16,10 +16,15 @@ def load_chat(config: ExperimentConfig) -> Chat:
     from quintain.rollout.chat.template import TemplateChat
 
     path, rollout = config.model.path, config.rollout
-    options = dict(rollout.chat_template_kwargs)
-    if rollout.thinking is not None:
-        options["enable_thinking"] = rollout.thinking
-    return TemplateChat(load_tokenizer(path), calls=rollout.tool_calls, options=options, eos=_generation_eos(path))
+    return TemplateChat(
+        load_tokenizer(path),
+        calls=rollout.tool_calls,
+        thinking=rollout.thinking,
+        options=rollout.chat_template_kwargs,
+        stop=rollout.stop,
+        stop_ids=rollout.stop_ids,
+        eos=_generation_eos(path),
+    )
 
 
 def load_tokenizer(model_path: str) -> Any:

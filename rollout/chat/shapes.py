@@ -77,6 +77,14 @@ class Template:
         except FailureError:
             return ""
 
+    def prompt_with(self, options: Mapping[str, Any]) -> str:
+        """A prompt as further `options` of the template have it, or nothing where it refuses them."""
+        mine, self._options = self._options, {**self._options, **options}
+        try:
+            return self.tries([user(ASKED)], generate=True)
+        finally:
+            self._options = mine
+
     def _rendered(self, messages: Sequence[Message], tools: Sequence[ToolSpec], generate: bool) -> str:
         by_template = self.shape.tools
         about_tools = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)

@@ -26,6 +26,8 @@ from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec, assista
 from quintain.nearest import one_of
 from quintain.rollout.chat.base import MessageSpan, Rendered
 from quintain.rollout.chat.shapes import ASKED, CALLED, PROBE_TOOL, SAID, VALUE, Template, shared_start
+from quintain.rollout.chat.stops import StopStrings
+from quintain.rollout.engines.base import Sampling
 from quintain.tool_calls import FORMATS, Call, split_calls
 from quintain.verifiers.text import text_after_thinking
 
@@ -40,18 +42,22 @@ THINKING: Final = (
 CALL_FORMATS: Final = ("auto", *FORMATS, "whole", "none")
 CHANNELS: Final = "the template writes more before an assistant's words than its generation prompt ({head!r})"
 _BLANKS: Final = re.compile(r"\s*")
+_THINK: Final = "enable_thinking"
 _CHANGED: Final = "\ue000"  # no text has it: what differs where it stands is what a message gave
 
 
 class TemplateChat:
-    """Renders with `tokenizer`'s template; `calls` names the format of tool calls, `eos` are the model's own ends."""
+    """Renders with `tokenizer`'s template. The options are those of `rollout`; `eos` are the model's own ends."""
 
     def __init__(
         self,
         tokenizer: Any,
         *,
         calls: str = "auto",
+        thinking: bool | None = None,
         options: Mapping[str, Any] | None = None,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
         eos: Sequence[int] = (),
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
@@ -65,16 +71,25 @@ class TemplateChat:
         self._added = {int(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
         special = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if getattr(token, "special", True)}
         self._special = special | {int(i) for i in tokenizer.all_special_ids}
-        self._template = Template(tokenizer, options or {})
+        asked = {} if thinking is None else {_THINK: thinking}
+        self._template = Template(tokenizer, {**(options or {}), **asked})
         source = (
             tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else json.dumps(tokenizer.chat_template)
         )
         self._marks = next((pair for pair in THINKING if pair[1] in source), None)
-        own = [tokenizer.eos_token_id, *eos]
-        self.stop_ids: tuple[int, ...] = tuple(sorted({*(i for i in own if i is not None), *self._ends()}))
+        self._stop = tuple(stop)
+        ends = set(self._ends(needed=not stop and stop_ids is None))
+        own = {i for i in (tokenizer.eos_token_id, *eos) if i is not None}
+        self.stop_ids: tuple[int, ...] = tuple(sorted({*own, *ends} if stop_ids is None else stop_ids))
         self.calls = self._template.calls if calls == "auto" else calls
         shown = "by the template" if self._template.shape.tools else "written into the messages"
         self.about = f"chat template of the tokenizer, tools {shown}, calls read as {self.calls}"
+        thinking = self._thinks() if thinking is None else thinking
+        self.choices: Mapping[str, Any] = {
+            "tool_calls": self.calls,
+            "thinking": thinking,
+            "stop_ids": list(self.stop_ids),
+        }
 
     def first(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> Ints:
         """The prompt ids [P] of `messages`, from the beginning."""
@@ -90,22 +105,30 @@ class TemplateChat:
             return Rendered(self._encode(after), self._why(messages))
         return Rendered(as_ints(np.concatenate([ids, self._continued(ids, after[place:])])))
 
+    def ends(self, sampling: Sampling, stop: Sequence[str] = ()) -> Sampling:
+        """`sampling` with the ends of a turn: ids, and stop strings where there are any."""
+        strings = (*self._stop, *stop)
+        said = StopStrings(self._decode, strings) if strings else None
+        return replace(sampling, stop_ids=self.stop_ids, said=said)
+
     def text(self, ids: Ints) -> str:
         """What sampled ids say, as it stands, without the end of the turn."""
         closed = len(ids) > 0 and int(ids[-1]) in self.stop_ids
         return self._decode(ids[:-1].tolist() if closed else ids.tolist())
 
     def read(
-        self, output_ids: Ints, *, prompt_ids: Ints, tools: Sequence[ToolSpec] = (), text: str | None = None
+        self, output_ids: Ints, *, prompt_ids: Ints, tools: Sequence[ToolSpec] = (), stop: Sequence[str] = ()
     ) -> Message:
         """The assistant message that sampled ids say. Unfinished thinking says nothing; `reasoning` has it."""
-        said, reasoning = self.text(output_ids) if text is None else text, None
+        whole, reasoning = self.text(output_ids), None
+        before = StopStrings(self._decode, (*self._stop, *stop)).before(whole)
+        said = whole if before is None else before
         if self._marks is not None:
             begin, end = self._marks
             if said.lstrip().startswith(begin) or self._is_thinking(prompt_ids):
                 reasoning, _, said = said.partition(end)
                 reasoning, said = reasoning.strip().removeprefix(begin).strip(), said.lstrip("\n")
-        closed = text is not None or (len(output_ids) > 0 and int(output_ids[-1]) in self.stop_ids)
+        closed = before is not None or (len(output_ids) > 0 and int(output_ids[-1]) in self.stop_ids)
         calls: list[ToolCall] = []
         answer = text_after_thinking(said) if tools else None
         if answer:
@@ -148,7 +171,7 @@ class TemplateChat:
         tail = self._decode(prompt_ids[-32:].tolist()).rstrip()
         return tail.rfind(begin) > tail.rfind(end) and tail.endswith(begin)
 
-    def _ends(self) -> Iterator[int]:
+    def _ends(self, *, needed: bool) -> Iterator[int]:
         """The tokens that the template puts after an assistant's words, and after its calls."""
         template, asked = self._template, user(ASKED)
         begun = template.text([asked], (), generate=True)
@@ -156,17 +179,18 @@ class TemplateChat:
         whole = template.text([asked, assistant(SAID)], (), generate=False)
         behind = going_on.rpartition(SAID)[2] if SAID in going_on else whole.rpartition(SAID)[2]
         end = self._first_special(behind)
-        if end is None:
+        if end is None and needed:
             raise QuintainError(
                 "the chat template puts no special token after an assistant's words, so nothing would end a turn: give"
-                " the model a chat_template that ends turns with one"
+                " the model a chat_template that ends turns with one, or name texts that end one in rollout.stop"
             )
         head = whole[shared_start(begun, whole) :].partition(SAID)[0]
         for mark in self._marks or ():
             head = head.replace(mark, "")
         if head.strip():
             raise QuintainError(f"{CHANNELS.format(head=head)}: give the model a chat_template that does not")
-        yield end
+        if end is not None:
+            yield end
         if template.shape.tools:
             called = template.tries(CALLED[:2], [PROBE_TOOL])
             answered = template.tries(CALLED, [PROBE_TOOL], generate=True)
@@ -175,6 +199,12 @@ class TemplateChat:
             more = self._first_special(behind)
             if more is not None:
                 yield more
+
+    def _thinks(self) -> bool | None:
+        """Whether the template asks to think first; None where it has no such switch."""
+        template = self._template
+        plain, on, off = (template.prompt_with(options) for options in ({}, {_THINK: True}, {_THINK: False}))
+        return None if on == off else plain == on if plain in (on, off) else None
 
     def _first_special(self, text: str) -> int | None:
         return next((int(i) for i in self._encode(text) if int(i) in self._special), None)
@@ -189,23 +219,15 @@ class TemplateChat:
     def _place_after(self, ids: Ints, text: str, spoken: str) -> int | None:
         """Where in `text` the tokens `ids` end, or None where it does not begin with what they say.
 
-        What `ids` say behind the last message, `spoken`, is a stop string at which the caller has cut it.
+        What `ids` say behind the last message, `spoken`, may be a stop string, and more that came with its last token.
+        Where the template writes the same, that is it; else it stands before what the template goes on with.
         """
-        place = blanks = 0
         stretches = list(self._stretches(ids))
-        for number, (said, added) in enumerate(stretches):
-            if number == len(stretches) - 1 and not added and spoken and spoken in said:
-                said = said[: said.rindex(spoken) + len(spoken)]
-            blanks = 0 if added else len(said) - len(said.rstrip())
-            if text.startswith(said, place):
-                place, blanks = place + len(said), 0
-                continue
-            for letter in "".join(said.split()):
-                place = _blanks_end(text, place)
-                if not text.startswith(letter, place):
-                    return None
-                place += 1
-        return min(place + blanks, _blanks_end(text, place))
+        place = _end_of(stretches, text)
+        said, added = stretches[-1] if stretches else ("", True)
+        if place is None and not added and spoken and spoken in said:
+            place = _end_of([*stretches[:-1], (said[: said.rindex(spoken) + len(spoken)], False)], text)
+        return place
 
     def _stretches(self, ids: Ints) -> Iterator[tuple[str, bool]]:
         """The text of `ids` in pieces: an added token, or all that stands between two of them."""
@@ -259,7 +281,7 @@ class TemplateChat:
     def _encode(self, text: str) -> Ints:
         return as_ints(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _decode(self, ids: list[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
@@ -274,6 +296,22 @@ def _tool_call(call: Call, number: int, *ids: Ints) -> ToolCall:
     digest = hashlib.blake2b(b"".join(part.tobytes() for part in ids) + number.to_bytes(2, "big"), digest_size=8)
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     return ToolCall(digest.hexdigest()[:9], FunctionCall(call.name, arguments))
+
+
+def _end_of(stretches: Sequence[tuple[str, bool]], text: str) -> int | None:
+    """Where in `text` what the stretches of tokens say ends, blanks aside; None where it does not begin with it."""
+    place = blanks = 0
+    for said, added in stretches:
+        blanks = 0 if added else len(said) - len(said.rstrip())
+        if text.startswith(said, place):
+            place, blanks = place + len(said), 0
+            continue
+        for letter in "".join(said.split()):
+            place = _blanks_end(text, place)
+            if not text.startswith(letter, place):
+                return None
+            place += 1
+    return min(place + blanks, _blanks_end(text, place))
 
 
 def _blanks_end(text: str, start: int) -> int:

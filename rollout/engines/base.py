@@ -13,7 +13,7 @@ of the `ExperimentConfig` that gives an `Engine`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -27,7 +27,8 @@ class Sampling:
     """How to sample one turn. The defaults sample from the model's own distribution, without bias.
 
     temperature 0 is greedy, and then log-probabilities are of temperature 1. `stop_ids` end the turn and are kept as
-    its last token. `seed` makes the sample a function of the logits; two requests with one seed draw alike.
+    its last token, and so is the token after which `said` holds of all tokens so far: that they say a stop string.
+    `seed` makes the sample a function of the logits; two requests with one seed draw alike.
     """
 
     max_tokens: int
@@ -36,6 +37,11 @@ class Sampling:
     top_k: int = 0  # 0: off
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
+    said: Callable[[Sequence[int]], bool] | None = None
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        """Whether the last of `tokens`, all of the turn so far, ends it; asked after every token."""
+        return tokens[-1] in self.stop_ids or (self.said is not None and self.said(tokens))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -268,4 +268,4 @@ class _Sampled(Attempt):
     def _sampling(self, room: int) -> Sampling:
         base = self.spec.sampling
         seed = derive_seed(self.spec.seed, "turn", len(self.turns))
-        return replace(base, max_tokens=min(base.max_tokens, room), seed=seed, stop_ids=self._chat.stop_ids)
+        return self._chat.ends(replace(base, max_tokens=min(base.max_tokens, room), seed=seed))

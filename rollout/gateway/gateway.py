@@ -74,7 +74,6 @@ class GatewayCounters:
     ended: Counter[str] = field(default_factory=Counter)
     turns: int = 0
     output_tokens: int = 0
-    wasted_tokens: int = 0
     forks: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)

@@ -34,7 +34,6 @@ class AgentSession:
     ending: asyncio.Task[None] | None = None
     end: RewardRequest | FailRequest | None = None  # what ended it, or is about to
     truncated: bool = False
-    wasted_tokens: int = 0
     made_calls: int = 0  # tool calls
     output_tokens: int = 0
     failed_calls: int = 0
@@ -85,7 +84,6 @@ class AgentSession:
             "order": list(order),
             "forks": dict(self.conversations.forks()),
             "ignored": dict(self.ignored),
-            "wasted_tokens": self.wasted_tokens,
             "failed_calls": self.failed_calls,
         }
         cut = self.truncated or (isinstance(end, RewardRequest) and end.truncated)
@@ -118,7 +116,6 @@ class AgentSession:
             len(self.conversations.recorded),
             len(self.calls),
             self.output_tokens,
-            self.wasted_tokens,
             dict(self.conversations.forks()),
             dict(self.ignored),
             self.truncated,

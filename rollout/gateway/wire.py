@@ -91,7 +91,7 @@ class SessionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionStatus:
-    """A session as it is now. Tokens are those that were sampled; `wasted_tokens` were cut off behind a stop string."""
+    """A session as it is now. Tokens are those that were sampled."""
 
     id: str
     state: SessionState
@@ -100,7 +100,6 @@ class SessionStatus:
     turns: int
     calls: int  # under way
     output_tokens: int
-    wasted_tokens: int
     forks: dict[str, int]
     ignored: dict[str, int]
     truncated: bool

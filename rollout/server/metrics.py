@@ -86,7 +86,6 @@ def _declare_sessions(metrics: Metrics, gateway: Gateway) -> None:
 
     metrics.gauge("sessions_live", "Agents' sessions that have not ended.", lambda: gateway.live)
     counter("session_turns_total", "Turns of sessions.", lambda: counters.turns)
-    counter("session_wasted_tokens_total", "Sampled tokens that no session keeps.", lambda: counters.wasted_tokens)
     by("how", "sessions_ended_total", "Sessions, by how they ended.", lambda: counters.ended)
     by("kind", "session_failures_total", "Failed sessions, by kind.", lambda: counters.failures)
     by("reason", "session_forks_total", "Turns that do not extend the tokens so far.", lambda: counters.forks)

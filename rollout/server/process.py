@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from quintain.config import ExperimentConfig, load_config
+from quintain.config import ExperimentConfig, load_config, write_config
 from quintain.envs.serving.serve import TOKEN_ENV
 from quintain.failure import FailureError, QuintainError
 from quintain.lifeline import hold_lifeline
@@ -118,6 +118,8 @@ def serve(
         running = EpisodeCount()
         chat = load_chat(config)  # first, since a template that cannot be used need not wait for an engine
         report(chat.about)
+        config = config.model_copy(update={"rollout": config.rollout.model_copy(update=dict(chat.choices))})
+        write_config(config, run / "config.yaml")  # what was chosen holds for the whole run
         engine = make_engine(config, running, logs=run / "logs", report=report)
         patience_s = 2 * config.environment.step_timeout_s
         client = EnvClient(

@@ -40,6 +40,9 @@ def test_a_run_leaves_everything_it_promises(run: Run) -> None:
     }
     assert expected <= present
     run.assert_books_balance(3)
+    chosen = run.resolved()["rollout"]
+    assert (chosen["tool_calls"], chosen["thinking"]) == ("hermes", None)
+    assert len(chosen["stop_ids"]) >= 1
     rows = run.metrics()
     assert [row["step"] for row in rows if row["kind"] == "train"] == [0, 1, 2]
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [0, 2, 3]

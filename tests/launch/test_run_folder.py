@@ -119,6 +119,17 @@ def test_a_rate_that_falls_to_the_last_step_never_jumps(tmp_path: Path, schedule
         resumed_run(experiment(given, f"trainer.max_steps={steps}"), tmp_path / "run")
 
 
+def test_what_a_run_chose_for_itself_holds_where_it_is_left_open_again(tmp_path: Path) -> None:
+    run = new_run(experiment(), tmp_path / "run")
+    chosen = {"tool_calls": "hermes", "thinking": True, "stop_ids": [2]}
+    first = experiment()
+    run.keep(first.model_copy(update={"rollout": first.rollout.model_copy(update=chosen)}))
+    _, config = resumed_run(experiment(), tmp_path / "run")
+    assert {name: getattr(config.rollout, name) for name in chosen} == chosen
+    with pytest.raises(QuintainError, match=r"rollout\.tool_calls was .hermes. and is .kimi. now"):
+        resumed_run(experiment("rollout.tool_calls=kimi"), tmp_path / "run")
+
+
 def test_the_schema_says_which_options_may_change() -> None:
     marked = {
         f"{name}.{option}"

@@ -20,6 +20,7 @@ from quintain.failure import FailureError, QuintainError, Stage
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user
 from quintain.rollout.chat.load import load_tokenizer
 from quintain.rollout.chat.template import TemplateChat
+from quintain.rollout.engines.base import Sampling
 from quintain.trajectory import extends
 
 from .chat_tokenizers import byte_level, sentence_piece, templates
@@ -315,6 +316,51 @@ def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(QuintainError, match=r"model\.path: no tokenizer in") as caught:
         load_tokenizer(str(tmp_path / "none"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("made", [byte_level, sentence_piece])
+@given(
+    text=st.text("ab.\n 数é", max_size=40),
+    stops=st.lists(st.text("ab.\n 数é", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_a_turn_ends_with_the_first_token_that_completes_a_stop_string(made: Any, text: str, stops: list[str]) -> None:
+    chat = TemplateChat(made(ZEPHYR), stop=stops)
+    ids = encoded(chat, text, closed=False)
+    said = [chat.text(ids[:end]) for end in range(1, len(ids) + 1)]
+    first = next((end for end, so_far in enumerate(said, 1) if any(stop in so_far for stop in stops)), None)
+    sampling = chat.ends(Sampling(99))
+    ended = next((end for end in range(1, len(ids) + 1) if sampling.ends(ids[:end].tolist())), None)
+    assert ended == first
+    if first is not None:
+        read = chat.read(ids[:first], prompt_ids=as_ints([]))
+        assert read.text == min((said[first - 1].partition(stop)[0] for stop in stops), key=len)
+
+
+def test_a_stop_string_makes_a_base_model_s_template_fit_and_what_it_cut_stays_in_the_tokens() -> None:
+    template = "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A:' }}{{ m.content }}\n\n{% endfor %}"
+    template += "{% if add_generation_prompt %}A:{% endif %}"
+    chat = TemplateChat(byte_level(template), stop=["\n\n", " I "])
+    for said, between in (("5\n\n", ""), ("5\n\nQ:", ""), ("5 I ", "\n\n")):
+        prompt = chat.first([user("2 + 3?")])
+        sampled = encoded(chat, said, closed=False)
+        message = chat.read(sampled, prompt_ids=prompt)
+        assert message == Message("assistant", "5")
+        so_far = together(prompt, sampled)
+        rendered = chat.extend(so_far, [user("2 + 3?"), message], [user("more")])
+        assert rendered.fork is None
+        asked_again = " more" if "Q" in said else "Q: more"
+        assert chat.text(rendered.ids) == f"Q: 2 + 3?\n\nA:{said}{between}{asked_again}\n\nA:"
+
+
+@pytest.mark.parametrize(("name", "thinks"), [("qwen3", True), ("qwen3_5_nothink", False), ("gemma", None)])
+def test_what_was_left_open_is_told_and_asking_for_it_changes_nothing(name: str, thinks: bool | None) -> None:
+    chat = TemplateChat(byte_level(FAMILIES[name]))
+    assert chat.choices["thinking"] is thinks
+    again = TemplateChat(
+        byte_level(FAMILIES[name]), thinking=thinks, calls=chat.choices["tool_calls"], stop_ids=chat.choices["stop_ids"]
+    )
+    assert (again.stop_ids, again.calls) == (chat.stop_ids, chat.calls)
+    assert again.first([user("q")], [TOOL]).tolist() == chat.first([user("q")], [TOOL]).tolist()
 
 
 def test_the_options_of_the_layer_have_their_place_in_the_file() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,19 @@ async def test_an_answer_stops_at_its_first_stop_id_and_keeps_it(engine: Engine)
     first = int(np.argmax(whole.output_ids == stop))
     done = await engine.generate(PROMPT, Sampling(40, seed=3, stop_ids=(stop, 5000)), session="s")
     assert np.array_equal(done.output_ids, whole.output_ids[: first + 1])
+    assert done.finish is Finish.STOP
+
+
+async def test_an_answer_stops_with_the_token_after_which_it_says_a_stop_string(engine: Engine) -> None:
+    whole = await engine.generate(PROMPT, Sampling(40, seed=3), session="s")
+    wanted = whole.output_ids[10:13].tolist()
+
+    def said(tokens: Sequence[int]) -> bool:
+        return list(tokens)[-3:] == wanted
+
+    done = await engine.generate(PROMPT, Sampling(40, seed=3, said=said), session="s")
+    assert done.output_ids.tolist() == whole.output_ids[:13].tolist()
+    assert np.array_equal(done.logprobs, whole.logprobs[:13])
     assert done.finish is Finish.STOP
 
 

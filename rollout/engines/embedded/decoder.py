@@ -50,7 +50,7 @@ class DecodeRow:
             self.seams.append((version, len(self.tokens)))
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        if token in self.sampling.stop_ids:
+        if self.sampling.ends(self.tokens):
             self.finish = Finish.STOP
         elif len(self.tokens) >= self.limit:
             self.finish = Finish.LENGTH

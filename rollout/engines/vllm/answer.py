@@ -29,7 +29,7 @@ class PartialCompletion:
         self._seams: list[tuple[int, int]] = []  # (version, first token)
         self._certain: int | None = None  # tokens of this attempt that are surely of its first version, once paused
         self._start = self._before = 0  # tokens and seams when this attempt began
-        self._moved = False
+        self._moved = self._ended = False
 
     @property
     def so_far(self) -> list[int]:
@@ -44,9 +44,14 @@ class PartialCompletion:
     @property
     def finish(self) -> Finish | None:
         """How it ended, None while it has not."""
-        if self.ids and self.ids[-1] in self.sampling.stop_ids:
+        if self._ended:
             return Finish.STOP
         return None if self.left > 0 else Finish.LENGTH
+
+    @property
+    def said_stop(self) -> bool:
+        """Whether it ended at a stop string, of which the server knows nothing."""
+        return self._ended and self.ids[-1] not in self.sampling.stop_ids
 
     def begin(self, version: int, *, moved: bool) -> None:
         """An attempt begins; `moved`: because the one before was lost with its replica."""
@@ -64,6 +69,7 @@ class PartialCompletion:
                 break
             self.ids.append(token)
             self._logprobs.append(logprob)
+            self._ended = self.sampling.ends(self.ids)
         return len(self.ids) - before
 
     def mark(self) -> None:
@@ -76,6 +82,7 @@ class PartialCompletion:
         kept = len(self.ids) if self._certain is None else self._certain
         lost = len(self.ids) - kept
         del self.ids[kept:], self._logprobs[kept:]
+        self._ended = self._ended and not lost
         return lost
 
     def settle(self, told: Sequence[tuple[str, int]], version_of: Callable[[str], int | None]) -> bool:

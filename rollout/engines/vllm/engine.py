@@ -203,9 +203,11 @@ class VLLMEngine:
                     async for chunk in stream:
                         member.sign()
                         self._output_tokens += answer.add(chunk)
-                        if chunk.finish is not None:
+                        if chunk.finish is not None or answer.said_stop:
                             finish = chunk.finish
                             whole = holdings.adapter is not None or answer.settle(chunk.versions, holdings.version_of)
+                        if answer.said_stop:
+                            break  # the server watches for no strings: leaving the stream ends its work
         except TimeoutError as error:
             if not attempt.interrupted:
                 raise FailureError(failure_from(error, Stage.GENERATE)) from error

@@ -6,19 +6,15 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from quintain.codec import as_floats, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
-from quintain.rollout.engines.base import Completion, Sampling
-from quintain.rollout.gateway.calls import cut, first_stop
+from quintain.rollout.engines.base import Sampling
 from quintain.rollout.gateway.chat import read_chat, settle
 from quintain.rollout.gateway.errors import ApiError
 from quintain.rollout.gateway.gateway import GatewayLimits
 from quintain.rollout.gateway.wire import Overrides
-from quintain.trajectory import Finish, VersionSpan, check_spans, extends
+from quintain.trajectory import extends
 
 from .stage import ADD, CHAT, TOOL_CHAT
 
@@ -43,22 +39,6 @@ def test_tools_calls_and_results_are_written_out_for_a_template_that_does_not_kn
     rendered = CHAT.extend(before, [*history[:2], calls], history[3:], [TOOL])
     assert rendered.fork is None
     assert extends(rendered.ids, before)
-
-
-@given(text=st.text("ab.", max_size=30), stops=st.lists(st.text("ab.", min_size=1, max_size=3), max_size=3))
-def test_a_sample_is_cut_where_an_engine_that_watches_would_stop(text: str, stops: list[str]) -> None:
-    ids = as_ints([ord(c) for c in text])
-    watched = next((n for n in range(len(text) + 1) if any(stop in text[:n] for stop in stops)), None)
-    found = first_stop(ids, lambda part: "".join(chr(i) for i in part), stops)
-    assert (found.tokens if found else None) == watched
-    if found is not None:
-        kept_text = text[: found.tokens]
-        assert found.text == min((kept_text.partition(stop)[0] for stop in stops if stop in kept_text), key=len)
-        spans = tuple(VersionSpan(i, i, i + 1) for i in range(len(text)))
-        kept = cut(Completion(ids, as_floats([-1.0] * len(text)), Finish.STOP, spans), found.tokens)
-        assert kept.output_ids.tolist() == ids.tolist()[: found.tokens]
-        assert (len(kept.logprobs), kept.finish) == (found.tokens, Finish.ABORT)
-        check_spans(kept.versions, found.tokens)
 
 
 BASE = Sampling(64, temperature=1.0)

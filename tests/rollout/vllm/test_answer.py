@@ -44,6 +44,17 @@ def test_a_stop_id_ends_it_and_what_a_server_sends_after_it_is_dropped() -> None
     assert (turn.finish, turn.ids) == (Finish.STOP, [1, 99])
 
 
+def test_what_is_given_up_takes_the_stop_string_that_it_completed_with_it() -> None:
+    turn = PartialCompletion(PROMPT, Sampling(10, stop_ids=(99,), said=lambda ids: list(ids)[-2:] == [2, 3]), 10)
+    turn.begin(0, moved=False)
+    turn.add(chunk(1, 2))
+    turn.mark()
+    assert turn.add(chunk(3, 4)) == 1
+    assert (turn.finish, turn.said_stop) == (Finish.STOP, True)
+    assert turn.interrupt() == 1
+    assert (turn.finish, turn.said_stop, turn.ids) == (None, False, [1, 2])
+
+
 def test_the_last_allowed_token_may_be_the_stop() -> None:
     turn = answer(1)
     turn.begin(0, moved=False)

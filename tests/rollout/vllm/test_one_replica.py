@@ -224,6 +224,10 @@ async def test_stops_are_kept_and_the_longest_request_ends_at_the_models_length(
     first = int(np.argmax(whole.output_ids == stop))
     done = await engine.generate(PROMPT, Sampling(12, temperature=0.0, stop_ids=(stop, 10**6)), session="s")
     assert np.array_equal(done.output_ids, whole.output_ids[: first + 1])
+    said = await engine.generate(
+        PROMPT, Sampling(12, temperature=0.0, said=lambda tokens: len(tokens) == 3), session="s"
+    )
+    assert (said.output_ids.tolist(), said.finish.value) == (whole.output_ids[:3].tolist(), "stop")
     prompt = np.arange(MAX_LENGTH - 3, dtype=np.int32)
     done = await engine.generate(prompt, Sampling(50), session="s")
     assert (len(done.output_ids), done.finish.value) == (3, "length")
