@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quintain.envs.builtin.data import DataEnv as DataEnv
     from quintain.envs.builtin.math import MathEnv as MathEnv
     from quintain.envs.builtin.reasoning_gym import ReasoningGymEnv as ReasoningGymEnv
+    from quintain.envs.builtin.shop import ShopEnv as ShopEnv
     from quintain.envs.builtin.twenty_questions import TwentyQuestionsEnv as TwentyQuestionsEnv
     from quintain.envs.chat import ChatEnv as ChatEnv
     from quintain.envs.chat import ModelUser as ModelUser
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "quintain.envs.base": ("Action", "Environment", "Observation", "Step"),
+    "quintain.envs.builtin.shop": ("ShopEnv",),
     "quintain.envs.builtin.twenty_questions": ("TwentyQuestionsEnv",),
     "quintain.envs.chat": ("ChatEnv", "ModelUser", "ScriptedUser", "User", "UserModel", "UserReply", "transcript"),
     "quintain.envs.check": ("check_environment",),

@@ -66,6 +66,16 @@ def guesses(task: Task) -> list[Message]:
     ]
 
 
+def serves(task: Task) -> list[Message]:
+    name, arguments = task.reference["deed"]
+    return [
+        assistant("What is your e-mail address?"),
+        calling(("find_orders", {"email": task.reference["email"]}), ("find_order", {})),
+        calling((name, arguments)),
+        assistant("It is done."),
+    ]
+
+
 def gives_up(task: Task) -> list[Message]:
     return [assistant(f"Is it a {task.reference['thing'][-1]}?")] * 2
 
@@ -74,6 +84,8 @@ GAMES = [
     Game("calculator", calculates, 1.0),
     Game("twenty_questions", guesses, 1.0),
     Game("twenty_questions", gives_up, 0.2 / 3, {"max_turns": 2}),
+    Game("shop", serves, 1.0),
+    Game("shop", lambda task: [assistant("No.")], 0.0),
 ]
 
 
