@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from quintain.verdict import Verdict
-from quintain.verifiers.math.find.extract import last_box
+from quintain.verifiers.math.read.spelling import closing_brace
 from quintain.verifiers.options import Options
 from quintain.verifiers.pure import PureVerifier
 
@@ -69,15 +69,16 @@ class FormatVerifier(PureVerifier[FormatOptions]):
     def judge(self, answer: str, reference: Any) -> Verdict:
         """The score, with each rule and whether it held in the detail."""
         options = self.options
-        inside, body = split_thinking(answer, prefilled=options.prefilled)
-        rules = {"thinking": _thinking_holds(inside, body, options)}
+        thought, body = split_thinking(answer, prefilled=options.prefilled)
+        rules = {"thinking": _thinking_holds(thought, body, options)}
         rest = answer if body is None else body
         if options.tags:
             rules["tags"] = tags_hold(rest, options.tags)
         if options.nothing_outside:
             rules["nothing_outside"] = _outside(rest, options.tags) == ""
         if options.one_answer == "boxed":
-            rules["one_answer"] = len(_BOX.findall(rest)) == 1 and bool((last_box(rest) or "").strip())
+            boxed = [rest[box.end() : closing_brace(rest, box.end()) or box.end()] for box in _BOX.finditer(rest)]
+            rules["one_answer"] = len(boxed) == 1 and bool(boxed[0].strip())
         elif options.one_answer == "hashes":
             lines = _HASHES.findall(rest)
             rules["one_answer"] = len(lines) == 1 and bool(lines[0].strip("# \t\r"))

@@ -20,7 +20,6 @@ from math_verify import LatexExtractionConfig, parse, verify
 from quintain.verifiers.math.compare.equality import Closeness
 from quintain.verifiers.math.read import grammar
 from quintain.verifiers.math.read.exact import Undefined, exact
-from quintain.verifiers.math.read.numbers import rounds_to
 from quintain.verifiers.math.read.reading import BEYOND
 from quintain.verifiers.math.read.spelling import tokens_of
 from quintain.verifiers.math.read.tree import Node, Undecided, Unreadable, walk
@@ -139,12 +138,12 @@ def same_number(one: Any, other: Any, close: Closeness) -> bool:
     decimal = one.has(sympy.Float) or other.has(sympy.Float)
     exact = (exactly(one), exactly(other))
     if exact[0] is not None and exact[1] is not None:
-        return exact[0] == exact[1] or _near(exact[0], exact[1], decimal, close)
+        return exact[0] == exact[1] or close.near(exact[0], exact[1], decimal=decimal)
     if one == other:
         return True
     pairs = zip(computed(one), computed(other), strict=True)
     if decimal or close.tolerant:
-        return all(a == b or _near(a, b, decimal, close) for a, b in pairs)
+        return all(a == b or close.near(a, b, decimal=decimal) for a, b in pairs)
     difference = abs(sympy.N(one - other, EVALUATED_DIGITS))
     scale = max(abs(sympy.N(one, EVALUATED_DIGITS)), abs(sympy.N(other, EVALUATED_DIGITS)))
     return bool(difference <= scale * sympy.Float(10) ** -EXACT_DIGITS)
@@ -164,9 +163,3 @@ def computed(value: Any) -> tuple[Fraction, Fraction]:
     number = sympy.N(value, EVALUATED_DIGITS)
     real, imaginary = number.as_real_imag()
     return Fraction(str(real)), Fraction(str(imaginary))
-
-
-def _near(one: Fraction, other: Fraction, decimal: bool, close: Closeness) -> bool:
-    if close.tolerant:
-        return abs(one - other) <= max((close.rel_tol or 0) * abs(other), close.abs_tol or 0)
-    return decimal and rounds_to(one, other, close.places)

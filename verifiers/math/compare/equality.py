@@ -28,7 +28,7 @@ import mpmath
 from quintain.verifiers.math.compare.evaluate import Approximation
 from quintain.verifiers.math.compare.matrices import matrix
 from quintain.verifiers.math.read.exact import Undefined, exact
-from quintain.verifiers.math.read.numbers import rounds_to
+from quintain.verifiers.math.read.numbers import is_within, rounds_to
 from quintain.verifiers.math.read.tree import (
     Node,
     Op,
@@ -46,6 +46,7 @@ MAX_DIGITS: Final = 6_000
 POINTS: Final = 8
 """So many points must agree; two different polynomials of degree d agree at one with a chance of d / 10^4."""
 TRIALS: Final = 40
+MAX_MAGNITUDE_BITS: Final = 2_000
 RENAMED_VARIABLES: Final = 4
 """Beyond so many variables no renaming is looked for: there are n! of them."""
 
@@ -68,6 +69,12 @@ class Closeness:
         """Whether the item has tolerances of its own."""
         return self.rel_tol is not None or self.abs_tol is not None
 
+    def near(self, one: Fraction, other: Fraction, *, decimal: bool) -> bool:
+        """Whether a number that differs from the reference `other` is near enough; `decimal`: one may be rounded."""
+        if self.tolerant:
+            return is_within(one, other, self.rel_tol, self.abs_tol)
+        return decimal and rounds_to(one, other, self.places)
+
 
 def equal(answer: Node, reference: Node, close: Closeness) -> bool:
     """Whether two expressions are equal. Raises `Undecided` or `Unreadable` where that cannot be known."""
@@ -76,13 +83,16 @@ def equal(answer: Node, reference: Node, close: Closeness) -> bool:
     one, other = matrix(answer), matrix(reference)
     if one is not None or other is not None:
         return one is not None and other is not None and _same_matrix(one, other, close)
-    names, expected = symbols(answer), symbols(reference)
-    if names != expected and close.rename and len(names) == len(expected) <= RENAMED_VARIABLES:
-        return any(
-            _equal_scalars(substituted(answer, dict(zip(sorted(names), order, strict=True))), reference, close)
-            for order in permutations(sorted(expected))
-        )
-    return _equal_scalars(answer, reference, close)
+    renamings = renamed(answer, symbols(reference)) if close.rename else []
+    return any(_equal_scalars(one, reference, close) for one in renamings or [answer])
+
+
+def renamed(node: Node, names: frozenset[str]) -> list[Node]:
+    """`node` with its variables called `names` in every order; not where it has them, another number or too many."""
+    own = symbols(node)
+    if own == names or len(own) != len(names) or len(names) > RENAMED_VARIABLES:
+        return []
+    return [substituted(node, dict(zip(sorted(own), order, strict=True))) for order in permutations(sorted(names))]
 
 
 def _equal_scalars(answer: Node, reference: Node, close: Closeness) -> bool:
@@ -97,7 +107,7 @@ def _equal_scalars(answer: Node, reference: Node, close: Closeness) -> bool:
 
 def _compared(answer: Node, reference: Node, names: frozenset[str], close: Closeness) -> bool:
     if any(part.op is Op.CONSTANT and part.value == "inf" for node in (answer, reference) for part in walk(node)):
-        return _infinite(answer) is not None and _infinite(answer) == _infinite(reference)
+        return infinite(answer) is not None and infinite(answer) == infinite(reference)
     if not names:
         return _equal_numbers(answer, reference, close)
     counted = 0
@@ -132,6 +142,16 @@ def value_of(node: Node) -> Any:
         return None
 
 
+def real_value(node: Node) -> Fraction | None:
+    """That value as a fraction; None for what has variables, is complex, or too large or small to be written out."""
+    if symbols(node):
+        return None
+    value = value_of(node)
+    if value is None or mpmath.im(value) or (value and abs(mpmath.mag(value)) > MAX_MAGNITUDE_BITS):
+        return None
+    return rational(value)
+
+
 def folded(node: Node) -> Node:
     """`node` with what is rational in it worked out, as far as that is short enough."""
     value = _exactly(node, {})
@@ -145,7 +165,7 @@ def has_value(node: Node) -> bool:
     cells = matrix(node)
     if cells is not None:
         return all(has_value(cell) for row in cells for cell in row)
-    if _infinite(node) is not None:
+    if infinite(node) is not None:
         return True
     for values, complex_numbers in points(node, node, symbols(node)):
         try:
@@ -193,7 +213,7 @@ def _same_value(
     one, other = _exactly(answer, values), _exactly(reference, values)
     decimal = has_decimals(answer) or has_decimals(reference)
     if one is not None and other is not None:
-        return one == other or _near(one, other, decimal, close)
+        return one == other or close.near(one, other, decimal=decimal)
     bases = (0, 10) if _bare_log(answer) or _bare_log(reference) else (0,)
     first: Undefined | None = None
     for base in bases:
@@ -232,7 +252,7 @@ def _near_values(one: Any, other: Any, decimal: bool, close: Closeness) -> bool:
     parts = [(mpmath.re(one), mpmath.re(other)), (mpmath.im(one), mpmath.im(other))]
     if any(abs(mpmath.mag(value)) > 10 * MAX_DIGITS for pair in parts for value in pair if value):
         return False
-    return all(_near(rational(a), rational(b), decimal, close) or a == b for a, b in parts)
+    return all(close.near(rational(a), rational(b), decimal=decimal) or a == b for a, b in parts)
 
 
 def rational(value: Any) -> Fraction:
@@ -240,13 +260,6 @@ def rational(value: Any) -> Fraction:
     sign, mantissa, exponent, _ = mpmath.mpf(value)._mpf_
     whole = Fraction(int(mantissa)) * Fraction(2) ** int(exponent)
     return -whole if sign else whole
-
-
-def _near(one: Fraction, other: Fraction, decimal: bool, close: Closeness) -> bool:
-    """Whether a number that differs from the reference `other` is near enough to it."""
-    if close.tolerant:
-        return abs(one - other) <= max((close.rel_tol or 0) * abs(other), close.abs_tol or 0)
-    return decimal and rounds_to(one, other, close.places)
 
 
 def _exactly(node: Node, values: dict[str, Fraction]) -> Fraction | None:
@@ -272,7 +285,7 @@ def _bare_log(node: Node) -> bool:
     return any(part.op is Op.CALL and part.value == "log" and len(part.args) == 1 for part in walk(node))
 
 
-def _infinite(node: Node) -> int | None:
+def infinite(node: Node) -> int | None:
     """1 for infinity, -1 for minus infinity, None for everything else."""
     sign = 1
     while node.op is Op.NEG:

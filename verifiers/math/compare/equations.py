@@ -7,17 +7,16 @@ solution for it at all points tried: x y = 1 is y = 1/x.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import islice, permutations
+from itertools import islice
 from typing import Any, Final
 
 import mpmath
 
-from quintain.verifiers.math.compare.equality import FIRST_DIGITS, POINTS, RENAMED_VARIABLES, TRIALS, points
+from quintain.verifiers.math.compare.equality import FIRST_DIGITS, POINTS, TRIALS, points, renamed
 from quintain.verifiers.math.compare.evaluate import Approximation
 from quintain.verifiers.math.read.exact import Undefined, exact
-from quintain.verifiers.math.read.tree import Node, Undecided, substituted, symbols
+from quintain.verifiers.math.read.tree import Node, Undecided, symbols
 
 FLIPPED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 """What a relation is when its sides change places, or its signs."""
@@ -26,22 +25,13 @@ FLIPPED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!
 def same_zeros(one: Node, other: Node, op: str, expected: str, *, rename: bool) -> bool:
     """Whether `one op 0` says the same as `other expected 0`; with `rename`, in whatever variables."""
     names = symbols(other)
-    if not names or (symbols(one) != names and not rename):
-        return False
-    renamings = [one]
-    if symbols(one) != names:
-        if len(symbols(one)) != len(names) or len(names) > RENAMED_VARIABLES:
-            return False
-        renamings = [
-            substituted(one, dict(zip(sorted(symbols(one)), order, strict=True)))
-            for order in permutations(sorted(names))
-        ]
-    for renamed in renamings:
-        factor = proportional(renamed, other)
+    same_names = [one] if symbols(one) == names else renamed(one, names) if rename else []
+    for candidate in same_names if names else []:
+        factor = proportional(candidate, other)
         if factor is not None:
             if op in ("=", "!=", "~") or op == (expected if factor > 0 else FLIPPED[expected]):
                 return True
-        elif op in ("=", "~") and same_solution(renamed, other):
+        elif op in ("=", "~") and same_solution(candidate, other):
             return True
     return False
 
@@ -53,10 +43,9 @@ def same_solution(one: Node, other: Node) -> bool:
     """
     names, solved = symbols(one), 0
     for name in sorted(names):
-        solve, expected = linear_solution(one, name), linear_solution(other, name)
         agreed = 0
-        for values in sample(one, other, names - {name}):
-            first, second = solve(values), expected(values)
+        for values, _ in islice(points(one, other, names - {name}), TRIALS):
+            first, second = linear_solution(one, name, values), linear_solution(other, name, values)
             if first is None or second is None:
                 continue
             if first != second:
@@ -64,11 +53,6 @@ def same_solution(one: Node, other: Node) -> bool:
             agreed += 1
         solved += agreed >= POINTS
     return solved > 0
-
-
-def sample(one: Node, other: Node, names: frozenset[str]) -> Iterator[dict[str, Fraction]]:
-    """Real points to try equations at: values for each of `names`."""
-    return (values for values, _ in islice(points(one, other, names), TRIALS))
 
 
 def proportional(one: Node, other: Node) -> Fraction | None:
@@ -99,23 +83,16 @@ def proportional(one: Node, other: Node) -> Fraction | None:
     return Fraction(str(mpmath.nstr(mpmath.re(found[0]), 8, min_fixed=1, max_fixed=0)))
 
 
-def linear_solution(node: Node, name: str) -> Callable[[dict[str, Fraction]], Fraction | None]:
+def linear_solution(node: Node, name: str, values: dict[str, Fraction]) -> Fraction | None:
     """What solves node = 0 for `name`, given rational values of the others, where `node` is linear in it there."""
-
-    def at(values: dict[str, Fraction], value: int) -> Fraction | None:
-        try:
-            return exact(node, {**values, name: Fraction(value)})
-        except (Undefined, Undecided):
-            return None
-
-    def solve(values: dict[str, Fraction]) -> Fraction | None:
-        sampled = [at(values, point) for point in (1, 2, 3, 7)]
-        if any(value is None for value in sampled):
-            return None
-        first, second, third, seventh = (value for value in sampled if value is not None)
-        slope = second - first
-        if slope == 0 or third - second != slope or seventh - third != 4 * slope:
-            return None
-        return 1 - first / slope
-
-    return solve
+    try:
+        sampled = [exact(node, {**values, name: Fraction(point)}) for point in (1, 2, 3, 7)]
+    except (Undefined, Undecided):
+        return None
+    first, second, third, seventh = sampled
+    if first is None or second is None or third is None or seventh is None:
+        return None
+    slope = second - first
+    if slope == 0 or third - second != slope or seventh - third != 4 * slope:
+        return None
+    return 1 - first / slope

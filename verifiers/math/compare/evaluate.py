@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final
@@ -20,6 +21,7 @@ from typing import Any, Final
 import mpmath
 
 from quintain.verifiers.math.read.exact import Environment, Undefined, exact
+from quintain.verifiers.math.read.spelling import word_set
 from quintain.verifiers.math.read.tree import Node, Op, Undecided, Unreadable
 
 MAX_EXPONENT: Final = 1 << 62
@@ -167,7 +169,9 @@ class Approximation:
             natural = self._logarithm(one)
             return natural / mpmath.log(10) if name == "log" and self.log_base == 10 else natural
         if name == "exp":
-            return mpmath.exp(self._moderate(one))
+            if abs(one) > MAX_EXPONENT:
+                raise Undecided("an exponent too large to be computed")
+            return mpmath.exp(one)
         if name in ("floor", "ceil"):
             nearest = mpmath.nint(one)
             if abs(one - nearest) < abs(one) * mpmath.mpf(10) ** (8 - self.digits):
@@ -200,28 +204,10 @@ class Approximation:
             raise Undecided("a factorial of a number too large")
         return value
 
-    def _moderate(self, value: Any) -> Any:
-        if abs(value) > MAX_EXPONENT:
-            raise Undecided("an exponent too large to be computed")
-        return value
 
-
-_FUNCTIONS: Final = {
-    "sin": mpmath.sin,
-    "cos": mpmath.cos,
-    "tan": mpmath.tan,
-    "cot": mpmath.cot,
-    "sec": mpmath.sec,
-    "csc": mpmath.csc,
-    "arcsin": mpmath.asin,
-    "arccos": mpmath.acos,
-    "arctan": mpmath.atan,
+_FUNCTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    **{name: getattr(mpmath, name) for name in word_set("sin cos tan cot sec csc sinh cosh tanh re im conj")},
+    **{f"arc{name}": getattr(mpmath, f"a{name}") for name in ("sin", "cos", "tan")},
     "arccot": lambda value: mpmath.pi / 2 - mpmath.atan(value),
-    "sinh": mpmath.sinh,
-    "cosh": mpmath.cosh,
-    "tanh": mpmath.tanh,
     "abs": abs,
-    "re": mpmath.re,
-    "im": mpmath.im,
-    "conj": mpmath.conj,
 }

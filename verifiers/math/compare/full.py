@@ -17,7 +17,7 @@ from quintain.verifiers.math.compare.equality import Closeness, has_value
 from quintain.verifiers.math.compare.judge import Judge
 from quintain.verifiers.math.read.numbers import decimal_comma
 from quintain.verifiers.math.read.reading import read
-from quintain.verifiers.math.read.shapes import Combined, Ratio, Relation, Shape, ShapeGroup, Span, Value
+from quintain.verifiers.math.read.shapes import Relation, Shape, Value, parts_of
 from quintain.verifiers.math.read.tree import Undecided, Unreadable
 
 _WARM_UP: Final = (
@@ -78,15 +78,7 @@ def _must_be_read(shape: Shape) -> None:
             raise Unreadable(f"{shape.text[:100]!r} is no expression")
         if shape.tree is not None and not has_value(shape.tree):
             raise Unreadable(f"{shape.text[:100]!r} has no value")
-    if isinstance(shape, ShapeGroup):
-        parts: tuple[Shape, ...] = shape.items
-    elif isinstance(shape, Span):
-        parts = (shape.low, shape.high)
-    elif isinstance(shape, Combined | Ratio):
-        parts = shape.parts
-    else:
-        parts = shape.sides[-1:] if isinstance(shape, Relation) else ()
-    for part in parts:
+    for part in shape.sides[-1:] if isinstance(shape, Relation) else parts_of(shape):
         _must_be_read(part)
 
 

@@ -57,14 +57,7 @@ class Judge:
         if isinstance(answer, Relation) or isinstance(reference, Relation):
             return self._unwrapped(answer, reference)
         answer, reference = _alone(answer), _alone(reference)
-        if isinstance(reference, ShapeGroup) and isinstance(answer, Value) and (vector := _vector(answer)) is not None:
-            answer = vector
-        elif (
-            isinstance(answer, ShapeGroup)
-            and isinstance(reference, Value)
-            and (vector := _vector(reference)) is not None
-        ):
-            reference = vector
+        answer, reference = _beside(answer, reference), _beside(reference, answer)
         if isinstance(answer, Value) and isinstance(reference, ShapeGroup) and reference.kind == "list":  # 1/2 or 0.5
             return all(self.same(answer, item) for item in reference.items)
         if isinstance(reference, Value) and isinstance(answer, ShapeGroup) and answer.kind == "list":
@@ -322,15 +315,15 @@ def _in_radians(answer: Value, reference: Value) -> tuple[Node, Node] | None:
     return converted[0], converted[1]
 
 
-def _vector(value: Value) -> ShapeGroup | None:
-    """A matrix of one column, or of one row, as the tuple of its entries."""
-    if value.tree is None or value.tree.op is not Op.MATRIX:
-        return None
-    rows = [row.args for row in value.tree.args]
-    if len(rows) > 1 and any(len(row) > 1 for row in rows):
-        return None
+def _beside(shape: Shape, other: Shape) -> Shape:
+    """`shape`; beside a group, a matrix of one column, or of one row, is the tuple of its entries."""
+    if not (isinstance(shape, Value) and isinstance(other, ShapeGroup)):
+        return shape
+    rows = [row.args for row in shape.tree.args] if shape.tree is not None and shape.tree.op is Op.MATRIX else []
     cells = [cell for row in rows for cell in row]
-    return ShapeGroup("tuple", tuple(Value("", None, cell) for cell in cells)) if len(cells) > 1 else None
+    if len(cells) < 2 or len(cells) not in (len(rows), len(rows[0])):
+        return shape
+    return ShapeGroup("tuple", tuple(Value("", None, cell) for cell in cells))
 
 
 def _alone(shape: Shape) -> Shape:

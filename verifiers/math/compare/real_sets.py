@@ -8,19 +8,20 @@ Everything else is `Unreadable`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Final
 
-import mpmath
-
-from quintain.verifiers.math.compare.equality import rational, value_of
+from quintain.verifiers.math.compare.equality import infinite, real_value
 from quintain.verifiers.math.read.exact import Undefined, exact
 from quintain.verifiers.math.read.shapes import Combined, Relation, Shape, ShapeGroup, Span, Value
 from quintain.verifiers.math.read.tree import Node, Op, Undecided, Unreadable, symbol, symbols
 
+End = Fraction | float
+"""A float only for plus and minus infinity, which fractions compare with."""
 SAME_DIGITS: Final = 40
 """Breakpoints that agree to so many digits are one."""
 
@@ -64,18 +65,12 @@ def _close(one: Fraction, other: Fraction) -> bool:
     return bool(abs(one - other) <= max(Fraction(1), abs(one)) / 10**SAME_DIGITS)
 
 
-def _end(shape: Shape) -> Fraction | int:
-    """The value of an end of an interval; 1 or -1, as an int, for plus and minus infinity."""
+def _end(shape: Shape) -> End:
+    """The value of an end of an interval, which may be infinite."""
     if not isinstance(shape, Value) or shape.tree is None or shape.unit is not None:
         raise Unreadable("an end of an interval is a number")
-    tree, sign = shape.tree, 1
-    while tree.op is Op.NEG:
-        tree, sign = tree.args[0], -sign
-    if tree.op is Op.CONSTANT and tree.value == "inf":
-        return sign
-    if tree.op is Op.ADD and len(tree.args) == 1:
-        return _end(Value("", None, tree.args[0]))
-    return sign * _real(tree)
+    infinity = infinite(shape.tree)
+    return _real(shape.tree) if infinity is None else infinity * math.inf
 
 
 def _real(tree: Node) -> Fraction:
@@ -84,10 +79,10 @@ def _real(tree: Node) -> Fraction:
     known = exact(tree)
     if known is not None:
         return known
-    value = value_of(tree)
-    if value is None or mpmath.im(value) or (value and abs(mpmath.mag(value)) > 2000):
+    value = real_value(tree)
+    if value is None:
         raise Unreadable("an end of an interval is a real number")
-    return rational(value)
+    return value
 
 
 def _breakpoints(shape: Shape) -> Iterator[Fraction]:
@@ -99,7 +94,7 @@ def _breakpoints(shape: Shape) -> Iterator[Fraction]:
     elif isinstance(shape, ShapeGroup):
         if shape.kind == "tuple" and len(shape.items) == 2:  # the open interval
             low, high = map(_end, shape.items)
-            if _contains_nothing(low, high):
+            if low >= high or (isinstance(high, Fraction) and _is_at(low, high)):
                 raise Unreadable("a point, and no interval")
             yield from (end for end in (low, high) if isinstance(end, Fraction))
         elif shape.kind == "list" and not all(isinstance(item, Value) for item in shape.items):
@@ -108,7 +103,7 @@ def _breakpoints(shape: Shape) -> Iterator[Fraction]:
             for item in shape.items:
                 if isinstance(item, Value):
                     end = _end(item)
-                    if isinstance(end, int):
+                    if not isinstance(end, Fraction):
                         raise Unreadable("infinity is no element")
                     yield end
                 else:
@@ -119,13 +114,6 @@ def _breakpoints(shape: Shape) -> Iterator[Fraction]:
         yield from _crossings(shape)
     else:
         raise Unreadable("no set of real numbers")
-
-
-def _contains_nothing(low: Fraction | int, high: Fraction | int) -> bool:
-    """Whether there is nothing between two ends; infinities come as the integers -1 and 1."""
-    if isinstance(low, Fraction) and isinstance(high, Fraction):
-        return low >= high or _close(low, high)
-    return low == 1 if isinstance(low, int) else high == -1 and isinstance(high, int)
 
 
 def _crossings(relation: Relation) -> Iterator[Fraction]:
@@ -173,10 +161,7 @@ def _contains(shape: Shape, probe: Fraction) -> bool:
         return _between(low, high, True, True, probe)
     if isinstance(shape, ShapeGroup):
         return any(
-            _close(end, probe)
-            if isinstance(item, Value) and isinstance(end := _end(item), Fraction)
-            else not isinstance(item, Value) and _contains(item, probe)
-            for item in shape.items
+            _is_at(_end(item), probe) if isinstance(item, Value) else _contains(item, probe) for item in shape.items
         )
     if isinstance(shape, Combined):
         inside = [_contains(part, probe) for part in shape.parts]
@@ -191,21 +176,14 @@ def _contains(shape: Shape, probe: Fraction) -> bool:
     raise Undecided("no set of real numbers")
 
 
-def _between(low: Fraction | int, high: Fraction | int, low_open: bool, high_open: bool, probe: Fraction) -> bool:
-    """Infinities come as the integers -1 and 1."""
-    if isinstance(low, Fraction):
-        if _close(low, probe):
-            if low_open:
-                return False
-        elif probe < low:
-            return False
-    elif low > 0:
-        return False
-    if isinstance(high, Fraction):
-        if _close(high, probe):
-            return not high_open and not (isinstance(low, Fraction) and low > high and not _close(low, high))
-        return probe < high
-    return high > 0
+def _between(low: End, high: End, low_open: bool, high_open: bool, probe: Fraction) -> bool:
+    above = not low_open if _is_at(low, probe) else low < probe
+    below = not high_open if _is_at(high, probe) else probe < high
+    return above and below
+
+
+def _is_at(end: End, probe: Fraction) -> bool:
+    return isinstance(end, Fraction) and _close(end, probe)
 
 
 def _holds(op: str, left: Fraction, right: Fraction) -> bool:

@@ -9,11 +9,9 @@ import re
 from fractions import Fraction
 from typing import Final
 
-import mpmath
-
-from quintain.verifiers.math.compare.equality import rational, value_of
+from quintain.verifiers.math.compare.equality import real_value
 from quintain.verifiers.math.read.shapes import Shape, Value
-from quintain.verifiers.math.read.tree import has_decimals, symbols
+from quintain.verifiers.math.read.tree import has_decimals
 
 LEAST_PLACES: Final = 2
 """A decimal of fewer places is too rough to stand for the number that it rounds."""
@@ -51,12 +49,6 @@ def _places(shape: Shape) -> int | None:
 
 def _values(*shapes: Shape) -> list[Fraction] | None:
     """The real values of numbers; None where one of them has none."""
-    found: list[Fraction] = []
-    for shape in shapes:
-        if not isinstance(shape, Value) or shape.tree is None or symbols(shape.tree):
-            return None
-        value = value_of(shape.tree)
-        if value is None or mpmath.im(value) or (value and abs(mpmath.mag(value)) > 2000):
-            return None
-        found.append(rational(value))
-    return found
+    trees = [shape.tree for shape in shapes if isinstance(shape, Value) and shape.tree is not None]
+    values = [value for value in map(real_value, trees) if value is not None]
+    return values if len(values) == len(shapes) else None

@@ -50,7 +50,7 @@ from quintain.verifiers.math.find.prose import (
     runs,
     sentences,
 )
-from quintain.verifiers.math.read.exact import is_true
+from quintain.verifiers.math.read.exact import ARITHMETIC, is_true
 from quintain.verifiers.math.read.lexer import MAX_CHARS
 from quintain.verifiers.math.read.numbers import SCALES, parse_plain
 from quintain.verifiers.math.read.reading import has_words, read
@@ -107,7 +107,6 @@ _BEHIND = re.compile(
     r"|(?P<unit>\\(?:text|mathrm|mbox)\s*\{[^{}]{1,30}\}(?:\^\{?\d\}?)?|[A-Za-z][A-Za-z/^\d ]{0,30}(?=[.,;:!?\n$]|$)))"
 )
 _EQUALS = re.compile(r"(?<![\\<>!:])=|\\approx(?![A-Za-z])")
-_ARITHMETIC = re.compile(r"(?=\D*\d)(?:[\d\s.,+\-*/^()%{}]|\\times|\\cdot|\\div|\\frac|\\left|\\right)+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,16 +197,6 @@ def boxes_of(text: str) -> str | None:
 def formulas_of(text: str) -> list[str]:
     """The formulas between `$`, `\\(` and `\\[` in `text`, in order."""
     return [next(part for part in found if part) for found in _FORMULA.findall(text)]
-
-
-def last_box(text: str) -> str | None:
-    """What is in the last `\\boxed{…}` that is closed; None without a box, "" where none is ever closed."""
-    boxes = [box for box in _BOX.finditer(text) if box["brace"]]
-    for box in reversed(boxes[-MAX_BOXES:]):
-        end = closing_brace(text, box.end())
-        if end is not None:
-            return text[box.end() : end]
-    return "" if boxes else None
 
 
 def open_box(text: str) -> str | None:
@@ -344,9 +333,7 @@ def _extracted(text: str, rule: str, *, groups: bool = False) -> Extracted | Non
         parts[-1] = parts[-1].rstrip("!")
     bare = [_UNIT_WORDS.sub(" ", _TIMES.sub("*", part)) for part in parts]  # 60 miles - 35 miles = 25 miles, 6 x 8 = 48
     worked_out = (
-        len(parts) > 1
-        and _ARITHMETIC.fullmatch(bare[0]) is not None
-        and parts[-1].strip() not in ("", parts[0].strip())
+        len(parts) > 1 and ARITHMETIC.fullmatch(bare[0]) is not None and parts[-1].strip() not in ("", parts[0].strip())
     )
     if text[-1:] == "!" and not factorial and (worked_out or rule in ("answer", "last")):
         text = text[:-1]  # in prose that is joy, and no factorial

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from quintain.verifiers.math.read.numbers import SCALES
@@ -73,12 +74,6 @@ class MathRun:
     groups: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    text: str
-    math: bool
-
-
 def joined(text: str) -> str:
     """`text` with every display and environment on one line."""
     return _DISPLAY.sub(lambda display: display[0].replace("\n", " "), text)
@@ -101,13 +96,13 @@ def runs(sentence: str) -> Iterator[MathRun]:
     run: list[str] = []
     prose: list[str] = []
     groups = True
-    for token in _tokens(sentence):
-        word = token.text.strip(EMPHASIS) or (token.text if token.text in ("*", "**") and run else "")
+    for token, is_math in _tokens(sentence):
+        word = token.strip(EMPHASIS) or (token if token in ("*", "**") and run else "")
         if _list_word(word):
             if not run:
                 prose.append(word.lower().strip(","))
             run.append(word.lower())
-        elif token.math and word:
+        elif is_math and word:
             delimited = word.startswith(("$", r"\(", r"\[")) and len(word) > 1
             groups = groups and delimited
             run.append(unwrapped(word) if delimited else word)
@@ -149,7 +144,7 @@ def first(sentence: str, following: str = "") -> MathRun | None:
         together.append(run)
     if has_second_thoughts(following):
         together += [run for run in runs(following) if STRONG.search(run.text)][:1]
-    return together[0] if len(together) == 1 else _joined_runs(together)
+    return _joined_runs(together)
 
 
 def has_second_thoughts(sentence: str) -> bool:
@@ -162,7 +157,7 @@ def has_second_thoughts(sentence: str) -> bool:
 
 def is_bare(line: str) -> bool:
     """Whether `line` is one run of mathematics and has no word of prose beside it."""
-    return all(token.math or _list_word(token.text) for token in _tokens(line))
+    return all(is_math or _list_word(token) for token, is_math in _tokens(line))
 
 
 def last(sentence: str) -> MathRun | None:
@@ -173,16 +168,7 @@ def last(sentence: str) -> MathRun | None:
     start = len(found) - 1
     while start and _hedged(found[start]):
         start -= 1
-    return _with_alternatives(found[start:])
-
-
-def _with_alternatives(found: list[MathRun]) -> MathRun:
-    together = [found[0]]
-    for run in found[1:]:
-        if not _hedged(run):
-            break
-        together.append(run)
-    return found[0] if len(together) == 1 else _joined_runs(together)
+    return _joined_runs([found[start], *takewhile(_hedged, found[start + 1 :])])
 
 
 def _joined_runs(found: list[MathRun]) -> MathRun:
@@ -221,13 +207,14 @@ def _whole(run: list[str], prose: list[str], groups: bool) -> Iterator[MathRun]:
         yield MathRun(text, tuple(prose), groups)
 
 
-def _tokens(text: str) -> Iterator[_Token]:
+def _tokens(text: str) -> Iterator[tuple[str, bool]]:
+    """The words of `text`, and whether each is mathematics."""
     words = (match[0] for match in _TOKEN.finditer(text))
     before, word = "", next(words, "")
     while word:
         after = next(words, "")
         math = _is_math_word(word, before, after)
-        yield _Token(word, math)
+        yield word, math
         before, word = (word if math else ""), after
 
 

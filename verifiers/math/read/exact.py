@@ -25,7 +25,7 @@ MAX_SIDES: Final = 50
 Environment = Mapping[str, Fraction]
 NOTHING: Final[Environment] = {}
 _EQUALS = re.compile(r"(?<![\\<>!:])=")
-_ARITHMETIC = re.compile(r"(?=\D*\d)(?:[\d\s.,+\-*/^()%{}]|\\times|\\cdot|\\div|\\frac|\\left|\\right)+", re.ASCII)
+ARITHMETIC = re.compile(r"(?=\D*\d)(?:[\d\s.,+\-*/^()%{}]|\\times|\\cdot|\\div|\\frac|\\left|\\right)+", re.ASCII)
 
 
 class Undefined(Exception):
@@ -35,7 +35,7 @@ class Undefined(Exception):
 def is_true(text: str) -> bool | None:
     """Whether a chain of equalities between plain arithmetic holds at every step; None where `text` is no such."""
     sides = _EQUALS.split(text)
-    if not 2 <= len(sides) <= MAX_SIDES or any(_ARITHMETIC.fullmatch(side) is None for side in sides):
+    if not 2 <= len(sides) <= MAX_SIDES or any(ARITHMETIC.fullmatch(side) is None for side in sides):
         return None
     try:
         values = {exact(parse(_THOUSANDS.sub("", side))) for side in sides}
@@ -143,14 +143,10 @@ def _exact_call(name: str, args: list[Fraction]) -> Fraction | None:
     if any(arg.denominator != 1 for arg in args):
         return None
     whole = [int(arg) for arg in args]
-    if name == "factorial" and whole[0] >= 0:
+    if (name, len(whole)) in (("factorial", 1), ("binom", 2)) and min(whole) >= 0:
         if whole[0] > MAX_FACTORIAL:
-            raise Undecided("a factorial too large to be computed exactly")
-        return Fraction(math.factorial(whole[0]))
-    if name == "binom" and len(whole) == 2 and whole[0] >= 0 and whole[1] >= 0:
-        if whole[0] > MAX_FACTORIAL:
-            raise Undecided("a binomial coefficient too large to be computed exactly")
-        return Fraction(math.comb(whole[0], whole[1]))
+            raise Undecided(f"a {name} too large to be computed exactly")
+        return Fraction(math.comb(*whole) if name == "binom" else math.factorial(*whole))
     if name in ("gcd", "lcm") and whole:
         return Fraction(math.gcd(*whole) if name == "gcd" else math.lcm(*whole))
     return None

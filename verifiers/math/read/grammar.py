@@ -120,11 +120,7 @@ class _Parser(Primaries):
             inside = self.sum()
             self._expect("}")
             return inside
-        if self._is("-", "+"):
-            sign = self._take().text
-            inside = self._power()
-            return inside if sign == "+" else Node(Op.NEG, (inside,))
-        return self._power()
+        return self._factor()
 
     def _postfix(self, node: Node) -> Node:
         depth = self._depth

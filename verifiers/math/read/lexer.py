@@ -67,17 +67,13 @@ def tokens(text: str) -> list[Token]:
         if match is None:
             raise Unreadable(f"{text[place : place + 20]!r} in an expression")
         place = match.end()
-        if match["matrix"] is not None:
-            found.append(Token("matrix", match["cells"]))
-        elif match["number"] is not None:
-            found.append(Token("number", match["number"]))
-        elif match["letters"] is not None:
-            for word in _WORDS.findall(match["letters"]):
-                found.append(Token("letter" if len(word) == 1 else "name", word))
-        elif match["command"] is not None:
-            found.append(Token("command", match["command"][1:]))
+        kind = str(match.lastgroup)
+        if kind == "letters":
+            words = _WORDS.findall(match[kind])
+            found += [Token("letter" if len(word) == 1 else "name", word) for word in words]
         else:
-            found.append(Token("sign", "^" if match["sign"] == "**" else match["sign"]))
+            text_of = match["cells"] if kind == "matrix" else match[kind].lstrip("\\").replace("**", "^")
+            found.append(Token(kind, text_of))
         if len(found) > MAX_TOKENS:
             raise Undecided(f"an expression has at most {MAX_TOKENS} parts")
     found.append(Token("end", ""))
@@ -115,7 +111,7 @@ class Cursor:
         return self.next.kind in ("sign", "command") and self.next.text in texts
 
     def _expect(self, text: str) -> None:
-        if not (self.next.kind == "sign" and self.next.text == text):
+        if not self._is(text):
             raise Unreadable(f"expected {text!r}, not {self.next.text!r}")
         self._take()
 

@@ -86,27 +86,26 @@ def parse_plain(text: str) -> Plain | None:
     value = _value(match)
     if value is None:
         return None
-    if match["scale"]:
-        if isinstance(value, Digits):
-            value = value._replace(exponent=value.exponent + SCALES[match["scale"]])
-        else:
-            value *= 10 ** SCALES[match["scale"]]
-    if match["percent"]:
-        if isinstance(value, Digits):
-            value = value._replace(exponent=value.exponent - 2)
-        else:
-            value /= 100
-    if match["outer"] == "-":
-        value = value._replace(negative=not value.negative) if isinstance(value, Digits) else -value
+    shift = SCALES.get(match["scale"], 0) - (2 if match["percent"] else 0)
+    is_negated = match["outer"] == "-"
+    if isinstance(value, Digits):
+        value = Digits(value.negative is not is_negated, value.digits, value.exponent + shift)
+    else:
+        value *= Fraction(10) ** shift * (-1 if is_negated else 1)
     written = match["number"]
     return Plain(value, written is not None and not written.isdecimal())
 
 
 def within(one: Plain, reference: Plain, rel_tol: Fraction | None, abs_tol: Fraction | None) -> bool:
-    """Whether a number is within max(rel_tol·|reference|, abs_tol) of the reference."""
+    """`is_within` for plain numbers; what is beyond the limit is equal or not."""
     if isinstance(one.value, Digits) or isinstance(reference.value, Digits):
         return one.value == reference.value
-    return abs(one.value - reference.value) <= max((rel_tol or 0) * abs(reference.value), abs_tol or 0)
+    return is_within(one.value, reference.value, rel_tol, abs_tol)
+
+
+def is_within(one: Fraction, reference: Fraction, rel_tol: Fraction | None, abs_tol: Fraction | None) -> bool:
+    """Whether `one` is within max(rel_tol·|reference|, abs_tol) of the reference."""
+    return abs(one - reference) <= max((rel_tol or 0) * abs(reference), abs_tol or 0)
 
 
 def decimal_comma(text: str) -> str | None:

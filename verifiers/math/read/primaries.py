@@ -114,10 +114,15 @@ class Primaries(Cursor, ABC):
 
     def _group(self, opening: str) -> Node:
         self._expect(opening)
-        bars, self._bars = self._bars, 0
-        inside = self.sum()
-        self._bars = bars
+        inside = self._inside(0)
         self._expect(_OPENING[opening])
+        return inside
+
+    def _inside(self, bars: int) -> Node:
+        """A whole expression within so many open bars, of which the next one closes the last."""
+        before, self._bars = self._bars, bars
+        inside = self.sum()
+        self._bars = before
         return inside
 
     def _argument(self) -> Node:
@@ -139,9 +144,7 @@ class Primaries(Cursor, ABC):
         return self._group("(") if self._is("(") else self._argument()
 
     def _absolute(self) -> Node:
-        self._bars += 1
-        inside = self.sum()
-        self._bars -= 1
+        inside = self._inside(self._bars + 1)
         self._expect("|")
         return Node(Op.CALL, (inside,), "abs")
 
@@ -217,12 +220,10 @@ class Primaries(Cursor, ABC):
 
     def _arguments(self) -> tuple[Node, ...]:
         self._expect("(")
-        bars, self._bars = self._bars, 0
-        args = [self.sum()]
+        args = [self._inside(0)]
         while self._is(","):
             self._take()
-            args.append(self.sum())
-        self._bars = bars
+            args.append(self._inside(0))
         self._expect(")")
         return tuple(args)
 
@@ -265,12 +266,8 @@ class Primaries(Cursor, ABC):
             return Node(Op.CALL, (self._argument(), self._argument()), "binom")
         if name in _DELIMITED:
             closing, function = _DELIMITED[name]
-            bars, self._bars = self._bars, 0
-            inside = self.sum()
-            self._bars = bars
-            if not self._is(closing):
-                raise Unreadable(f"expected \\{closing}")
-            self._take()
+            inside = self._inside(0)
+            self._expect(closing)
             return Node(Op.CALL, (inside,), function)
         if name == "Gamma" and self._is("("):
             return Node(Op.CALL, self._arguments(), "gamma")

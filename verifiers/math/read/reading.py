@@ -39,6 +39,7 @@ from quintain.verifiers.math.read.shapes import (
     Span,
     Value,
     Words,
+    parts_of,
 )
 from quintain.verifiers.math.read.spelling import closing_brace, is_words, unwrapped
 from quintain.verifiers.math.read.splitting import THOUSANDS, closes_early, split, split_at
@@ -117,18 +118,10 @@ def _is_broken(item: Shape) -> bool:
 
 def has_words(shape: Shape) -> bool:
     """Whether anything in `shape` is text, and no mathematics."""
-    match shape:
-        case Words():
-            return True
-        case Value():
-            return False
-        case Relation():  # what a text names is what stands right of it
-            sides = zip(shape.sides, shape.texts, strict=True)
-            return any(has_words(side) and not is_name(text) for side, text in sides)
-        case ShapeGroup(items=parts) | Combined(parts=parts) | Ratio(parts=parts):
-            return any(map(has_words, parts))
-        case Span():
-            return has_words(shape.low) or has_words(shape.high)
+    if isinstance(shape, Relation):  # what a text names is what stands right of it
+        sides = zip(shape.sides, shape.texts, strict=True)
+        return any(has_words(side) and not is_name(text) for side, text in sides)
+    return isinstance(shape, Words) or any(map(has_words, parts_of(shape)))
 
 
 def _logical(text: str, braces_group: bool) -> Combined | None:
@@ -200,15 +193,12 @@ def _combination(text: str, braces_group: bool, depth: int) -> Combined | None:
         return None
     ops = [op.strip().lstrip("\\") for op in pieces[1::2]]
     parts = [read(piece, braces_group=braces_group, depth=depth + 1, inside=True) for piece in pieces[::2]]
-    if all(op == "cup" for op in ops):
-        return Combined("cup", tuple(parts))
-    if all(op == "cap" for op in ops):
-        return Combined("cap", tuple(parts))
+    for op in ("cup", "cap"):
+        if set(ops) == {op}:
+            return Combined(op, tuple(parts))
     if "cup" in ops and "cap" in ops:
         raise Undecided("unions and intersections need brackets between them")
     if "cup" in ops or "cap" in ops:
-        if len(ops) > 1 and ops[0] in ("cup", "cap") and set(ops[1:]) <= {"setminus", "backslash", ""}:
-            raise Undecided("unions and differences need brackets between them")
         raise Undecided("unions and differences need brackets between them")
     return Combined("minus", tuple(parts))
 
@@ -233,8 +223,7 @@ def _bracketed(text: str, braces_group: bool, depth: int) -> Shape | None:
             return read(bar[2], depth=depth + 1)
         if not inner.strip():
             return EMPTY
-        items = split(inner, ";", inside=True)
-        items = items if len(items) > 1 else split(inner, ",", inside=True)
+        items = _items(inner)
         found = _group("set", items, braces_group, depth)
         return found if isinstance(found, ShapeGroup) else ShapeGroup("set", (found,))
     if (reversed_ends := _REVERSED.fullmatch(text)) is not None:  # ]2, 5[ is (2, 5)
@@ -243,8 +232,7 @@ def _bracketed(text: str, braces_group: bool, depth: int) -> Shape | None:
         return None
     if text.startswith("[") and r"\begin" in text:
         return None
-    items = split(text[1:-1], ";", inside=True)
-    items = items if len(items) > 1 else split(text[1:-1], ",", inside=True)
+    items = _items(text[1:-1])
     if len(items) < 2:
         if text[0] == "(" and text[-1] == ")" and _structured(text[1:-1]):
             return read(text[1:-1], braces_group=braces_group, depth=depth + 1)
@@ -257,6 +245,12 @@ def _bracketed(text: str, braces_group: bool, depth: int) -> Shape | None:
     if _PARENTHESES[text[0]] != text[-1]:
         raise Unreadable("brackets of two kinds around a tuple")
     return ShapeGroup("tuple", tuple(shapes))
+
+
+def _items(text: str) -> list[str]:
+    """What stands in brackets, split at semicolons, or else at commas."""
+    items = split(text, ";", inside=True)
+    return items if len(items) > 1 else split(text, ",", inside=True)
 
 
 def _structured(text: str) -> bool:

@@ -76,5 +76,16 @@ class Words:
 
 Shape = Value | ShapeGroup | Span | Combined | Relation | Ratio | Words
 
+
+def parts_of(shape: Shape) -> tuple[Shape, ...]:
+    """The shapes that `shape` is made of; the sides of a relation are read one by one, for some of them are names."""
+    match shape:
+        case ShapeGroup(items=parts) | Combined(parts=parts) | Ratio(parts=parts):
+            return parts
+        case Span():
+            return shape.low, shape.high
+    return ()
+
+
 EMPTY: Final = ShapeGroup("set", ())
 REALS: Final = Span(Value(r"-\infty", None, Node(Op.NEG, (INFINITY,))), Value(r"\infty", None, INFINITY), True, True)

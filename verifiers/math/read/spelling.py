@@ -12,63 +12,24 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+_NAMED_SYMBOLS: Final = (
+    "×times ·cdot ⋅cdot ∙cdot ÷div ±pm ∓mp ≤le ≥ge ≠ne ≈approx ∞infty πpi θtheta αalpha βbeta ∪cup ∩cap ∅emptyset "
+    "∈in √sqrt ΩOmega ∠angle △triangle ∖setminus ⟨langle ⟩rangle ≡equiv γgamma δdelta εepsilon λlambda μmu µmu "
+    "σsigma φphi ωomega"
+)
+"""A character and the command that it is."""
+
 SYMBOLS: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63", "-"),
         **dict.fromkeys("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
         **dict.fromkeys("\u2044\u2215\u29f8", "/"),
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "∙": r"\cdot ",
-        "÷": r"\div ",
-        "±": r"\pm ",
-        "∓": r"\mp ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "≈": r"\approx ",
-        "∞": r"\infty ",
-        "π": r"\pi ",
-        "θ": r"\theta ",
-        "α": r"\alpha ",
-        "β": r"\beta ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∅": r"\emptyset ",
-        "∈": r"\in ",
-        "ℝ": r"\mathbb{R}",
-        "ℤ": r"\mathbb{Z}",
-        "ℕ": r"\mathbb{N}",
+        **{found[0]: rf"\{found[1:]} " for found in _NAMED_SYMBOLS.split()},
+        **{letter: rf"\mathbb{{{plain}}}" for letter, plain in zip("ℝℤℕℚℂ", "RZNQC", strict=True)},
+        **dict(zip("∣٫٬′’“”", "|.,''\"\"", strict=True)),
         "°": r"^\circ",
-        "√": r"\sqrt ",
-        "Ω": r"\Omega ",
-        "∠": r"\angle ",
-        "△": r"\triangle ",
-        "∖": r"\setminus ",
-        "⟨": r"\langle ",
-        "⟩": r"\rangle ",
-        "∣": "|",
-        "≡": r"\equiv ",
-        "γ": r"\gamma ",
-        "δ": r"\delta ",
-        "ε": r"\epsilon ",
-        "λ": r"\lambda ",
-        "μ": r"\mu ",
-        "µ": r"\mu ",
-        "σ": r"\sigma ",
-        "φ": r"\phi ",
-        "ω": r"\omega ",
-        "ℚ": r"\mathbb{Q}",
-        "ℂ": r"\mathbb{C}",
-        "٫": ".",
-        "٬": ",",
         "。": ". ",
-        "′": "'",
-        "“": '"',
-        "”": '"',
-        "’": "'",
     }
 )
 

@@ -15,7 +15,7 @@ THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:,\d{3})+(?![\d])")
 
 
 def _scan(text: str) -> Iterator[tuple[int, int]]:
-    """(place, depth) of every character that is outside of commands' names, brackets included."""
+    """(place, depth) of every character outside of commands' names; a bracket that closes is outside of itself."""
     depth, place = 0, 0
     while place < len(text):
         char = text[place]
@@ -25,19 +25,13 @@ def _scan(text: str) -> Iterator[tuple[int, int]]:
                 depth += 1 if environment[1] == "begin" else -1
                 place = environment.end() - 1
                 continue
-            if text[place + 1 : place + 2] in ("{", "}"):
-                depth += 1 if text[place + 1] == "{" else -1
-                place += 2
-                continue
-            yield place, depth
+            escaped = text[place + 1 : place + 2]
+            depth += (escaped == "{") - (escaped == "}")
+            yield place + (escaped in ("{", "}")), depth
             place += 2
             continue
-        if char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        else:
-            yield place, depth
+        depth += (char in "([{") - (char in ")]}")
+        yield place, depth
         place += 1
 
 
@@ -73,16 +67,4 @@ def split_at(text: str, pattern: re.Pattern[str]) -> list[str]:
 
 def closes_early(text: str) -> bool:
     """Whether the bracket that begins `text` closes before its end."""
-    depth, place = 0, 0
-    while place < len(text):
-        char = text[place]
-        if char == "\\" and text[place + 1 : place + 2] not in ("{", "}"):
-            place += 2
-            continue
-        place += char == "\\"
-        char = text[place]
-        depth += (char in "([{") - (char in ")]}")
-        if depth == 0:
-            return place < len(text) - 1
-        place += 1
-    return True
+    return next((place for place, depth in _scan(text) if depth == 0), 0) < len(text) - 1
