@@ -14,10 +14,10 @@ from typing import Any, Final
 from quintain.envs.base import Action, Observation, Step
 from quintain.envs.builtin.code_tasks import EXPECTED, NoProblem, problem_of
 from quintain.envs.builtin.numbered import draw
-from quintain.envs.builtin.rows import read_rows
 from quintain.envs.judging import JudgingEnv
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import system, user
+from quintain.records import read_rows
 from quintain.task import Task, TaskSource
 from quintain.verdict import Outcome, Verdict
 
@@ -47,7 +47,7 @@ class CodeEnv(JudgingEnv):
     def tasks(  # type: ignore[override]  # there are no problems without a file
         cls, split: str, *, data: str, heldout: int = 16, seed: int = 0
     ) -> TaskSource:
-        """The problems of the file `data` (see `quintain.envs.builtin.rows` and `quintain.envs.builtin.code_tasks`).
+        """The problems of the file `data` (see `quintain.records` and `quintain.envs.builtin.code_tasks`).
 
         `heldout` of them, chosen by `seed`, are the split `heldout`, and `train` has the others.
         """

@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
-from quintain.envs.base import fault_in
 from quintain.envs.builtin.numbered import draw
-from quintain.envs.builtin.rows import read_rows
 from quintain.envs.single_turn import Score, SingleTurnEnv
 from quintain.failure import QuintainError
 from quintain.messages import Message, user
 from quintain.nearest import did_you_mean
+from quintain.records import messages_in, read_rows
 from quintain.task import Task, TaskSource
 
 
@@ -78,14 +77,10 @@ def _prompt(row: Mapping[str, Any], column: str, where: str) -> tuple[Message, .
     value = _of(row, column, where, "prompt")
     if isinstance(value, str) and value.strip():
         return (user(value),)
-    messages = value if isinstance(value, list) else ()
     try:
-        found = tuple(Message(role=message["role"], content=message["content"]) for message in messages)
-    except (TypeError, KeyError, ValueError):
-        found = ()
-    if not found or any(map(fault_in, found)):
-        raise QuintainError(f"{where}: a prompt is text or a list of {{role, content}}, not {str(value)[:80]!r}")
-    return found
+        return messages_in(value)
+    except ValueError as error:
+        raise QuintainError(f"{where}: a prompt is text or a list of messages: {error}") from None
 
 
 def _answer(row: Mapping[str, Any], column: str, where: str) -> Any:

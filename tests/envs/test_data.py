@@ -105,7 +105,11 @@ async def test_an_environment_from_a_file_is_sound(tmp_path):
             '{"prompt": "p", "label": 1}',
             "no column 'answer' (its columns: prompt, label; the option 'answer'",
         ),
-        ("a.jsonl", '{"prompt": 5, "answer": 1}', "row 1: a prompt is text or a list of {role, content}, not '5'"),
+        (
+            "a.jsonl",
+            '{"prompt": 5, "answer": 1}',
+            "row 1: a prompt is text or a list of messages: expected a list of messages {role, content}, got 5",
+        ),
         ("a.jsonl", '{"prompt": [{"role": "x", "content": ""}], "answer": 1}', "row 1: a prompt is text or a list"),
         ("a.jsonl", '{"prompt": [{}], "answer": 1}', "row 1: a prompt is text or a list"),
         ("a.jsonl", '{"prompt": "p", "answer": null}', "row 1: 'answer' is empty"),
@@ -113,8 +117,8 @@ async def test_an_environment_from_a_file_is_sound(tmp_path):
         ("a.csv", "prompt,answer\np,1\np,1,2\n", "a.csv line 3: the header has 2 columns, this row 3"),
         ("a.csv", 'prompt,answer\n"p,1\n', "a.csv line 2: unexpected end of data"),
         ("a.csv", "", "has 0 different prompts"),
-        ("a.parquet", "no", "cannot read the tasks in"),
-        ("a.jsonl.gz", "no", "cannot read the tasks in"),
+        ("a.parquet", "no", "cannot read"),
+        ("a.jsonl.gz", "no", "cannot read"),
     ],
 )
 def test_a_wrong_file_column_or_row_is_one_line(tmp_path, name, text, complaint):
@@ -127,7 +131,7 @@ def test_a_wrong_file_column_or_row_is_one_line(tmp_path, name, text, complaint)
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_a_file_that_is_not_there_is_named(ending):
-    with pytest.raises(QuintainError, match=f"cannot read the tasks in /nowhere.{ending}"):
+    with pytest.raises(QuintainError, match=f"cannot read /nowhere.{ending}"):
         DataEnv.tasks("train", data=f"/nowhere.{ending}", verifier="math")
 
 
