@@ -1,0 +1,226 @@
+"""Data sets: where rows and trajectories come from, rendered once, and in which order they are trained on.
+
+Invariants: the batch of a step follows from data, options and seed alone, so a run that is resumed sees what it would
+have seen; in every pass over a data set each of its examples is seen once; what is cached was made of the very same
+rows, tokenizer and options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quintain.codec import pack, unpack
+from quintain.config.dataset import DatasetConfig, satisfies
+from quintain.failure import QuintainError, one_line
+from quintain.nearest import did_you_mean
+from quintain.records import read_rows
+from quintain.rollout.journal.parquet import Stored, read_trajectories
+from quintain.trainers.examples import Example, Item, Rendered, Renderer, RenderOptions
+from quintain.trajectory import to_segments
+
+SUFFIXES: Final = (".jsonl", ".json", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+CACHED_FILES: Final = 16
+"""So many rendered data sets are kept."""
+FORMAT: Final = 1
+"""Raised when rendering changes: what was cached before is not read."""
+
+Indices = NDArray[np.int64]
+
+
+def rows_of(source: DatasetConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a data set, each with its place, columns named as `source` says. QuintainError, one line."""
+    assert source.path is not None
+    path = Path(source.path)
+    if path.exists() or source.path.endswith(SUFFIXES):
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
+        rows = ((f"{file} row {n}", row) for file in files for n, row in read_rows(file, "a JSON object in each line"))
+    else:
+        rows = ((f"{source.path} row {n}", row) for n, row in enumerate(_of_hub(source), 1))
+    found = False
+    for where, row in rows:
+        found = True
+        for theirs in source.columns.values():
+            if theirs not in row:
+                near = did_you_mean(theirs, list(row))
+                raise QuintainError(f"{where} has no column {theirs!r}{near} (its columns: {', '.join(row)})")
+        given = {theirs: name for name, theirs in source.columns.items()}
+        yield where, {given.get(name, name): value for name, value in row.items()}
+    if not found:
+        raise QuintainError(f"dataset: {source.path} has no rows")
+
+
+def _of_hub(source: DatasetConfig) -> Iterable[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError:
+        raise QuintainError(
+            f"dataset: {source.path} is no file; a hub's needs 'datasets': pip install datasets"
+        ) from None
+    try:
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(source.path, source.name, split=source.split)
+    except Exception as error:  # the boundary: what a hub answers has many forms
+        raise QuintainError(f"dataset: cannot load {source.path!r}: {one_line(str(error), 200)}") from None
+    return rows
+
+
+def sampled_examples(source: DatasetConfig) -> list[Example]:
+    """The tokens of a run's trajectories that are as `source.where` says; what was sampled is what is trained on.
+
+    Failed trajectories are left out. QuintainError where none is left.
+    """
+    assert source.run is not None
+    run = Path(source.run)
+    if not run.exists():
+        raise QuintainError(f"dataset.run: there is no {run}: give a run's folder, or a Parquet file of trajectories")
+    folder = run / "trajectories" if (run / "trajectories").is_dir() else run
+    examples: list[Example] = []
+    seen = 0
+    for stored in read_trajectories(folder):
+        seen += 1
+        if stored.trajectory.failure is None and _wanted(source, stored):
+            examples += _sampled(stored)
+    if not examples:
+        raise QuintainError(f"dataset.where: none of the {seen} trajectories of {run} is as asked: {source.where}")
+    return examples
+
+
+def _wanted(source: DatasetConfig, stored: Stored) -> bool:
+    trajectory = stored.trajectory
+    known = {
+        "reward": trajectory.reward,
+        "environment": trajectory.environment,
+        "verdict": trajectory.info.get("outcome"),
+        "turns": len(trajectory.turns),
+        "tokens": trajectory.output_tokens,
+        "step": stored.step,
+        "ending": str(trajectory.ending),
+        **{f"rewards.{name}": value for name, value in trajectory.rewards.items()},
+    }
+    return all(satisfies(known.get(name), wanted) for name, wanted in source.where.items())
+
+
+def _sampled(stored: Stored) -> Iterator[Example]:
+    for segment in to_segments(stored.trajectory):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], segment.mask.astype(np.int8), [0]])))
+        spans = tuple((int(start), int(end)) for start, end in edges.reshape(-1, 2))
+        yield Example(f"{stored.run} {stored.trajectory.id}", (segment.ids,), (spans,), spans[0][0])
+
+
+def rendered(
+    items: Sequence[Item],
+    renderer: Callable[[], Renderer],
+    *,
+    tokenizer: Any,
+    options: RenderOptions,
+    chat: str,
+    check: Callable[[], None] = lambda: None,
+) -> Rendered:
+    """`items` as examples, from the cache where the same have been rendered before.
+
+    `chat` says which options the chat layer has. What cannot be kept is rendered again the next time.
+    """
+    file = _cache() / f"{_key(items, tokenizer, options, chat)}.msgpack"
+    try:
+        found = unpack(file.read_bytes(), Rendered)
+        os.utime(file)
+        return found
+    except (OSError, QuintainError):
+        made = renderer().render(items, check=check)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}")
+        draft.write_bytes(pack(made))
+        draft.replace(file)
+        for old in sorted(file.parent.glob("*.msgpack"), key=lambda path: -path.stat().st_mtime)[CACHED_FILES:]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        pass  # a disk that is full or read-only costs time, nothing else
+    return made
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quintain" / "rendered"
+
+
+def _key(items: Sequence[Item], tokenizer: Any, options: RenderOptions, chat: str) -> str:
+    """What the rendering follows from, hashed."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    about = [FORMAT, words, tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token, asdict(options), chat]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for item in items:
+        digest.update(json.dumps(asdict(item), sort_keys=True, default=dict).encode())
+    return digest.hexdigest()[:32]
+
+
+# The order
+
+
+def drawn(sizes: Sequence[int], weights: Sequence[float] | None, count: int, *, seed: int) -> Indices:
+    """[count]: which example each draw takes, counted through all data sets of `sizes`.
+
+    Without weights the data sets are one. With weights each draw chooses a data set, whose own passes are whole.
+    """
+    if weights is None:
+        return _passes(sum(sizes), count, np.random.default_rng([seed, 0]))
+    rng = np.random.default_rng([seed, 1])
+    of = rng.choice(len(sizes), count, p=np.asarray(weights) / sum(weights))
+    out, before = np.empty(count, np.int64), 0
+    for number, size in enumerate(sizes):
+        mine = np.flatnonzero(of == number)
+        out[mine] = before + _passes(size, len(mine), np.random.default_rng([seed, 2, number]))
+        before += size
+    return out
+
+
+def _passes(size: int, count: int, rng: np.random.Generator) -> Indices:
+    """[count]: passes over `size` examples, each in an order of its own."""
+    orders = [rng.permutation(size) for _ in range(-(-count // size))]
+    return np.concatenate([np.empty(0, np.int64), *orders])[:count]
+
+
+def packed(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """The indices of `lengths` in bins of at most `capacity`: best-fit decreasing; what is longer is alone.
+
+    Each goes, longest first, where least room is left over.
+    """
+    bins: list[list[int]] = []
+    room: dict[int, list[int]] = {}  # by how much room is left: which bins
+    rooms: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect_left(rooms, lengths[index])
+        if at == len(rooms):
+            bins.append([])
+            number, left = len(bins) - 1, max(0, capacity - lengths[index])
+        else:
+            found = rooms[at]
+            number, left = room[found].pop(), found - lengths[index]
+            if not room[found]:
+                del rooms[at]
+        bins[number].append(index)
+        if not room.setdefault(left, []):
+            insort(rooms, left)
+        room[left].append(number)
+    return bins
+
+
+class ExampleSource:
+    """The examples of a step: `units` are bins of examples (one each unless packed), of which a step takes `size`."""
+
+    def __init__(self, units: Sequence[Sequence[Example]], order: Indices, size: int) -> None:
+        self._units, self._order, self._size = units, order, size
+
+    def batch(self, step: int) -> list[Example]:
+        """The examples of `step`."""
+        chosen = self._order[step * self._size : (step + 1) * self._size]
+        return [example for at in chosen for example in self._units[at]]
