@@ -7,6 +7,7 @@ is asked for.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -42,6 +43,22 @@ class Options(BaseModel):
 
             line = next(problems(error, cls, options))
             raise QuintainError(f"the {verifier} verifier: {line}") from None
+
+
+class EndpointOptions(Options):
+    """Where somebody else's endpoint is, and how to be let in."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
+    """Its address, such as `http://127.0.0.1:8000`; a chat endpoint's up to and without `/chat/completions`."""
+    token_env: str | None = None
+    """The environment variable that has the bearer token; the token itself is in no configuration."""
+
+    def token(self) -> str | None:
+        """The token, if there is to be one. Raises `QuintainError` where the variable is not set."""
+        found = os.environ.get(self.token_env) if self.token_env else None
+        if self.token_env and not found:
+            raise QuintainError(f"token_env: the environment variable {self.token_env} is not set: it has the token")
+        return found
 
 
 class WorkerOptions(Options):

@@ -16,14 +16,12 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -33,7 +31,7 @@ from quintain.evaluation.figures import Figures, figures_json, figures_of, figur
 from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
 from quintain.failure import QuintainError, one_line
 from quintain.launch.checks import check_model, heldout_size
-from quintain.launch.display import PlainProgress
+from quintain.launch.display import Display, pick
 from quintain.launch.run_folder import RunFolder, new_run, settle_dtypes, with_choices_of
 from quintain.launch.servers import Address, start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
@@ -199,11 +197,18 @@ class _Session:
         left = [place for place in wanted if place not in finished]
         if len(left) < len(wanted):
             self.console.print(f"going on: {len(wanted) - len(left)} of {len(wanted)} episodes are there already")
-        with self._progress(len(wanted), [finished[place] for place in wanted if place in finished]) as shown:
+        tally = _Tally(self.asked.pass_at)
+        for place in wanted:
+            if place in finished:
+                tally.add(finished[place])
+        with Display(self.console, steps=len(wanted), unit="episode") as display:
+            display.begin(tally.episodes)
+            display.phase("playing episodes")
 
             def keep(trajectory: Trajectory) -> None:
                 self.log.add(trajectory)
-                shown(trajectory)
+                tally.add(trajectory)
+                display.count(tally.episodes, str(tally))
 
             if left:
                 self._play(left, environment, folder, keep)
@@ -232,14 +237,9 @@ class _Session:
         else:
             temperature = {"temperature": self.evaluation.temperature}
             request = {k: v for k, v in {**temperature, **endpoint.request}.items() if v is not None}
-            play_at_endpoint(
-                episodes,
-                replace(endpoint, request=request),
-                environment,
-                step_timeout_s=config.environment.step_timeout_s,
-                keep=keep,
-                check=self.supervisor.check,
-            )
+            asked = replace(endpoint, request=request)
+            step_timeout_s = config.environment.step_timeout_s
+            asyncio.run(play_at_endpoint(episodes, asked, environment, step_timeout_s, keep, self.supervisor.check))
 
     def _server_folder(self) -> RunFolder:
         """A new folder for this session's servers."""
@@ -250,42 +250,7 @@ class _Session:
             raise QuintainError(f"cannot write into {self.log.path}: {error.strerror}") from None
         return new_run(self.config, self.log.path / "server")
 
-    @contextmanager
-    def _progress(self, total: int, before: list[Trajectory]) -> Iterator[Callable[[Trajectory], None]]:
-        """Shows the episodes so far and what they say; yields what is told of another one."""
-        tally = _Tally(self.asked.pass_at)
-        for row in before:
-            tally.add(row)
-        if not self.console.is_terminal:
-            with PlainProgress(self.console) as lines:
-                lines.phase("playing episodes")
-
-                def told(row: Trajectory) -> None:
-                    tally.add(row)
-                    lines.progress(tally.episodes, total, f", {tally}")
-
-                yield told
-            return
-        bar = Progress(
-            TextColumn("episodes"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-        )
-        with bar:
-            task = bar.add_task("episodes", total=total, completed=len(before), said=str(tally))
-
-            def shown(row: Trajectory) -> None:
-                tally.add(row)
-                bar.update(task, advance=1, said=str(tally))
-
-            yield shown
-
     def _report(self, rows: list[Trajectory], figures: Figures, *, as_json: bool) -> None:
-        from quintain.launch.display import pick
         from quintain.trainers.heldout import evaluation_of
 
         elapsed_s = time.monotonic() - self.began

@@ -155,19 +155,7 @@ def _play_run(
                 restarts -= 1
 
 
-def play_at_endpoint(
-    episodes: Episodes, endpoint: Endpoint, environment: Address, *, step_timeout_s: float, keep: Keep,
-    check: Callable[[], None],
-) -> None:  # fmt: skip
-    """Play `episodes` in the environment server `environment` with the model at `endpoint`.
-
-    `keep` gets each as it finishes. `check` is called every moment and may raise to end it. Raises what `keep` and
-    `check` raise.
-    """
-    asyncio.run(_play_at_endpoint(episodes, endpoint, environment, step_timeout_s, keep, check))
-
-
-async def _play_at_endpoint(
+async def play_at_endpoint(
     episodes: Episodes,
     endpoint: Endpoint,
     environment: Address,
@@ -175,6 +163,11 @@ async def _play_at_endpoint(
     keep: Keep,
     check: Callable[[], None],
 ) -> None:
+    """Play `episodes` in the environment server `environment` with the model at `endpoint`.
+
+    `keep` gets each as it finishes. `check` is called every moment and may raise to end it. Raises what `keep` and
+    `check` raise.
+    """
     from quintain.calling.chat import ChatEndpoint
     from quintain.envs.client import EnvClient
     from quintain.rollout.episodes.endpoint import run_chat_episode

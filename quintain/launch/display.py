@@ -95,9 +95,9 @@ def _minutes(seconds: float) -> str:
 
 
 class Display(Closing):
-    """Shows a run of `steps` steps on `console`, from its first second to its last step."""
+    """Shows a run of `steps` steps on `console`, from its first second to its last step; or of another `unit`."""
 
-    def __init__(self, console: Console, *, steps: int) -> None:
+    def __init__(self, console: Console, *, steps: int, unit: str = "step") -> None:
         self.console, self.steps = console, steps
         self._plain = None if console.is_terminal else PlainProgress(console)
         self._first, self._stepped = 0, False
@@ -105,7 +105,7 @@ class Display(Closing):
         self._began = time.monotonic()
         self._away_s = 0.0
         self._drawn = Progress(
-            TextColumn("[bold]step {task.completed}/{task.total}"),
+            TextColumn(f"[bold]{unit} {{task.completed}}/{{task.total}}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[figures]}"),
             _TimeLeft(),
@@ -150,6 +150,12 @@ class Display(Closing):
         self._first, self._began, self._away_s = done, time.monotonic(), 0.0
         self._drawn.update(self._task, completed=done)
 
+    def count(self, done: int, figures: str) -> None:
+        """So many are done by now, and what they say."""
+        self._drawn.update(self._task, completed=done, figures=figures, left_s=self._pace(done) * (self.steps - done))
+        if self._plain is not None:
+            self._plain.progress(done, self.steps, f", {figures}")
+
     def away(self, seconds: float) -> None:
         """Time that was not spent on steps (an evaluation)."""
         self._away_s += seconds
@@ -157,12 +163,15 @@ class Display(Closing):
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` (0, 1, ...) is done."""
         done, self._stepped = step + 1, True
-        pace = (time.monotonic() - self._began - self._away_s) / max(1, done - self._first)
         figures = f"reward {metrics.get('reward', float('nan')):.2f}  {metrics['tokens_per_s']:.0f} tok/s"
-        left = pace * (self.steps - done)
+        left = self._pace(done) * (self.steps - done)
         self._drawn.update(self._task, completed=done, figures=figures, left_s=left)
         if self._plain is not None:
             self.say(f"step {done}/{self.steps}  {figures}  {metrics['step_time']:.1f} s  {_minutes(left)} left")
+
+    def _pace(self, done: int) -> float:
+        """Seconds for one step, so far."""
+        return (time.monotonic() - self._began - self._away_s) / max(1, done - self._first)
 
 
 def before_after(before: Evaluation | None, after: Evaluation, *, shown: int) -> Sequence[Table]:

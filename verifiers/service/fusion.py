@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,12 +28,12 @@ from quintain.verdict import Verdict
 from quintain.verifiers.sandbox.interface import Execution, Limits, Program, Sandbox, Session, Status, check_path
 from quintain.verifiers.service.fusion_submit import FUSION_LANGUAGES, result_of, verify_request
 from quintain.verifiers.service.fusion_wire import (
-    CommandRunResult,
     CommandStatus,
     RunCodeRequest,
-    RunCodeResponse,
     RunStatus,
     SubmitRequest,
+    command_result,
+    run_result,
 )
 from quintain.verifiers.service.jobs import Jobs
 from quintain.verifiers.service.limits import ServiceLimits
@@ -102,7 +102,7 @@ class FusionPages:
                 answer = await attended(request.receive, self._run(asked, steps, limits, request.state.holder))
         return json_answer(to_json(answer))
 
-    async def _run(self, asked: RunCodeRequest, steps: Steps, limits: Limits, holder: str) -> RunCodeResponse:
+    async def _run(self, asked: RunCodeRequest, steps: Steps, limits: Limits, holder: str) -> dict[str, Any]:
         try:
             self._sandbox = self._sandbox or _default_sandbox()
             await self._sandbox.start()
@@ -110,7 +110,7 @@ class FusionPages:
                 return await _run_in(session, asked, steps, limits)
         except (QuintainError, FailureError) as error:
             message = error.failure.message if isinstance(error, FailureError) else str(error)
-            return RunCodeResponse(RunStatus.SANDBOX_ERROR, message)
+            return run_result(RunStatus.SANDBOX_ERROR, message)
 
     async def _submit(self, request: Request) -> Response:
         async with AsyncExitStack() as stack:
@@ -151,7 +151,7 @@ def limits_of(asked: RunCodeRequest, service: ServiceLimits) -> Limits:
     return _timed(Limits(memory_bytes=memory, output_bytes=OUTPUT_BYTES), asked.run_timeout)
 
 
-async def _run_in(session: Session, asked: RunCodeRequest, steps: Steps, limits: Limits) -> RunCodeResponse:
+async def _run_in(session: Session, asked: RunCodeRequest, steps: Steps, limits: Limits) -> dict[str, Any]:
     done: list[Execution] = []
     if steps.compile is not None:
         memory = max(limits.memory_bytes, COMPILE_MEMORY_BYTES)
@@ -161,10 +161,10 @@ async def _run_in(session: Session, asked: RunCodeRequest, steps: Steps, limits:
     if compiled:
         stdin = (asked.stdin or "").encode("utf-8", "surrogatepass")
         done.append(await session.run(steps.run, stdin=stdin, limits=limits))
-    results = [command_result(execution) for execution in done]
+    results = [_result_of(execution) for execution in done]
     broken = any(execution.status is Status.INFRA_ERROR for execution in done)
     failed = any(execution.status is not Status.OK for execution in done)
-    return RunCodeResponse(
+    return run_result(
         RunStatus.SANDBOX_ERROR if broken else RunStatus.FAILED if failed else RunStatus.SUCCESS,
         "; ".join(execution.reason for execution in done if execution.reason),
         compile_result=results[0] if steps.compile is not None else None,
@@ -192,7 +192,7 @@ async def _fetched(session: Session, paths: Sequence[str], limits: Limits) -> di
     return found
 
 
-def command_result(execution: Execution) -> CommandRunResult:
+def _result_of(execution: Execution) -> dict[str, Any]:
     """A command's end in SandboxFusion's words. One that hit a limit of memory or output was killed: -9."""
     status, code = {
         Status.OK: (CommandStatus.FINISHED, 0),
@@ -203,7 +203,7 @@ def command_result(execution: Execution) -> CommandRunResult:
         Status.INFRA_ERROR: (CommandStatus.ERROR, None),
     }[execution.status]
     stdout, stderr = (text.decode(errors="replace") for text in (execution.stdout, execution.stderr))
-    return CommandRunResult(status, execution.wall_s, code, stdout, stderr)
+    return command_result(status, execution.wall_s, code, stdout, stderr)
 
 
 def _timed(limits: Limits, wall_s: float) -> Limits:

@@ -25,13 +25,11 @@ from quintain.nearest import one_of
 from quintain.serving.refusals import Refused, refused
 from quintain.verdict import Verdict
 from quintain.verifiers.service.fusion_wire import (
-    CommandRunResult,
     CommandStatus,
-    EvalResult,
-    EvalTestCase,
-    RunCodeResponse,
     RunStatus,
     SubmitRequest,
+    command_result,
+    run_result,
 )
 from quintain.verifiers.service.wire import VerifyItem, VerifyRequest
 
@@ -71,34 +69,37 @@ def verify_request(asked: SubmitRequest) -> VerifyRequest:
     return VerifyRequest("code", (VerifyItem(asked.completion, reference),), {**limits, **partial})
 
 
-def result_of(asked: SubmitRequest, verdict: Verdict) -> EvalResult:
-    """The answer that `verdict` is. Raises Refused where there is no verdict."""
+def result_of(asked: SubmitRequest, verdict: Verdict) -> dict[str, Any]:
+    """The answer to `/submit` (`EvalResult`) that `verdict` is. Raises Refused where there is no verdict."""
     if verdict.failure is not None:
         ours = verdict.failure.kind is not FailureKind.REJECTED
         status = HTTPStatus.SERVICE_UNAVAILABLE if ours else HTTPStatus.BAD_REQUEST
         raise Refused(verdict.failure, status)
     detail = verdict.detail
-    cases = detail.get("cases") or [detail]
-    return EvalResult(
-        id=asked.id,
-        accepted=verdict.score == 1.0,
-        extracted_code=str(detail.get("code", "")),
-        tests=tuple(_case(case) for case in cases),
-        extra={"score": verdict.score, "outcome": str(verdict.outcome), "detail": dict(detail)},
-    )
+    return {
+        "id": asked.id,
+        "accepted": verdict.score == 1.0,
+        "extracted_code": str(detail.get("code", "")),
+        "tests": [_case(case) for case in detail.get("cases") or [detail]],
+        "full_code": None,
+        "test_code": None,
+        "extracted_type": None,
+        "extra": {"score": verdict.score, "outcome": str(verdict.outcome), "detail": dict(detail)},
+    }
 
 
-def _case(case: Mapping[str, Any]) -> EvalTestCase:
+def _case(case: Mapping[str, Any]) -> dict[str, Any]:
     status = case.get("status")
     passed = status == "passed"
-    result = CommandRunResult(
+    wall_s = case.get("wall_s")
+    result = command_result(
         CommandStatus.TIME_LIMIT_EXCEEDED if status == "timeout" else CommandStatus.FINISHED,
-        execution_time=_number(case.get("wall_s")),
+        execution_time=float(wall_s) if isinstance(wall_s, int | float) else None,
         return_code=0 if status in ("passed", "wrong_answer") else None,
     )
     message = "" if passed else str(case.get("reason") or case.get("message") or status)
     ran = RunStatus.SUCCESS if passed else RunStatus.FAILED
-    return EvalTestCase(passed, RunCodeResponse(ran, message, run_result=result), dict(case))
+    return {"passed": passed, "exec_info": run_result(ran, message, run_result=result), "test_info": dict(case)}
 
 
 def _human_eval(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,10 +155,6 @@ def _plain(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return None
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _wrong(message: str) -> Refused:

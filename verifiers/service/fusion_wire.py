@@ -42,27 +42,27 @@ class RunCodeRequest:
     args: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CommandRunResult:
-    """One command."""
+def command_result(
+    status: CommandStatus,
+    execution_time: float | None = None,
+    return_code: int | None = None,
+    stdout: str | None = None,
+    stderr: str | None = None,
+) -> dict[str, Any]:
+    """What is answered of one command (`CommandRunResult`)."""
+    return {
+        "status": status,
+        "execution_time": execution_time,
+        "return_code": return_code,
+        "stdout": stdout,
+        "stderr": stderr,
+    }
 
-    status: CommandStatus
-    execution_time: float | None = None
-    return_code: int | None = None
-    stdout: str | None = None
-    stderr: str | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class RunCodeResponse:
-    """The answer to it. `message` says what hit a limit, or what broke."""
-
-    status: RunStatus
-    message: str = ""
-    compile_result: CommandRunResult | None = None
-    run_result: CommandRunResult | None = None
-    executor_pod_name: str | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
+def run_result(status: RunStatus, message: str = "", **more: Any) -> dict[str, Any]:
+    """The answer to `/run_code` (`RunCodeResponse`). `message` says what hit a limit, or what broke."""
+    empty: dict[str, Any] = {"compile_result": None, "run_result": None, "executor_pod_name": None, "files": {}}
+    return {"status": status, "message": message, **empty, **more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +86,3 @@ class SubmitRequest:
     id: int | str
     completion: str
     config: SubmitConfig
-
-
-@dataclass(frozen=True, slots=True)
-class EvalTestCase:
-    """One test of a submission."""
-
-    passed: bool
-    exec_info: RunCodeResponse
-    test_info: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EvalResult:
-    """The answer to it."""
-
-    id: int | str
-    accepted: bool
-    extracted_code: str
-    tests: tuple[EvalTestCase, ...]
-    full_code: str | None = None
-    test_code: str | None = None
-    extracted_type: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)

@@ -9,7 +9,6 @@ verifier or its options, the call makes no sense and raises.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -19,20 +18,16 @@ from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Cost, Item
 from quintain.verifiers.client import AsyncVerifierClient
-from quintain.verifiers.options import Options, OptionsVerifier, Seconds
+from quintain.verifiers.options import EndpointOptions, Options, OptionsVerifier, Seconds
 
 
-class RemoteOptions(Options):
+class RemoteOptions(EndpointOptions):
     """Options of the remote verifier."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
-    """The service's address, such as `http://127.0.0.1:8100`."""
     verifier: Annotated[str, Field(min_length=1)]
     """The name of the verifier there."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Its options."""
-    token_env: str | None = None
-    """The environment variable that has the bearer token; the token itself is in no configuration."""
     timeout_s: Seconds = 600.0
     """How long one request may take, waiting included."""
     patience_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
@@ -48,11 +43,8 @@ class RemoteVerifier(OptionsVerifier[RemoteOptions]):
 
     def __init__(self, options: RemoteOptions) -> None:
         super().__init__(options)
-        token = os.environ.get(options.token_env) if options.token_env else None
-        if options.token_env and not token:
-            raise QuintainError(f"the remote verifier: the variable {options.token_env} is not set: it has the token")
         self._client = AsyncVerifierClient(
-            options.url, token, timeout_s=options.timeout_s, patience_s=options.patience_s
+            options.url, options.token(), timeout_s=options.timeout_s, patience_s=options.patience_s
         )
 
     @property

@@ -17,7 +17,6 @@ verdict: `quintain.verifiers.models.judge.prompt`.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import Field
 
 from quintain.calling.chat import ChatEndpoint
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.verdict import Outcome, Verdict
 from quintain.verifiers.base import Cost, Item
 from quintain.verifiers.models.judge.prompt import (
@@ -38,7 +37,15 @@ from quintain.verifiers.models.judge.prompt import (
     pair_question,
     reference_question,
 )
-from quintain.verifiers.options import Count, Options, OptionsVerifier, Positive, Seconds, ThinkingOptions
+from quintain.verifiers.options import (
+    Count,
+    EndpointOptions,
+    Options,
+    OptionsVerifier,
+    Positive,
+    Seconds,
+    ThinkingOptions,
+)
 from quintain.verifiers.pure import bad_reference, crashed, unparsable, unreadable
 from quintain.verifiers.text import shown
 
@@ -46,15 +53,11 @@ MAX_REPLY_BYTES: Final = 1 << 20
 SCORES: Final[Mapping[Label, float]] = {"yes": 1.0, "no": 0.0, "tie": 0.5}
 
 
-class JudgeOptions(ThinkingOptions):
+class JudgeOptions(EndpointOptions, ThinkingOptions):
     """Options of the judge."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
-    """The endpoint up to and without `/chat/completions`, such as `http://127.0.0.1:8000/v1`."""
     model: Annotated[str, Field(min_length=1)]
     """The model's name there."""
-    token_env: str | None = None
-    """The environment variable that has the bearer token; the token itself is in no configuration."""
     task: Literal["reference", "pair"] = "reference"
     """Whether the answer is compared with a reference, or with another answer."""
     criteria: Annotated[str, Field(max_length=10_000)] = "Judge the substance, not the style."
@@ -90,15 +93,12 @@ class JudgeVerifier(OptionsVerifier[JudgeOptions]):
 
     def __init__(self, options: JudgeOptions) -> None:
         super().__init__(options)
-        token = os.environ.get(options.token_env) if options.token_env else None
-        if options.token_env and not token:
-            raise QuintainError(f"the judge verifier: the environment variable {options.token_env} is not set")
         self._endpoint = ChatEndpoint(
             options.url,
             {"model": options.model, "temperature": options.temperature, "max_tokens": options.max_tokens},
             who="the judge",
             stage=Stage.VERIFY,
-            token=token,
+            token=options.token(),
             timeout_s=options.timeout_s,
             retries=options.retries,
             max_reply_bytes=MAX_REPLY_BYTES,

@@ -30,35 +30,23 @@ _TOKEN = re.compile(
 )
 
 
-def is_ordered(query: str) -> bool:
-    """Whether `query` has an ORDER BY outside all parentheses, texts and comments."""
-    depth, before = 0, ""
-    for token in _TOKEN.findall(query):
-        if token == "(":
-            depth += 1
-        elif token == ")":
-            depth -= 1
-        elif token.isspace() or token.startswith(("--", "/*")):
-            continue
-        elif depth == 0 and before == "ORDER" and token.upper() == "BY":
-            return True
-        before = token.upper()
-    return False
-
-
-def tied_orders(query: str, columns: int) -> list[str]:
-    """The ordered `query` twice, with its tied rows in opposite orders."""
-    depth, at, before, ordered, end = 0, 0, "", False, len(query.rstrip().rstrip(";"))
+def end_of_order(query: str) -> int | None:
+    """Where the ORDER BY of `query` ends; None where it has none outside of all parentheses, texts and comments."""
+    depth, at, before, ordered = 0, 0, "", False
     for token in _TOKEN.findall(query):
         depth += (token == "(") - (token == ")")
         word = token.upper()
-        if depth == 0 and before == "ORDER" and word == "BY":
+        if depth == 0 and not ordered and before == "ORDER" and word == "BY":
             ordered = True
         elif depth == 0 and ordered and (word == "LIMIT" or word.startswith("--")):
-            end = at
-            break
-        before = before if token.isspace() else word
+            return at
+        before = before if token.isspace() or token.startswith(("--", "/*")) else word
         at += len(token)
+    return len(query.rstrip().rstrip(";")) if ordered else None
+
+
+def tied_orders(query: str, end: int, columns: int) -> list[str]:
+    """The `query`, whose order ends at `end`, twice, with its tied rows in opposite orders."""
     first, last = (", ".join(f"{column + 1} {way}" for column in range(columns)) for way in ("ASC", "DESC"))
     return [f"{query[:end]}, {more} {query[end:]}" for more in (first, last)]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quintain.verdict import Outcome
-from quintain.verifiers.rules.sql.compare import Row, is_ordered, same_rows, tied_orders, tied_rows
+from quintain.verifiers.rules.sql.compare import Row, end_of_order, same_rows, tied_orders, tied_rows
 from quintain.verifiers.text import shown
 
 MAX_VALUE_BYTES: Final = 1 << 20
@@ -88,11 +88,12 @@ def _ends(
     connection: sqlite3.Connection, query: str, expected: list[Row], columns: int, max_steps: int, max_rows: int
 ) -> list[int] | None:
     """Where each group of rows ends that `query` leaves tied; None where it orders nothing."""
-    if not is_ordered(query):
+    end = end_of_order(query)
+    if end is None:
         return None
     every = list(range(1, len(expected) + 1))
     try:
-        orders = [_executed(connection, one, max_steps, max_rows)[0] for one in tied_orders(query, columns)]
+        orders = [_executed(connection, one, max_steps, max_rows)[0] for one in tied_orders(query, end, columns)]
     except _Failed:  # an ORDER BY of another form: the order is taken as it is
         return every
     return tied_rows(*orders) or every
