@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,21 @@ class Progress:
     heldout_before: float | None = None
 
 
+Models = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
+"""What is trained, by name, the run's own model first."""
+
+
 def save_checkpoint(
     root: Path,
     progress: Progress,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    models: Models,
     tokenizer: Any,
     *,
     keep: int,
     prove: bool = False,
 ) -> Path:
-    """Write `step-000040` under `root` and remove all but the `keep` newest.
+    """Write `step-000040` under `root` and remove all but the `keep` newest. The first model is in that folder, each
+    other one in a folder within it that has its name.
 
     With `prove` it is in place only once it has been loaded back and found equal. QuintainError where the disk
     refuses, where something is not finite, or where it does not load back.
@@ -56,14 +61,17 @@ def save_checkpoint(
     final = root / f"step-{progress.step:06d}"
     draft = root / f".draft-{progress.step:06d}"
     try:
-        _check_finite(model, optimizer)
+        for model, optimizer in models.values():
+            _check_finite(model, optimizer)
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        save_policy(model, tokenizer, draft)
-        if prove:
-            check_saved(model, draft)
-        torch.save({"optimizer": optimizer.state_dict(), "rng": _rng_state()}, draft / _TENSORS)
+        for folder, (model, _) in _folders(draft, models):
+            save_policy(model, tokenizer, folder)
+            if prove:
+                check_saved(model, folder)
+        optimizers = {name: optimizer.state_dict() for name, (_, optimizer) in models.items()}
+        torch.save({"optimizers": optimizers, "rng": _rng_state()}, draft / _TENSORS)
         (draft / _STATE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
         _sync(draft)
         if final.exists():  # of the same step: what is complete stays until what replaces it is
@@ -95,17 +103,24 @@ def load_progress(checkpoint: Path) -> Progress:
     return Progress(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def restore(checkpoint: Path, models: Models) -> Progress:
     """Put weights, optimiser and random states back into place. QuintainError where they cannot be read."""
     try:
         state = torch.load(checkpoint / _TENSORS, weights_only=True, map_location="cpu")
         progress = load_progress(checkpoint)
-        restore_policy(model, checkpoint)
-        optimizer.load_state_dict(state["optimizer"])
+        for folder, (model, _) in _folders(checkpoint, models):
+            restore_policy(model, folder)
+        for name, (_, optimizer) in models.items():
+            optimizer.load_state_dict(state["optimizers"][name])
         _set_rng_state(state["rng"])
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
         raise QuintainError(f"cannot read the checkpoint {checkpoint}: {str(error).splitlines()[0]}") from None
     return progress
+
+
+def _folders(checkpoint: Path, models: Models) -> list[tuple[Path, tuple[nn.Module, torch.optim.Optimizer]]]:
+    """Where each model of a checkpoint is, and the model with its optimiser."""
+    return [(checkpoint / name if at else checkpoint, pair) for at, (name, pair) in enumerate(models.items())]
 
 
 def _check_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

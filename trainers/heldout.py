@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from quintain.config import EvaluationConfig
 from quintain.trajectory import Group, Trajectory
 
 
@@ -35,12 +37,31 @@ class Evaluation:
         return "no verdicts" if self.heldout is None else f"{self.heldout:.1%}"
 
 
+class PlaysTasks(Protocol):
+    """What an evaluation needs of the rollout server (`RolloutClient`)."""
+
+    def run_tasks(self, split: str, indices: range, *, temperature: float, seed: int) -> list[Group]: ...
+
+
+class HeldoutTasks:
+    """The first `tasks` tasks of the evaluation's split, played by the published policy."""
+
+    def __init__(self, rollout: PlaysTasks, config: EvaluationConfig, *, tasks: int, seed: int) -> None:
+        self._rollout, self._config, self._tasks, self._seed = rollout, config, range(tasks), seed
+
+    def evaluate(self, step: int) -> Evaluation:
+        """What the policy scores after `step` steps. FailureError (lost) where its weights must be published again."""
+        split, temperature = self._config.split, self._config.temperature
+        groups = self._rollout.run_tasks(split, self._tasks, temperature=temperature, seed=self._seed)
+        return evaluation_of(groups, step=step)
+
+
 def heldout_at(step: int) -> str:
     """What an evaluation after `step` steps is called."""
     return f"held-out after {step} steps" if step else "held-out before training"
 
 
-def evaluation_of(groups: Sequence[Group], *, step: int, elapsed_s: float) -> Evaluation:
+def evaluation_of(groups: Sequence[Group], *, step: int, elapsed_s: float = 0.0) -> Evaluation:
     """What `groups`, all of one evaluation, say."""
     rows = [trajectory for group in groups for trajectory in group.trajectories]
     rewards = [row.reward for row in rows if row.reward is not None]

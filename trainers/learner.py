@@ -1,10 +1,9 @@
-"""The learning side of a run: the model, its optimiser, and what is done to them between two batches.
+"""The learning side of a run: the models, their optimisers, and what is done to them between two batches.
 
-Invariants:
-- weights change in one place, once per pass over a batch, after all gradients are in, and never by a gradient that is
-  not finite;
-- a stop is possible between the micro-batches of a step's first pass: it drops the gradient and leaves the weights of
-  the last whole step.
+A step: data become rows, passes without a gradient fill columns, credit fills more, the loss reads them. Invariants:
+- weights change in one place, after all gradients of a minibatch are in, and never by a gradient that is not finite;
+- a stop is possible between the micro-batches of a step's first update: it drops the gradient and leaves the weights
+  of the last whole step.
 """
 
 from __future__ import annotations
@@ -12,42 +11,60 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from torch import Tensor, nn
 
 from quintain.config import ExperimentConfig
 from quintain.failure import QuintainError
 from quintain.rollout.chat.load import quiet_transformers
 from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.dtypes import torch_dtype
-from quintain.trainers.algorithms.base import Algorithm, Pass
+from quintain.trainers.algorithms.base import Algorithm, Data, Pass
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
-from quintain.trainers.losses.metrics import metric_values
+from quintain.trainers.losses.metrics import Metrics, combine, metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, supports_tree
 from quintain.trainers.model.policy import ReferenceModel, load_policy
-from quintain.trainers.rows import Row, Rows
+from quintain.trainers.rows import Floats, Row, Rows
 from quintain.trainers.schedule import learning_rate
 from quintain.trainers.streams import Streams, draws_random_numbers
-from quintain.trainers.update import Share, Work, accumulate, parameters_of, score
-from quintain.trajectory import Group
+from quintain.trainers.update import Share, Work, accumulate, by_row, parameters_of, score
 
 SKIPS_IN_A_ROW = 3
 """So many batches without a finite gradient end a run: one is an accident, several are a run that has diverged."""
 
 
-class Learner:
-    """Trains the policy of `config` by `algorithm`. `check` may raise to give up a step under way."""
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model that is trained: itself, its forward pass and optimiser as Accelerate wraps them, and its threads."""
+
+    model: nn.Module
+    forward: Any
+    optimizer: torch.optim.Optimizer
+    streams: Streams | None
+
+    def scored(self, piece: MicroBatch) -> TokenLogprobs:
+        """What the model says of the tokens of `piece`."""
+        scored: TokenLogprobs = self.forward(piece)
+        return scored
+
+
+class Learner(Generic[Data]):
+    """Trains the models that `algorithm` names. `check` may raise to give up a step under way."""
 
     def __init__(
         self,
         config: ExperimentConfig,
-        algorithm: Algorithm,
+        algorithm: Algorithm[Data],
         *,
         checkpoints: Path,
         logs: Path,
@@ -57,8 +74,8 @@ class Learner:
 
         quiet_transformers()
         trainer = config.trainer
-        threads = trainer.threads or os.cpu_count() or 1
-        torch.set_num_threads(threads)
+        self._threads = trainer.threads or os.cpu_count() or 1
+        torch.set_num_threads(self._threads)
         self.config, self.checkpoints, self.logs, self._check = config, checkpoints, logs, check
         self.algorithm = algorithm
         self._skipped = 0  # batches in a row
@@ -73,6 +90,7 @@ class Learner:
         )
         if trainer.report_to:
             self.accelerator.init_trackers(config.name)
+        self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.model, notes = load_policy(config.model, seed=config.seed)
         _check_length(config, self.model)
@@ -80,52 +98,58 @@ class Learner:
         self.notes: list[str] = [*notes, *trainer.warnings()]
         try:
             self.layout = self._layout()
-            self.forward, self.optimizer = self._prepared()
+            forward = PolicyForward(self.model, temperature=config.rollout.temperature)
+            self._parity_tokens = forward.parity_tokens
+            self.trained = {"policy": self._prepared(self.model, forward)}
         except ValueError as error:
             raise QuintainError(f"model: {error}") from None
-        self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
-        self.streams = self._streams(threads)
 
-    def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
-        """Train on a batch: `num_iterations` optimiser updates. The figures to log, by TRL's names."""
+    def update(self, data: Data, *, step: int) -> dict[str, float]:
+        """Train on a batch: an optimiser update of each trained model for each minibatch, as often as the batch is gone
+        over. The figures to log, by TRL's names."""
         trainer = self.config.trainer
-        credited = self.algorithm.rows(groups, version=step)
-        work = self._work(credited)
+        rows = self.algorithm.credit(self._passed(self.algorithm.rows(data, version=step)))
         rate = learning_rate(trainer, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         figures: dict[str, float] = {"learning_rate": rate, "loss": 0.0, "grad_norm": 0.0, "skipped_steps": 0.0}
-        self.model.train()
-        for iteration in range(trainer.num_iterations if work.pieces else 0):
-            self.optimizer.zero_grad(set_to_none=True)
-            try:
-                loss, metrics = accumulate(
-                    self._scored,
-                    work,
-                    backward=self.accelerator.backward,
-                    unsynced=lambda: self.accelerator.no_sync(self.forward),
-                    check=self._check if iteration == 0 else lambda: None,
-                    streams=self.streams,
-                )
-            except BaseException:
-                self.optimizer.zero_grad(set_to_none=True)
-                raise
-            norm = float(self.accelerator.clip_grad_norm_(parameters_of(self.model), trainer.max_grad_norm))
-            figures |= {"loss": loss, "grad_norm": norm, **metric_values(metrics)}
-            if not math.isfinite(norm):
+        for trained in self.trained.values():
+            trained.model.train()
+            for group in trained.optimizer.param_groups:
+                group["lr"] = rate
+        works: list[dict[str, Work]] = []
+        updated, skipped = False, None
+        for epoch in range(trainer.epochs):
+            if epoch == 0 or trainer.minibatches > 1:
+                dealt = rows.dealt(trainer.minibatches, seed=(self.config.seed, step, epoch))
+                works = [found for part in dealt if (found := self._works(part))]
+            if epoch == 0:
+                first = [work[self.algorithm.trains[0]] for work in works]
+                figures["rows_trained"] = float(sum(len(work.rows) for work in first))
+                figures["microbatches"] = float(sum(len(work.pieces) for work in first))
+            losses: dict[str, list[tuple[float, Metrics]]] = {name: [] for name in self.algorithm.trains}
+            norms: dict[str, float] = {}
+            for name, work in [pair for each in works for pair in each.items()]:
+                losses[name].append(self._gradient(self.trained[name], work, check=not updated))
+                norms[name] = norm = self._stepped(self.trained[name])
+                updated = True
+                if not math.isfinite(norm):
+                    skipped = work
+                    break
+            for name in norms:
+                at = "" if name == self.algorithm.trains[0] else f"{name}/"
+                values = {"loss": float(np.mean([loss for loss, _ in losses[name]])), "grad_norm": norms[name]}
+                values |= metric_values(combine([metrics for _, metrics in losses[name]]))
+                figures |= {f"{at}{key}": value for key, value in values.items()}
+            if skipped is not None:
                 figures["skipped_steps"] = 1.0
                 break
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._count_skips(work.rows if figures["skipped_steps"] else (), figures["grad_norm"], step)
-        trained = sum(len(piece.segments) for piece in work.pieces)
-        return {**credited.metrics, **figures, "rows_trained": float(trained), "microbatches": float(len(work.pieces))}
+        self._count_skips(skipped.rows if skipped is not None else (), figures["grad_norm"], step)
+        return {**rows.metrics, **figures}
 
     def score(self, piece: MicroBatch, *, temperature: float) -> TokenLogprobs:
         """What the policy says of a piece's tokens, without a gradient."""
         self.model.eval()
         with torch.no_grad():
-            scored: TokenLogprobs = self.forward(piece, temperature=temperature)
+            scored: TokenLogprobs = self.trained["policy"].forward(piece, temperature=temperature)
         return scored
 
     def save(self, progress: Progress) -> None:
@@ -133,8 +157,7 @@ class Learner:
         save_checkpoint(
             self.checkpoints,
             progress,
-            self.model,
-            self.optimizer,
+            self._saved(),
             self.tokenizer,
             keep=self.config.trainer.save_total_limit,
             prove=not self._proven,
@@ -143,7 +166,7 @@ class Learner:
 
     def restore(self, checkpoint: Path) -> Progress:
         """Go back to `checkpoint`."""
-        return restore(checkpoint, self.model, self.optimizer)
+        return restore(checkpoint, self._saved())
 
     def track(self, step: int, metrics: dict[str, float]) -> None:
         """Give a step's figures to the trackers that `trainer.report_to` names."""
@@ -152,8 +175,9 @@ class Learner:
 
     def close(self) -> None:
         """End the trackers and the threads."""
-        if self.streams is not None:
-            self.streams.close()
+        for trained in self.trained.values():
+            if trained.streams is not None:
+                trained.streams.close()
         if self.config.trainer.report_to:
             self.accelerator.end_training()
 
@@ -171,42 +195,90 @@ class Learner:
                 f" any more; the last batch is in {kept}: lower trainer.learning_rate, then go on with --resume"
             )
 
-    def _work(self, credited: Rows) -> Work:
-        """The batch cut into pieces, with what the loss needs besides the policy's own forward pass."""
-        rows = credited.trained(self.algorithm.inert)
-        work = Work(self._pieces(rows), rows, credited.totals, self.algorithm.loss, self.share)
-        if self.reference is not None and rows:
-            with self.reference.model() as reference:
-                scored = score(PolicyForward(reference, temperature=self.config.rollout.temperature), work)
-            work.ref = {index: tokens.logp for index, tokens in scored.items()}
-        if Pass.ENTROPY in self.algorithm.passes:
-            found = score(self._scored, work)
-            every = torch.cat([tokens.entropy for tokens in found.values() if tokens.entropy is not None])
-            work.totals = self.algorithm.settled(work.totals, every)
-        return work
+    def _gradient(self, trained: Trained, work: Work, *, check: bool) -> tuple[float, Metrics]:
+        """Put the gradient of `work` in place of the parameters'; the loss and the metrics."""
+        trained.optimizer.zero_grad(set_to_none=True)
+        try:
+            return accumulate(
+                trained.scored,
+                work,
+                backward=self.accelerator.backward,
+                unsynced=lambda: self.accelerator.no_sync(trained.forward),
+                check=self._check if check else lambda: None,
+                streams=trained.streams,
+            )
+        except BaseException:
+            trained.optimizer.zero_grad(set_to_none=True)
+            raise
 
-    def _pieces(self, rows: tuple[Row, ...]) -> list[MicroBatch]:
-        segments = [row.segment for row in rows]
-        groups = [row.prefix for row in rows]
+    def _stepped(self, trained: Trained) -> float:
+        """Update the weights, unless the gradient is not finite; its norm before it was scaled down."""
+        largest = self.config.trainer.max_grad_norm
+        norm = float(self.accelerator.clip_grad_norm_(parameters_of(trained.model), largest))
+        if math.isfinite(norm):
+            trained.optimizer.step()
+        trained.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _works(self, rows: Rows) -> dict[str, Work]:
+        """A minibatch cut into pieces, with the loss of each trained model; empty where nothing is to be trained on."""
+        live = rows.trained(self.algorithm.inert)
+        pieces = self._pieces(live)
+        return {
+            name: Work(pieces, live, rows.totals, partial(self.algorithm.loss, name), self.share)
+            for name in (self.algorithm.trains if pieces else ())
+        }
+
+    def _passed(self, rows: Rows) -> Rows:
+        """`rows` with the columns that the algorithm's passes fill, those that are not masked."""
+        passes = self.algorithm.passes | ({Pass.OLD} if self.config.trainer.minibatches > 1 else set())
+        live = [i for i, row in enumerate(rows.rows) if not row.masked]
+        if not passes or not live:
+            return rows
+        pieces = self._pieces([rows.rows[i] for i in live])
+        columns: list[dict[str, Floats]] = [{} for _ in rows.rows]
+        for name, values in self._scores(passes, pieces).items():
+            for at, column in by_row(pieces, values).items():
+                columns[live[at]][name] = column
+        return rows.having(columns)
+
+    def _scores(self, passes: Set[Pass], pieces: Sequence[MicroBatch]) -> dict[Pass, dict[int, Tensor]]:
+        """What each of `passes` says of the tokens [T] of the pieces, by the index of the piece."""
+        found: dict[Pass, dict[int, Tensor]] = {}
+        for trained in self.trained.values():
+            trained.model.eval()
+        if self.reference is not None:
+            with self.reference.model() as reference:
+                forward = PolicyForward(reference, temperature=self.config.rollout.temperature)
+                scored = score(forward, pieces, self.share)
+            found[Pass.REF] = {index: tokens.logp for index, tokens in scored.items()}
+        if passes & {Pass.OLD, Pass.ENTROPY}:
+            scored = score(self.trained["policy"].scored, pieces, self.share)
+            found[Pass.OLD] = {index: tokens.logp for index, tokens in scored.items()}
+            found[Pass.ENTROPY] = {i: tokens.entropy for i, tokens in scored.items() if tokens.entropy is not None}
+        return {name: values for name, values in found.items() if name in passes}
+
+    def _pieces(self, rows: Sequence[Row]) -> list[MicroBatch]:
+        streams = [trained.streams.count for trained in self.trained.values() if trained.streams is not None]
         return micro_batches(
-            segments,
-            groups,
+            [row.segment for row in rows],
+            [row.prefix for row in rows],
+            units=[row.unit for row in rows],
             layout=self.layout,
             max_tokens=self.config.trainer.max_tokens_per_microbatch,
             parity_tokens=self._parity_tokens,
-            at_least=self.streams.count if self.streams is not None else 1,
+            at_least=max(streams, default=1),
         )
 
-    def _scored(self, piece: MicroBatch) -> TokenLogprobs:
-        scored: TokenLogprobs = self.forward(piece)
-        return scored
+    def _saved(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+        return {name: (self.trained[name].model, self.trained[name].optimizer) for name in self.algorithm.trains}
 
-    def _streams(self, threads: int) -> Streams | None:
-        count = min(self.config.trainer.streams, threads)
+    def _streams(self, model: nn.Module) -> Streams | None:
+        count = min(self.config.trainer.streams, self._threads)
         several = count > 1 and self.share.world == 1 and self.accelerator.device.type == "cpu"
-        if not several or draws_random_numbers(self.model):
+        if not several or draws_random_numbers(model):
             return None
-        return Streams(count, threads, parameters_of(self.model))
+        return Streams(count, self._threads, parameters_of(model))
 
     def _layout(self) -> Layout:
         """The layout that the model allows; says so where it is not the one wanted."""
@@ -217,13 +289,11 @@ class Learner:
         self.notes.append(f"layout: padded rows, because {reason}")
         return "padded"
 
-    def _prepared(self) -> tuple[Any, torch.optim.Optimizer]:
-        """The forward module and the optimiser, as Accelerate wraps them."""
+    def _prepared(self, model: nn.Module, forward: nn.Module) -> Trained:
+        """`model` with the optimiser of its own, both as Accelerate wraps them; `forward` runs it on a piece."""
         trainer = self.config.trainer
-        forward = PolicyForward(self.model, temperature=self.config.rollout.temperature)
-        self._parity_tokens = forward.parity_tokens
         optimizer = torch.optim.AdamW(
-            parameters_of(self.model),
+            parameters_of(model),
             lr=trainer.learning_rate,
             weight_decay=trainer.weight_decay,
             betas=(trainer.adam_beta1, trainer.adam_beta2),
@@ -231,7 +301,7 @@ class Learner:
             fused=True,
         )
         prepared: tuple[Any, Any] = self.accelerator.prepare(forward, optimizer)
-        return prepared
+        return Trained(model, *prepared, self._streams(model))
 
 
 def _check_length(config: ExperimentConfig, model: Any) -> None:
@@ -248,15 +318,13 @@ def _check_length(config: ExperimentConfig, model: Any) -> None:
 def _described(row: Row) -> dict[str, Any]:
     """A row for people and scripts to read; a number that is not finite is null."""
     segment = row.segment
-    numbers = {"advantage": [row.advantage], "logprobs": segment.logprobs.tolist()}
-    finite = {name: [x if math.isfinite(x) else None for x in values] for name, values in numbers.items()}
+    numbers = {"logprobs": segment.logprobs, **row.columns}
     return {
         "group": row.prefix,
-        "advantage": finite["advantage"][0],
         "ids": segment.ids.tolist(),
         "mask": segment.mask.tolist(),
-        "logprobs": finite["logprobs"],
         "versions": segment.versions.tolist(),
+        **{name: [x if math.isfinite(x) else None for x in values.tolist()] for name, values in numbers.items()},
     }
 
 

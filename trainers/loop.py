@@ -1,7 +1,7 @@
-"""The training loop: a batch of fresh groups, credit, an update, a publish; evaluations and checkpoints between.
+"""The training loop: a batch, an update, a publish; evaluations and checkpoints between.
 
-All algorithms share it. Invariants:
-- weights change only in `Updater.update`, whole steps at a time, so a stop between two calls is at a whole step;
+All algorithms share it, whatever they train on. Invariants:
+- weights change only in `Learner.update`, whole steps at a time, so a stop between two calls is at a whole step;
 - version n is the weights after n updates, and the engine is proven to have them before anything is sampled at n;
 - a run that is stopped, by Ctrl-C, by a mistake in its environment or by a full disk, leaves the checkpoint of its
   last whole step where the disk allows it, and says how to go on.
@@ -10,50 +10,53 @@ All algorithms share it. Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from quintain.config import ExperimentConfig
 from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.checkpoint import Progress
-from quintain.trainers.heldout import Evaluation, evaluation_of, heldout_at
-from quintain.trainers.rows import failures_of
-from quintain.trajectory import Group
+from quintain.trainers.heldout import Evaluation, heldout_at
+from quintain.trainers.sources import BatchSource
 
 PUBLISH_ATTEMPTS = 2
+
+Data = TypeVar("Data", bound=Sized)
+Wanted = TypeVar("Wanted", contravariant=True)
+Answer = TypeVar("Answer")
 
 
 class Stopped(Exception):
     """Somebody asked the run to stop; it does at the last whole step."""
 
 
-class Rollout(Protocol):
-    """What the loop needs of the rollout server (`RolloutClient`)."""
-
-    def batch(self, step: int) -> list[Group]: ...
-
-    def run_tasks(self, split: str, indices: range, *, temperature: float, seed: int) -> list[Group]: ...
-
-    def admit(self, version: int) -> None: ...
-
-
-class Policy(Protocol):
+class Trainee(Protocol[Wanted]):
     """What the loop needs of the model's side (`Learner`)."""
 
-    def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
-        """One optimiser step on a batch."""
+    def update(self, data: Wanted, *, step: int) -> dict[str, float]:
+        """Train on a batch; the figures to log."""
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint."""
 
 
 class Publisher(Protocol):
-    """What puts the policy's weights in force (`publish.Publisher`)."""
+    """What puts the policy's weights in force where it samples (`publish.PolicyPublisher`)."""
 
     def publish(self, version: int, *, admit: bool) -> PublishAnswer:
         """Put the weights in force as `version`; FailureError where the engine cannot prove them."""
+
+    def admit(self, version: int) -> None:
+        """Let training episodes start at `version`. FailureError (lost) where it must be published again."""
+
+
+class Evaluator(Protocol):
+    """What says how good the policy is (`heldout.HeldoutTasks`)."""
+
+    def evaluate(self, step: int) -> Evaluation:
+        """After `step` steps. FailureError (lost) where the weights must be published again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +79,26 @@ class Result:
     after: Evaluation | None
 
 
-class Loop:
-    """Trains from `progress` to `max_steps`. `heldout` is the number of held-out tasks, 0 for none."""
+class Loop(Generic[Data]):
+    """Trains from `progress` to `max_steps`: without a publisher nothing samples, without an evaluator nothing is
+    evaluated."""
 
     def __init__(
         self,
         config: ExperimentConfig,
         *,
-        rollout: Rollout,
-        policy: Policy,
-        publisher: Publisher,
+        source: BatchSource[Data],
+        learner: Trainee[Data],
+        publisher: Publisher | None,
+        evaluator: Evaluator | None,
         hooks: Hooks,
         progress: Progress,
-        heldout: int,
         clock: Callable[[], float] = time.monotonic,
         began: float | None = None,
     ) -> None:
-        self.config, self.rollout, self.policy, self.publisher, self.hooks = config, rollout, policy, publisher, hooks
-        self.progress, self.heldout, self.clock = progress, heldout, clock
+        self.config, self.source, self.learner, self.hooks = config, source, learner, hooks
+        self.publisher, self.evaluator = publisher, evaluator
+        self.progress, self.clock = progress, clock
         self._since = clock() if began is None else began
         self._saved = progress.step
         self.before: Evaluation | None = None
@@ -123,13 +128,13 @@ class Loop:
     def _step(self) -> None:
         """One batch, one update, one line of metrics; those of publishing are of the weights it was sampled with."""
         step, began = self.progress.step, self.clock()
-        self.hooks.phase(f"sampling for step {step + 1}")
-        groups = self._batch(step)
+        self.hooks.phase(f"sampling for step {step + 1}" if self.publisher else f"reading for step {step + 1}")
+        data = self._asked(lambda: self.source.batch(step), admit=True)
         sampled = self.clock()
         self.hooks.phase(f"training step {step + 1}")
-        metrics = self.policy.update(groups, step=step)
+        metrics = self.learner.update(data, step=step)
         done = self.clock()
-        consumed = self.progress.consumed_groups + len(groups)
+        consumed = self.progress.consumed_groups + len(data)
         self.progress = replace(self.progress, step=step + 1, version=step + 1, consumed_groups=consumed)
         wall = done - began
         metrics |= {"rollout_s": sampled - began, "update_s": done - sampled, "step_time": wall, **self._published}
@@ -137,16 +142,7 @@ class Loop:
         metrics["tokens_per_s"] = metrics.get("num_tokens", 0.0) / max(wall, 1e-9)
         self.hooks.step(step, metrics)
 
-    def _batch(self, step: int) -> list[Group]:
-        groups = self._asked(lambda: self.rollout.batch(step), admit=True)
-        failed = failures_of(groups)
-        total = sum(len(group.trajectories) for group in groups)
-        if failed.total() == total:
-            what, times = failed.most_common(1)[0]
-            raise QuintainError(f"all {total} episodes of step {step + 1} failed, {times} of them with: {what}")
-        return groups
-
-    def _asked(self, ask: Callable[[], list[Group]], *, admit: bool) -> list[Group]:
+    def _asked(self, ask: Callable[[], Answer], *, admit: bool) -> Answer:
         """What `ask` gives, once a server that started again has its weights."""
         while True:
             try:
@@ -162,28 +158,23 @@ class Loop:
         step, last = self.progress.step, self.progress.step >= self.config.trainer.max_steps
         evaluate = self._evaluates(step, first=first, last=last)
         self._publish(admit=not (evaluate or last))
-        result = self._evaluate(step) if evaluate else None
+        result = self._evaluate(self.evaluator, step) if self.evaluator is not None and evaluate else None
         if evaluate and not last:
             self._admit()
         return result
 
     def _evaluates(self, step: int, *, first: bool, last: bool) -> bool:
         evaluation = self.config.evaluation
-        if evaluation is None or self.heldout == 0:
+        if evaluation is None or self.evaluator is None:
             return False
         due = evaluation.eval_steps is not None and step % evaluation.eval_steps == 0
         return (first and step == 0) or last or (due and not first)
 
-    def _evaluate(self, step: int) -> Evaluation:
-        evaluation = self.config.evaluation
-        assert evaluation is not None
+    def _evaluate(self, evaluator: Evaluator, step: int) -> Evaluation:
         self.hooks.phase(heldout_at(step))
         began = self.clock()
-        split, temperature, indices = evaluation.split, evaluation.temperature, range(self.heldout)
-        groups = self._asked(
-            lambda: self.rollout.run_tasks(split, indices, temperature=temperature, seed=self.config.seed), admit=False
-        )
-        result = evaluation_of(groups, step=step, elapsed_s=self.clock() - began)
+        result = self._asked(lambda: evaluator.evaluate(step), admit=False)
+        result = replace(result, elapsed_s=self.clock() - began)
         self._since += result.elapsed_s
         if step == 0:
             self.before = result
@@ -193,6 +184,8 @@ class Loop:
 
     def _publish(self, *, admit: bool) -> None:
         """Publish; a refusal is tried once more, since what is in place is unknown until one is accepted."""
+        if self.publisher is None:
+            return
         self.hooks.phase(f"publishing version {self.progress.version}")
         began = self.clock()
         for attempt in range(1, PUBLISH_ATTEMPTS + 1):
@@ -210,8 +203,10 @@ class Loop:
                 self.hooks.say(f"publish refused, trying again: {error.failure.message}")
 
     def _admit(self) -> None:
+        if self.publisher is None:
+            return
         try:
-            self.rollout.admit(self.progress.version)
+            self.publisher.admit(self.progress.version)
         except FailureError as error:
             if error.failure.kind is not FailureKind.LOST:
                 raise
@@ -223,7 +218,7 @@ class Loop:
     def _save(self) -> None:
         self.hooks.phase(f"saving step {self.progress.step}")
         self._saved = self.progress.step  # one attempt a step: a disk that is full now is full at the exit too
-        self.policy.save(self._progress_now())
+        self.learner.save(self._progress_now())
 
     def _save_if_newer(self) -> None:
         if self._saved == self.progress.step and self.progress.step > 0:

@@ -1,37 +1,62 @@
 """Rows: what is trained on, whatever it was made of, and the counts of the whole batch that a loss divides by.
 
 Invariants: a failure is in no row and in no count; the counts are of the whole batch, before anything is left out of
-the forward pass, so that results do not depend on how a batch is cut.
+the forward pass, so that results do not depend on how a batch is cut; a column has one number for each policy token
+of its row.
+
+Shapes: T policy tokens of a row, N trajectories of a batch, K named rewards.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from quintain.trajectory import Group, Segment, Trajectory
+from quintain.failure import QuintainError
+from quintain.trajectory import Group, Segment, Trajectory, to_segments
+
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """A segment with its credit. Rows with equal `prefix` may share a token tree."""
+    """A segment and what is known of its policy tokens."""
 
     segment: Segment
     prefix: int
-    advantage: float
-    masked: bool = False  # counted, but not trained on (a truncated completion)
+    """Rows with equal ones may share a token tree."""
+    unit: int
+    """Rows with equal ones are never split over micro-batches (the two of a preference pair)."""
+    trajectory: int = -1
+    """The episode it is of, as an index into `Rows.episodes`; -1: a row of a dataset."""
+    masked: bool = False
+    """Counted, but not trained on (a truncated completion)."""
+    columns: Mapping[str, Floats] = field(default_factory=dict)
+    """[T] each: what passes found (`Pass`) and what credit gave (advantage, return ...)."""
+
+    @property
+    def tokens(self) -> int:
+        """T: how many policy tokens there are."""
+        return int(self.segment.mask.sum())
+
+    def having(self, columns: Mapping[str, ArrayLike]) -> Row:
+        """The row with more columns: [T] each, or one number for all tokens."""
+        full = {name: np.broadcast_to(np.asarray(values), (self.tokens,)) for name, values in columns.items()}
+        return replace(self, columns={**self.columns, **full})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """What a loss needs to know of the whole batch of an optimiser step, over all micro-batches and ranks.
 
-    rows: rows of the batch, those with an empty mask, and those left out of micro-batches because their
-        advantage is 0, included; rows of failed trajectories are not rows of the batch.
+    rows: rows of the batch, those with an empty mask, and those left out of micro-batches because they are inert,
+        included; rows of failed trajectories are not rows of the batch.
     tokens: mask entries that are True, of those same rows; those of masked rows (truncated completions) are not.
+    units: how many units (`Row.unit`) those rows make up: pairs, where rows are paired.
     max_completion_length: the length limit in tokens, L_max of Dr. GRPO.
     entropy_threshold: the least entropy of a token that is trained on, in nats; None: any.
     """
@@ -39,32 +64,117 @@ class Totals:
     rows: int
     tokens: int
     max_completion_length: int
+    units: int = 0
     entropy_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rows < 0 or self.tokens < 0 or self.max_completion_length < 1:
+        if min(self.rows, self.tokens, self.units) < 0 or self.max_completion_length < 1:
             raise ValueError(
-                "totals: expected rows and tokens of at least 0, max_completion_length of at least 1; "
-                f"got {self.rows}, {self.tokens} and {self.max_completion_length}"
+                "totals: expected rows, tokens and units of at least 0, max_completion_length of at least 1; "
+                f"got {self.rows}, {self.tokens}, {self.units} and {self.max_completion_length}"
             )
+
+    def of(self, rows: Sequence[Row]) -> Totals:
+        """The same with the counts of `rows`."""
+        tokens = sum(row.tokens for row in rows if not row.masked)
+        return replace(self, rows=len(rows), tokens=tokens, units=len({row.unit for row in rows}))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchEpisodes:
+    """The N trajectories of a batch, failed ones included: what credit is given for.
+
+    reward [N, K] float64: the named parts, or the whole (K = 1); NaN where failed. names: of the parts, none for the
+    whole. group [N]: equal for those of one task. failed [N] bool.
+    """
+
+    reward: NDArray[np.float64]
+    names: tuple[str, ...]
+    group: NDArray[np.int64]
+    failed: NDArray[np.bool_]
+
+
+NO_EPISODES = BatchEpisodes(np.empty((0, 1)), (), np.empty(0, np.int64), np.empty(0, np.bool_))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """The rows of a step, the counts of the whole batch, and what to log."""
+    """The rows of a step, the counts of the whole batch, what to log, and the episodes that the rows are of."""
 
     rows: tuple[Row, ...]
     totals: Totals
     metrics: dict[str, float]
+    episodes: BatchEpisodes = NO_EPISODES
+
+    def having(self, columns: Sequence[Mapping[str, ArrayLike]], metrics: Mapping[str, float] | None = None) -> Rows:
+        """The same with more columns, those of one row after the other, and more metrics."""
+        rows = tuple(row.having(more) for row, more in zip(self.rows, columns, strict=True))
+        return replace(self, rows=rows, metrics={**self.metrics, **(metrics or {})})
+
+    def crediting(self, advantage: ArrayLike, metrics: Mapping[str, float]) -> Rows:
+        """The same with each episode's advantage [N] on all of its policy tokens."""
+        values = np.asarray(advantage, np.float32)
+        return self.having([{"advantage": values[row.trajectory]} for row in self.rows], metrics)
 
     def trained(self, inert: Callable[[Row], bool]) -> tuple[Row, ...]:
         """The rows that need a forward pass: all that are neither masked nor `inert`."""
         return tuple(row for row in self.rows if not row.masked and not inert(row))
 
+    def dealt(self, parts: int, *, seed: Sequence[int]) -> list[Rows]:
+        """Whole units in random order, dealt into so many minibatches of their own counts; one is all as it is."""
+        if parts == 1:
+            return [self]
+        units = sorted({row.unit for row in self.rows})
+        order = np.random.default_rng(seed).permutation(len(units))
+        part_of = {units[at]: place % parts for place, at in enumerate(order)}
+        dealt = [tuple(row for row in self.rows if part_of[row.unit] == part) for part in range(parts)]
+        return [replace(self, rows=rows, totals=self.totals.of(rows)) for rows in dealt if rows]
 
-def failures_of(groups: Sequence[Group]) -> Counter[str]:
-    """How many trajectories failed, by what happened."""
-    return Counter(str(row.failure) for group in groups for row in group.trajectories if row.failure is not None)
+
+def episode_rows(
+    groups: Sequence[Group], *, version: int, longest: int, names: Sequence[str] = (), mask_truncated: bool = False
+) -> Rows:
+    """One row for each segment of `groups`, without credit; `version` is the trainer's, `longest` the L_max of Totals.
+
+    names: the rewards that credit is given for; none is the episode's reward as it is. mask_truncated: rows that a
+    limit cut short are masked. QuintainError where the environment does not give a reward that is named.
+    """
+    members = [(g, row) for g, group in enumerate(groups) for row in group.trajectories]
+    trajectories = [trajectory for _, trajectory in members]
+    made = [
+        (segment, g, n, mask_truncated and trajectory.truncated)
+        for n, (g, trajectory) in enumerate(members)
+        if trajectory.failure is None
+        for segment in to_segments(trajectory)
+    ]
+    rows = tuple(Row(segment, g, i, n, masked) for i, (segment, g, n, masked) in enumerate(made))
+    episodes = BatchEpisodes(
+        _rewards(trajectories, names),
+        tuple(names),
+        np.array([g for g, _ in members], np.int64),
+        np.array([row.failure is not None for row in trajectories], np.bool_),
+    )
+    totals = Totals(rows=0, tokens=0, max_completion_length=longest).of(rows)
+    return Rows(rows, totals, described(trajectories, rows, version), episodes)
+
+
+def _rewards(rows: Sequence[Trajectory], names: Sequence[str]) -> NDArray[np.float64]:
+    """[N, K]: the named parts, or the whole reward; NaN where the trajectory failed."""
+    table = np.full((len(rows), max(1, len(names))), np.nan)
+    for i, row in enumerate(rows):
+        if row.failure is not None:
+            continue
+        if not names:
+            table[i, 0] = row.reward
+            continue
+        for k, name in enumerate(names):
+            if name not in row.rewards:
+                known = ", ".join(row.rewards) or "none"
+                raise QuintainError(
+                    f"trainer.reward_weights: the environment gives no reward '{name}' (it gives {known})"
+                )
+            table[i, k] = row.rewards[name]
+    return table
 
 
 def described(trajectories: Sequence[Trajectory], rows: Sequence[Row], version: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ repeats a piece with weight zero, so that collective calls match.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from quintain.trainers.batches.batch import MicroBatch
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics, combine
 from quintain.trainers.model.forward import TokenLogprobs
-from quintain.trainers.rows import Row, Totals
+from quintain.trainers.rows import Floats, Row, Totals
 from quintain.trainers.streams import Streams
 
 Loss = Callable[[LossInputs, Totals], tuple[Tensor, Metrics]]
@@ -44,9 +44,10 @@ class Share:
 
 @dataclass(eq=False)
 class Work:
-    """One batch, cut into pieces. `old` and `ref` hold log-probabilities [T] by the index of the piece.
+    """The rows of an optimiser update, cut into pieces, and the loss of one model on them.
 
-    old: of the proximal policy, filled at the first pass over the batch. ref: of the reference, empty without it.
+    old: log-probabilities [T] of the proximal policy by the index of the piece, filled at the first pass over the
+    batch; where the rows have them as a column, that is taken.
     """
 
     pieces: Sequence[MicroBatch]
@@ -55,7 +56,6 @@ class Work:
     loss: Loss
     share: Share = Share()
     old: dict[int, Tensor] = field(default_factory=dict)
-    ref: dict[int, Tensor] = field(default_factory=dict)
 
 
 def accumulate(
@@ -99,28 +99,48 @@ def accumulate(
     return sum((loss for loss, _ in in_order), 0.0), combine([metrics for _, metrics in in_order])
 
 
-def score(model: Callable[[MicroBatch], TokenLogprobs], work: Work) -> dict[int, TokenLogprobs]:
-    """Log-probabilities and entropies of this rank's pieces, by index, without a gradient."""
+def score(
+    model: Callable[[MicroBatch], TokenLogprobs], pieces: Sequence[MicroBatch], share: Share
+) -> dict[int, TokenLogprobs]:
+    """What `model` says of this rank's pieces, by index, without a gradient."""
     with torch.no_grad():
-        return {index: model(piece) for index, piece, _ in work.share.of(work.pieces)}
+        return {index: model(piece) for index, piece, _ in share.of(pieces)}
+
+
+def by_row(pieces: Sequence[MicroBatch], values: Mapping[int, Tensor]) -> dict[int, Floats]:
+    """Values [T] of the tokens of pieces, by the index of the piece, as those of rows, by the index of the row."""
+    found: dict[int, Floats] = {}
+    for index, flat in values.items():
+        piece, array = pieces[index], flat.detach().cpu().numpy()
+        row = piece.row.cpu().numpy()
+        found |= {segment: array[row == at] for at, segment in enumerate(piece.segments)}
+    return found
 
 
 def loss_inputs(work: Work, index: int, piece: MicroBatch, scored: TokenLogprobs) -> LossInputs:
     """What the loss of piece `index` is computed from: flat tensors [T]."""
     rows = [work.rows[i] for i in piece.segments]
     device = scored.logp.device
-    advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device)
-    sampler = np.concatenate([row.segment.logprobs[row.segment.mask] for row in rows])
+
+    def flat(arrays: Sequence[Floats]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(device)
+
+    columns = {name: flat([row.columns[name] for row in rows]) for name in rows[0].columns}
+    units, unit = np.unique([row.unit for row in rows], return_inverse=True)
     return LossInputs(
         logp=scored.logp,
         row=piece.row,
         rows=len(rows),
-        advantage=advantages[piece.row],
+        advantage=columns.pop("advantage", torch.zeros_like(scored.logp, requires_grad=False)),
         mask=torch.ones_like(piece.row, dtype=torch.bool),
-        old_logp=work.old[index],
-        sampler_logp=torch.from_numpy(sampler).to(device),
-        ref_logp=work.ref.get(index),
+        old_logp=columns.pop("old", work.old.get(index)),
+        sampler_logp=flat([row.segment.logprobs[row.segment.mask] for row in rows]),
+        ref_logp=columns.pop("ref", None),
         entropy=scored.entropy,
+        value=scored.value,
+        unit=torch.from_numpy(unit).to(device)[piece.row],
+        units=len(units),
+        columns=columns,
     )
 
 

@@ -1,5 +1,6 @@
 """Configuration: one YAML file is one experiment, and the same classes are the Python API."""
 
+from quintain.config.algorithms import GRPOConfig
 from quintain.config.load import dump_config, load_config, parse_config, write_config
 from quintain.config.schema import (
     EnvironmentConfig,
@@ -8,16 +9,18 @@ from quintain.config.schema import (
     LoraConfig,
     ModelConfig,
     RolloutConfig,
-    TrainerConfig,
 )
+from quintain.config.trainer import OnlineConfig, TrainerConfig
 from quintain.config.vllm import VLLMConfig
 
 __all__ = [
     "EnvironmentConfig",
     "EvaluationConfig",
     "ExperimentConfig",
+    "GRPOConfig",
     "LoraConfig",
     "ModelConfig",
+    "OnlineConfig",
     "RolloutConfig",
     "TrainerConfig",
     "VLLMConfig",

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from quintain.config.algorithms import AlgorithmConfig
 from quintain.config.schema import ExperimentConfig
 from quintain.failure import QuintainError
 from quintain.nearest import one_of
@@ -110,20 +111,23 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> Itera
     """One line per mistake in `error`, with the field's path and the fix."""
     seen: set[str] = set()
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"])
-        line = _problem(item, path, model)
+        line = _problem(item, model)
         if line not in seen:
             seen.add(line)
             yield line
 
 
-def _problem(item: ErrorDetails, path: str, model: type[BaseModel]) -> str:
+def _problem(item: ErrorDetails, model: type[BaseModel]) -> str:
     kind, got, context = item["type"], item.get("input"), item.get("ctx", {})
+    section, path = _place(model, item["loc"])
     if kind == "extra_forbidden":
-        known = fields_at(model, item["loc"][:-1])
-        return f"{path}: no such field{one_of(str(item['loc'][-1]), known)}"
+        name = str(item["loc"][-1])
+        return f"{path}: {_elsewhere(name, section) or f'no such field{one_of(name, list(section.model_fields))}'}"
     if kind == "missing":
         return f"{path}: required, and not given"
+    if kind == "union_tag_invalid":
+        known = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
+        return f"{path}.algorithm: no such algorithm: '{context['tag']}'{one_of(str(context['tag']), known)}"
     if kind == "literal_error":
         return f"{path}: expected {context.get('expected')}, got {got!r}{one_of(str(got), _choices(context))}"
     if kind == "value_error":
@@ -139,17 +143,36 @@ def _choices(context: Mapping[str, Any]) -> list[str]:
     return [part.strip(" '") for part in str(context.get("expected", "")).replace(" or ", ",").split(",")]
 
 
-def fields_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    """The field names of the section at `loc` below `model`."""
+def _place(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[type[BaseModel], str]:
+    """The section that `loc` is in or is, and the path to show: without the names that pydantic gives to choices."""
+    path: list[str] = []
+    choices: list[type[BaseModel]] = []
     for part in loc:
-        if isinstance(part, int):
-            continue  # a place in a list of sections
+        chosen = [choice for choice in choices if part in _names(choice)]
+        if chosen:
+            model, choices = chosen[0], []
+            continue
+        path.append(str(part))
         field = model.model_fields.get(str(part))
-        inner = next(_models(field.annotation), None) if field is not None else None
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
+        choices = list(_models(field.annotation)) if field is not None else []
+        if choices and not _names(choices[0]):
+            model, choices = choices[0], []
+    return model, ".".join(path)
+
+
+def _names(section: type[BaseModel]) -> tuple[Any, ...]:
+    """The values of `algorithm` for which a `trainer` section is read as `section`."""
+    field = section.model_fields.get("algorithm")
+    return get_args(field.annotation) if field is not None else ()
+
+
+def _elsewhere(name: str, section: type[BaseModel]) -> str | None:
+    """What to say where `name` is no option of this algorithm but of others."""
+    others = [having for having in _models(AlgorithmConfig) if name in having.model_fields]
+    if not _names(section) or not others:
+        return None
+    of = ", ".join(name for having in others for name in _names(having))
+    return f"not an option of {_names(section)[0]}: {name} is an option of {of}"
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

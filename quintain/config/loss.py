@@ -88,6 +88,11 @@ class LossOptions(Section):
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads the reference model's log-probabilities."""
+        return self.beta > 0
+
+    @property
     def zero_advantage_is_inert(self) -> bool:
         """True when a row with advantage 0 has no loss and no gradient, so that it need not be run at all.
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from quintain.config.loss import LossOptions
+from quintain.config.algorithms import DEFAULT_ALGORITHM, AlgorithmConfig, GRPOConfig
 from quintain.config.section import Count, Fraction, MayChange, Positive, Rate, Seconds, Section, Url
+from quintain.config.trainer import OnlineConfig
 from quintain.config.vllm import VLLMConfig
+from quintain.failure import QuintainError
 
 
 class LoraConfig(Section):
@@ -178,81 +180,6 @@ class RolloutConfig(Section):
         return self
 
 
-class TrainerConfig(LossOptions):
-    """How the policy learns. Names as in TRL's GRPOConfig where the meaning is the same."""
-
-    algorithm: Literal["grpo"] = "grpo"
-    """Which algorithm turns groups into advantages and a loss."""
-    max_steps: MayChange[Positive] = 100
-    """Optimiser steps, each on one batch of fresh groups. A run is resumed with the same number where its learning rate
-    falls to the last one (lr_scheduler_type)."""
-    prompts_per_step: Positive = 8
-    """Groups of a batch."""
-    num_generations: Annotated[int, Field(ge=2)] = 8
-    """Trajectories of a group (G)."""
-    num_iterations: Positive = 1
-    """Optimiser updates on each batch (mu of the GRPO paper)."""
-
-    learning_rate: Rate = 1e-6
-    """Peak learning rate of AdamW."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
-    """How the rate falls after the warm-up: not, to zero in a line, to zero in half a cosine."""
-    warmup_steps: Count = 0
-    """Steps in which the rate rises from zero."""
-    weight_decay: Rate = 0.0
-    """Decoupled weight decay."""
-    adam_beta1: Fraction = 0.9
-    """Decay of the first moment."""
-    adam_beta2: Fraction = 0.999
-    """Decay of the second moment."""
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this norm."""
-
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide centred rewards by the standard deviation of their group, of the batch, or not at all."""
-    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    """Several rewards: add, then normalise (GRPO); or normalise each, then add (GDPO)."""
-    reward_weights: dict[str, float] | None = None
-    """Weights of the environment's named rewards; null takes the episode's reward as it is."""
-
-    layout: MayChange[Literal["auto", "tree", "packed", "padded"]] = "auto"
-    """How rows share a forward pass; auto is tree wherever the model allows it."""
-    max_tokens_per_microbatch: MayChange[Positive] = 8192
-    """Token budget of one forward and backward pass; more tokens are accumulated over several."""
-    threads: MayChange[Positive | None] = None
-    """CPU threads of the trainer; null is one per core."""
-    streams: MayChange[Positive] = 2
-    """Micro-batches that a CPU works on side by side, sharing `threads`; each keeps a gradient of its own."""
-
-    save_steps: MayChange[Positive | None] = None
-    """Write a checkpoint every so many steps; one is always written at the end and when stopped."""
-    save_total_limit: MayChange[Positive] = 2
-    """Checkpoints to keep."""
-    report_to: MayChange[list[str]] = Field(default_factory=list)
-    """Trackers of Accelerate that get the metrics as well (tensorboard, wandb, ...)."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TrainerConfig:
-        if self.reward_weights is not None and not self.reward_weights:
-            raise ValueError("reward_weights is empty: name at least one reward, or leave it out")
-        if self.multi_objective_aggregation == "normalize_then_sum" and self.reward_weights is None:
-            raise ValueError("normalize_then_sum needs reward_weights, which name the rewards to normalise")
-        if self.warmup_steps > self.max_steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
-        return self
-
-    def fixed(self, name: str) -> str | None:
-        """As for any section; `max_steps` is fixed where the learning rate falls to it."""
-        if name == "max_steps" and self.lr_scheduler_type != "constant":
-            return (
-                f"the {self.lr_scheduler_type} learning rate falls to zero there and would jump; to train on, start a"
-                " new run with a checkpoint as model.path"
-            )
-        return super().fixed(name)
-
-
 class EvaluationConfig(Section):
     """Evaluation on tasks that training never shows."""
 
@@ -278,10 +205,23 @@ class ExperimentConfig(Section):
     model: ModelConfig
     environment: EnvironmentConfig
     rollout: RolloutConfig = RolloutConfig()
-    trainer: TrainerConfig = TrainerConfig()
+    trainer: AlgorithmConfig = Field(default=GRPOConfig(), discriminator="algorithm")
+    """How the policy learns: the options of `algorithm`, which is grpo where it is not named."""
     evaluation: MayChange[EvaluationConfig | None] = None
     output_dir: MayChange[str] = "runs"
     """Where run directories are made."""
+
+    @property
+    def online(self) -> OnlineConfig:
+        """The trainer's options, where it samples what it trains on. QuintainError where it does not."""
+        if not isinstance(self.trainer, OnlineConfig):
+            raise QuintainError(f"trainer.algorithm: {self.trainer.algorithm} trains on a dataset and samples nothing")
+        return self.trainer
+
+    @field_validator("trainer", mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        return {"algorithm": DEFAULT_ALGORITHM, **data} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
@@ -291,8 +231,11 @@ class ExperimentConfig(Section):
                 f"rollout.max_completion_length ({self.rollout.max_completion_length}) leaves no room for a prompt"
                 f" within rollout.max_length ({longest}): make it smaller"
             )
-        if self.trainer.beta > 0 and self.model.lora is not None and self.model.lora.dropout > 0:
-            raise ValueError("trainer.beta > 0 with model.lora.dropout > 0 makes a noisy KL: set dropout to 0")
+        lora = self.model.lora
+        if self.trainer.needs_reference and lora is not None and lora.dropout > 0:
+            raise ValueError(
+                "trainer.beta > 0 (a reference model) with model.lora.dropout > 0 makes a noisy KL: set dropout to 0"
+            )
         if self.model.dtype == "bfloat16" and self.model.compute_dtype == "float32":
             raise ValueError(
                 "model.compute_dtype: float32 with model.dtype: bfloat16 gains nothing: use bfloat16 in both"

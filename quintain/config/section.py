@@ -48,8 +48,11 @@ class Change:
 
 
 def forbidden_changes(before: Section, now: Section, at: str = "") -> Iterator[Change]:
-    """What makes `now` another experiment than `before`, a run's own; both are of one class."""
-    for name in type(now).model_fields:
+    """What makes `now` another experiment than `before`, a run's own.
+
+    Sections of two classes differ in the option that chose the class, which both have.
+    """
+    for name in [name for name in type(now).model_fields if name in type(before).model_fields]:
         why, was, is_now = before.fixed(name), getattr(before, name), getattr(now, name)
         if why is None or was == is_now:
             continue

@@ -19,10 +19,11 @@ from quintain.rollout.client import RolloutClient
 from quintain.rollout.wire import BatchProgress
 from quintain.trainers.algorithms import algorithm_of
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
-from quintain.trainers.heldout import Evaluation, heldout_at
+from quintain.trainers.heldout import Evaluation, HeldoutTasks, heldout_at
 from quintain.trainers.learner import Learner
 from quintain.trainers.loop import Hooks, Loop, Result, Stopped
 from quintain.trainers.publishing.publish import PolicyPublisher
+from quintain.trainers.sources import RolloutSource
 
 
 class Interrupted(Exception):
@@ -65,12 +66,12 @@ class TrainingRun:
                 self.display.begin(progress.step)
                 loop = Loop(
                     self.config,
-                    rollout=client,
-                    policy=learner,
+                    source=RolloutSource(client),
+                    learner=learner,
                     publisher=publisher,
+                    evaluator=self._evaluator(client),
                     hooks=self._hooks(log, learner),
                     progress=progress,
-                    heldout=self.heldout,
                     began=self.began,
                 )
                 result = loop.run()
@@ -79,12 +80,12 @@ class TrainingRun:
         self.display.close()
         return self._conclude(result)
 
-    def _progress(self, learner: Learner, resume: bool) -> Progress:
+    def _progress(self, learner: Learner[Any], resume: bool) -> Progress:
         checkpoint = latest_checkpoint(self.run.checkpoints) if resume else None
         return learner.restore(checkpoint) if checkpoint is not None else Progress(0, 0, 0, 0.0)
 
     @contextmanager
-    def _connected(self, learner: Learner, rollout: Address) -> Iterator[tuple[RolloutClient, PolicyPublisher]]:
+    def _connected(self, learner: Learner[Any], rollout: Address) -> Iterator[tuple[RolloutClient, PolicyPublisher]]:
         client = RolloutClient(rollout.url, rollout.token, poll=self._poll)
         publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
@@ -94,12 +95,18 @@ class TrainingRun:
             learner.close()
             client.close()
 
+    def _evaluator(self, client: RolloutClient) -> HeldoutTasks | None:
+        evaluation = self.config.evaluation
+        if evaluation is None or self.heldout == 0:
+            return None
+        return HeldoutTasks(client, evaluation, tasks=self.heldout, seed=self.config.seed)
+
     def _poll(self, waiting: BatchProgress | None) -> None:
         self.check()
         if waiting is not None:
             self.display.progress(waiting.done, waiting.total)
 
-    def _hooks(self, log: MetricsLog, learner: Learner) -> Hooks:
+    def _hooks(self, log: MetricsLog, learner: Learner[Any]) -> Hooks:
         display = self.display
 
         def evaluated(result: Evaluation) -> None:

@@ -49,7 +49,7 @@ REFILLS = 4
 
 def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) -> Plan:
     """What `config` says about sampling; `size` is of the training split, `model_length` the model's own limit."""
-    rollout, trainer = config.rollout, config.trainer
+    rollout, trainer = config.rollout, config.online
     refills = REFILLS * trainer.prompts_per_step if rollout.max_refills is None else rollout.max_refills
     patience = Patience(rollout.straggler_factor, rollout.straggler_floor_s)
     return Plan(
@@ -69,7 +69,7 @@ def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) 
         refills=refills if rollout.dynamic_sampling else None,
         rewards=Rewards(
             tuple((trainer.reward_weights or {}).items()),
-            apart=trainer.multi_objective_aggregation == "normalize_then_sum",
+            apart=trainer.rewards_apart,
         ),
         patience=patience if rollout.straggler == "fail" else None,
         follow_engine=rollout.concurrency == "auto",
@@ -81,7 +81,7 @@ def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) 
 def open_journal(config: ExperimentConfig, path: Path) -> Journal:
     """The journal of a run of `config`, which refuses to serve another experiment's."""
     identity: dict[str, object] = {"seed": config.seed, "split": config.environment.split}
-    members, oversample = config.trainer.num_generations, config.rollout.oversample
+    members, oversample = config.online.num_generations, config.rollout.oversample
     return Journal(path, members=members, identity=identity, oversample=oversample)
 
 

@@ -137,7 +137,7 @@ def test_the_schema_says_which_options_may_change() -> None:
         for option, about in section["properties"].items()
         if about.get("may_change_on_resume")
     }
-    assert {"TrainerConfig.threads", "VLLMConfig.urls", "EnvironmentConfig.url"} <= marked
+    assert {"GRPOConfig.threads", "VLLMConfig.urls", "EnvironmentConfig.url"} <= marked
     assert "TrainerConfig.learning_rate" not in marked
 
 

@@ -34,7 +34,9 @@ def test_overrides_are_yaml_values_at_paths() -> None:
             BASE + "trainer: {learning_rat: 3}",
             "trainer.learning_rat: no such field: did you mean 'learning_rate'?",
         ),
+        (BASE + "trainer: {loss_type: gpro}", "trainer.loss_type: expected 'grpo', 'bnpo'"),
         (BASE + "trainer: {loss_type: gpro}", "did you mean 'grpo'?"),
+        (BASE + "trainer: {algorithm: gpro}", "trainer.algorithm: no such algorithm: 'gpro': did you mean 'grpo'?"),
         (
             BASE + "trainer: {num_generations: 1}",
             "trainer.num_generations: expected greater than or equal to 2, got 1",

@@ -153,3 +153,23 @@ def test_arguments_that_do_not_fit_are_refused(groups: list[int], max_tokens: in
     rows = [segment([1, 2], [False, True])] * 2
     with pytest.raises(ValueError, match=message):
         micro_batches(rows, groups, layout="tree", max_tokens=max_tokens)
+
+
+@given(step_batches(), st.integers(1, 30), st.sampled_from(["tree", "packed", "padded"]), st.data())
+def test_a_unit_is_never_split(
+    step: tuple[list[Segment], list[str]], max_tokens: int, layout: Layout, data: st.DataObject
+) -> None:
+    """A unit is of one group here: of several, their trees make one bundle whatever its size."""
+    segments, labels = step
+    numbers = data.draw(st.lists(st.integers(0, 4), min_size=len(segments), max_size=len(segments)))
+    units = list(zip(labels, numbers, strict=True))
+    batches = micro_batches(segments, labels, units=units, layout=layout, max_tokens=max_tokens)
+    homes: dict[tuple[str, int], set[int]] = {}
+    for at, batch in enumerate(batches):
+        for i in batch.segments:
+            homes.setdefault(units[i], set()).add(at)
+    assert all(len(places) == 1 for places in homes.values())
+    found = [i for batch in batches for i in batch.segments]
+    assert sorted(found) == [i for i, segment in enumerate(segments) if segment.mask.any()]
+    most = max([batch.tokens for batch in batches if len({units[i] for i in batch.segments}) > 1], default=0)
+    assert most <= max_tokens

@@ -26,6 +26,7 @@ from ..launch.runs import make_model
 from .made_segments import tiny as of_kind
 from .test_update import groups, tiny
 
+Made = Callable[..., Learner[Any]]
 DONE = Progress(1, 1, 3, 2.0)
 
 
@@ -42,11 +43,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(model: Path, tmp_path: Path) -> Iterator[Callable[..., Learner]]:
+def made(model: Path, tmp_path: Path) -> Iterator[Made]:
     """Makes learners of one run; `lora` in place of the whole model, anything else is of the trainer."""
-    learners: list[Learner] = []
+    learners: list[Learner[Any]] = []
 
-    def make(*, lora: bool = False, path: Path = model, **changes: Any) -> Learner:
+    def make(*, lora: bool = False, path: Path = model, **changes: Any) -> Learner[Any]:
         text = f"model: {{path: {path}, compute_dtype: float32}}\nenvironment: {{name: math}}\n"
         options = {"learning_rate": 0.01, "threads": 1, "save_total_limit": 1} | changes
         settings = [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()]
@@ -61,14 +62,18 @@ def made(model: Path, tmp_path: Path) -> Iterator[Callable[..., Learner]]:
         learner.close()
 
 
-def weights(learner: Learner) -> Tensor:
+def weights(learner: Learner[Any]) -> Tensor:
     return torch.cat([p.detach().flatten() for p in learner.model.parameters() if p.requires_grad]).clone()
+
+
+def state_of(learner: Learner[Any]) -> Any:
+    return learner.trained["policy"].optimizer.state
 
 
 class Broken:
     """While it is in force, one entry of one weight's gradient is `value`."""
 
-    def __init__(self, learner: Learner, value: float) -> None:
+    def __init__(self, learner: Learner[Any], value: float) -> None:
         parameter = [p for p in learner.model.parameters() if p.requires_grad][-1]
 
         def spoil(gradient: Tensor) -> Tensor:
@@ -82,17 +87,17 @@ class Broken:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30], ids=str)
 @pytest.mark.parametrize("options", [{}, {"num_iterations": 3}, {"streams": 1}], ids=str)
 def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted_and_kept(
-    made: Callable[..., Learner], tmp_path: Path, value: float, options: dict[str, Any]
+    made: Made, tmp_path: Path, value: float, options: dict[str, Any]
 ) -> None:
     learner = made(**options)
     learner.update(groups(1), step=0)
-    before, state = weights(learner), {id(k): dict(v) for k, v in learner.optimizer.state.items()}
+    before, state = weights(learner), {id(k): dict(v) for k, v in state_of(learner).items()}
     broken = Broken(learner, value)
     figures = learner.update(groups(2), step=1)
     broken.remove()
     assert figures["skipped_steps"] == 1
     assert torch.equal(weights(learner), before)
-    assert all(torch.equal(v[name], state[id(k)][name]) for k, v in learner.optimizer.state.items() for name in v)
+    assert all(torch.equal(v[name], state[id(k)][name]) for k, v in state_of(learner).items() for name in v)
     lines = (tmp_path / "logs" / "skipped-000002.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert {row["group"] for row in rows} == {0, 1, 2}
@@ -103,7 +108,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted_and_kept(
     assert not torch.equal(weights(learner), before)
 
 
-def test_one_bad_batch_between_good_ones_never_stops_a_run_and_three_in_a_row_do(made: Callable[..., Learner]) -> None:
+def test_one_bad_batch_between_good_ones_never_stops_a_run_and_three_in_a_row_do(
+    made: Made,
+) -> None:
     learner = made()
     for step in range(6):
         broken = Broken(learner, float("nan"))
@@ -124,14 +131,14 @@ def test_one_bad_batch_between_good_ones_never_stops_a_run_and_three_in_a_row_do
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 @pytest.mark.parametrize("where", ["weight", "exp_avg"])
 def test_what_is_not_finite_is_never_written_and_the_healthy_checkpoint_stays(
-    made: Callable[..., Learner], where: str, lora: bool
+    made: Made, where: str, lora: bool
 ) -> None:
     learner = made(lora=lora)
     learner.update(groups(1), step=0)
     learner.save(DONE)
     healthy = weights(learner)
     parameter = next(p for p in learner.model.parameters() if p.requires_grad)
-    (parameter.data if where == "weight" else learner.optimizer.state[parameter]["exp_avg"]).view(-1)[0] = torch.nan
+    (parameter.data if where == "weight" else state_of(learner)[parameter]["exp_avg"]).view(-1)[0] = torch.nan
     with pytest.raises(
         QuintainError, match=rf"\({where}\) is not finite.*; the newest complete checkpoint is step-000001$"
     ):
@@ -143,9 +150,7 @@ def test_what_is_not_finite_is_never_written_and_the_healthy_checkpoint_stays(
     assert torch.equal(weights(again), healthy)
 
 
-def test_weights_that_say_nothing_finite_are_not_blamed_on_the_engine(
-    made: Callable[..., Learner], tmp_path: Path
-) -> None:
+def test_weights_that_say_nothing_finite_are_not_blamed_on_the_engine(made: Made, tmp_path: Path) -> None:
     from quintain.config import RolloutConfig
     from quintain.trainers.publishing.publish import PolicyPublisher
 
@@ -158,8 +163,19 @@ def test_weights_that_say_nothing_finite_are_not_blamed_on_the_engine(
     publisher.close()
 
 
+def test_minibatches_are_updates_of_their_own_against_the_policy_before_them(made: Made) -> None:
+    """The first one of a batch has a ratio of 1 to the proximal policy, the later ones no longer have."""
+    learner = made(num_mini_batches=3, loss_type="cispo", epsilon_high=1.0)
+    figures = learner.update(groups(1), step=0)
+    assert figures["microbatches"] == 3
+    steps = {int(state["step"]) for state in state_of(learner).values()}
+    assert steps == {3}
+    assert figures["cispo_clip_ratio"] > 0
+    assert made(loss_type="cispo", epsilon_high=1.0).update(groups(1), step=0)["cispo_clip_ratio"] == 0
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-def test_going_on_from_a_checkpoint_is_going_on(made: Callable[..., Learner], lora: bool) -> None:
+def test_going_on_from_a_checkpoint_is_going_on(made: Made, lora: bool) -> None:
     learner = made(lora=lora)
     learner.update(groups(1), step=0)
     learner.save(DONE)
@@ -184,7 +200,7 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-def test_reading_a_checkpoint_runs_nothing_of_it(made: Callable[..., Learner], tmp_path: Path) -> None:
+def test_reading_a_checkpoint_runs_nothing_of_it(made: Made, tmp_path: Path) -> None:
     learner = made()
     learner.update(groups(1), step=0)
     learner.save(DONE)
@@ -198,7 +214,7 @@ def test_reading_a_checkpoint_runs_nothing_of_it(made: Callable[..., Learner], t
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_everything_of_a_checkpoint_is_on_the_disk_before_it_gets_its_name(
-    made: Callable[..., Learner], monkeypatch: pytest.MonkeyPatch, lora: bool
+    made: Made, monkeypatch: pytest.MonkeyPatch, lora: bool
 ) -> None:
     learner = made(lora=lora)
     learner.update(groups(1), step=0)
@@ -224,7 +240,7 @@ def test_everything_of_a_checkpoint_is_on_the_disk_before_it_gets_its_name(
     assert synced[-1] == str(root)
 
 
-def test_saving_a_step_again_replaces_it_and_leaves_no_drafts(made: Callable[..., Learner]) -> None:
+def test_saving_a_step_again_replaces_it_and_leaves_no_drafts(made: Made) -> None:
     learner = made()
     for _ in range(2):
         learner.update(groups(1), step=0)

@@ -12,7 +12,9 @@ from quintain.failure import Failure, FailureError, FailureKind, QuintainError, 
 from quintain.messages import assistant
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.checkpoint import Progress
+from quintain.trainers.heldout import HeldoutTasks
 from quintain.trainers.loop import Hooks, Loop, Stopped
+from quintain.trainers.sources import RolloutSource
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 BASE = (
@@ -54,7 +56,7 @@ class World:
     def admit(self, version: int) -> None:
         self._note(f"admit {version}")
 
-    def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
+    def update(self, data: list[Group], *, step: int) -> dict[str, float]:
         self._note(f"update {step}")
         return {"reward": 1.0, "num_tokens": 10.0}
 
@@ -67,15 +69,16 @@ class World:
         self.saved.append(progress)
 
 
-def loop(world: World, *, text: str = BASE, progress: Progress | None = None, check: Any = None) -> Loop:
+def loop(world: World, *, text: str = BASE, progress: Progress | None = None, check: Any = None) -> Loop[Any]:
     hooks = Hooks(lambda _: None, lambda _: None, lambda *_: None, lambda _: None, check or (lambda: None))
+    config = parse_config(text)
     return Loop(
-        parse_config(text),
-        rollout=world,
-        policy=world,
+        config,
+        source=RolloutSource(world),
+        learner=world,
         publisher=world,
+        evaluator=HeldoutTasks(world, config.evaluation, tasks=3, seed=0) if config.evaluation else None,
         hooks=hooks,
-        heldout=3,
         progress=progress or Progress(0, 0, 0, 0.0),
         clock=lambda: 0.0,
     )
@@ -172,3 +175,25 @@ def test_training_time_leaves_out_evaluations() -> None:
     running = loop(world)
     running.clock = lambda: now[0]
     assert running.run().progress.train_wall_s == pytest.approx(9.0)
+
+
+def test_without_a_publisher_and_an_evaluator_a_run_reads_trains_and_saves() -> None:
+    """What trains on a dataset samples nothing."""
+
+    class Dataset(World):
+        def batch(self, step: int) -> Any:
+            self._note(f"batch {step}")
+            return ["example"] * 3
+
+    world = Dataset()
+    hooks = Hooks(lambda _: None, lambda _: None, lambda *_: None, lambda _: None, lambda: None)
+    alone = Loop[Any](
+        parse_config(BASE), source=world, learner=world, publisher=None, evaluator=None, hooks=hooks,
+        progress=Progress(0, 0, 0, 0.0),
+    )  # fmt: skip
+    result = alone.run()
+    assert world.events == [
+        "batch 0", "update 0", "batch 1", "update 1", "save 2", "batch 2", "update 2", "batch 3", "update 3", "save 4",
+    ]  # fmt: skip
+    assert result.progress.consumed_groups == 12
+    assert result.before is result.after is None

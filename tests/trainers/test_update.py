@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quintain.config import parse_config
-from quintain.config.schema import TrainerConfig
+from quintain.config import GRPOConfig, parse_config
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
 from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.batches.batch import MicroBatch, micro_batches
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs
+from quintain.trainers.rows import Rows
 from quintain.trainers.streams import Streams, draws_random_numbers
-from quintain.trainers.update import Share, Work, accumulate, parameters_of
+from quintain.trainers.update import Loss, Share, Work, accumulate, parameters_of
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 from ..tiny_llama import tiny_llama
@@ -64,23 +65,32 @@ def groups(seed: int, *, failing: bool = False) -> list[Group]:
     return made
 
 
-def config(**changes: Any) -> TrainerConfig:
+def config(**changes: Any) -> GRPOConfig:
     text = "model: {path: x}\nenvironment: {name: math}\n"
     return parse_config(text, [f"trainer.{name}={json.dumps(value)}" for name, value in changes.items()]).trainer
 
 
+def credited_rows(batch: list[Group], trainer: GRPOConfig) -> Rows:
+    algorithm = GRPO(trainer, longest=8)
+    return algorithm.credit(algorithm.rows(batch, version=0))
+
+
+def loss_of(trainer: GRPOConfig) -> Loss:
+    return partial(GRPO(trainer, longest=8).loss, "policy")
+
+
 def gradient(
-    batch: list[Group], trainer: TrainerConfig, *, layout: str = "tree", max_tokens: int = 10_000,
+    batch: list[Group], trainer: GRPOConfig, *, layout: str = "tree", max_tokens: int = 10_000,
     share: Share | None = None, model: nn.Module | None = None, streams: int = 1, mixed: bool = False,
 ) -> tuple[Tensor, float, dict[str, float]]:  # fmt: skip
     model = model or tiny()
-    credited = GRPO(trainer, longest=8).rows(batch, version=0)
+    credited = credited_rows(batch, trainer)
     rows = credited.rows
     pieces = micro_batches(
         [r.segment for r in rows], [r.prefix for r in rows], layout=layout, max_tokens=max_tokens, at_least=streams
     )
     assert len(pieces) >= streams
-    work = Work(pieces, rows, credited.totals, GRPO(trainer, longest=8).loss, share or Share())
+    work = Work(pieces, rows, credited.totals, loss_of(trainer), share or Share())
     policy = PolicyForward(model, temperature=0.8)
 
     def forward(piece: MicroBatch) -> TokenLogprobs:
@@ -180,8 +190,10 @@ def test_a_failed_trajectory_changes_neither_advantages_nor_gradient() -> None:
     trainer = config()
     with_failures = groups(3, failing=True)
     without = [Group(g.id, g.index, g.trajectories[:3]) for g in with_failures]
-    a, b = (GRPO(trainer, longest=8).rows(batch, version=0) for batch in (with_failures, without))
-    assert [row.advantage for row in a.rows] == [row.advantage for row in b.rows]
+    a, b = (credited_rows(batch, trainer) for batch in (with_failures, without))
+    assert all(
+        np.array_equal(x.columns["advantage"], y.columns["advantage"]) for x, y in zip(a.rows, b.rows, strict=True)
+    )
     assert a.totals == b.totals
     assert near(gradient(with_failures, trainer)[0], gradient(without, trainer)[0])
     assert (a.metrics["failures"], b.metrics["failures"]) == (3, 0)
@@ -195,12 +207,12 @@ def test_rows_without_advantage_may_be_left_out_of_the_forward_pass() -> None:
         Trajectory(t.id, t.group, t.task, t.index, t.member, 0, t.turns, t.ending, 1.0) for t in batch[1].trajectories
     )
     batch[1] = Group("1", 1, same)
-    credited = GRPO(trainer, longest=8).rows(batch, version=0)
+    credited = credited_rows(batch, trainer)
     kept = credited.trained(GRPO(trainer, longest=8).inert)
     assert {row.prefix for row in kept} == {0, 2}
     pieces = micro_batches([r.segment for r in kept], [r.prefix for r in kept], layout="tree", max_tokens=10_000)
     model = tiny()
-    work = Work(pieces, kept, credited.totals, GRPO(trainer, longest=8).loss)
+    work = Work(pieces, kept, credited.totals, loss_of(trainer))
     accumulate(PolicyForward(model, temperature=0.8), work, backward=lambda value: value.backward())
     left_out = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert near(left_out, gradient(batch, trainer)[0])
@@ -216,19 +228,20 @@ import json, os, sys
 from contextlib import nullcontext
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tests.trainers.test_update import config, groups, tiny
+from tests.trainers.test_update import config, credited_rows, groups, loss_of, tiny
 from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.model.forward import PolicyForward
 from quintain.trainers.algorithms.grpo import GRPO
-from quintain.trainers.update import Share, Work, accumulate
+from quintain.trainers.rows import Rows
+from quintain.trainers.update import Loss, Share, Work, accumulate
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 model, trainer, batch = tiny(), config(), groups(5)
-credited = GRPO(trainer, longest=8).rows(batch, version=0)
+credited = credited_rows(batch, trainer)
 rows = credited.rows
 pieces = micro_batches([r.segment for r in rows], [r.prefix for r in rows], layout="tree", max_tokens=int(sys.argv[1]))
 forward = DistributedDataParallel(PolicyForward(model, temperature=0.8))
-work = Work(pieces, rows, credited.totals, GRPO(trainer, longest=8).loss, Share(dist.get_rank(), dist.get_world_size()))
+work = Work(pieces, rows, credited.totals, loss_of(trainer), Share(dist.get_rank(), dist.get_world_size()))
 loss, _ = accumulate(forward, work, backward=lambda value: value.backward(), unsynced=forward.no_sync)
 flat = torch.cat([p.grad.flatten() for p in model.parameters()])
 total = torch.tensor([loss]); dist.all_reduce(total)

@@ -1,11 +1,18 @@
-"""One file per algorithm."""
+"""One file per algorithm, its options in `quintain.config.algorithms`."""
+
+from typing import Any
 
 from quintain.config import ExperimentConfig
 from quintain.trainers.algorithms.base import Algorithm
 from quintain.trainers.algorithms.grpo import GRPO
 
+ALGORITHMS: dict[str, Any] = {"grpo": GRPO}
+"""By the name that `trainer.algorithm` gives; each is made of its options and `longest`, the completion limit."""
 
-def algorithm_of(config: ExperimentConfig) -> Algorithm:
-    """The algorithm that `trainer.algorithm` names; a new one is a line here."""
-    algorithms = {"grpo": GRPO}
-    return algorithms[config.trainer.algorithm](config.trainer, longest=config.rollout.max_completion_length)
+
+def algorithm_of(config: ExperimentConfig) -> Algorithm[Any]:
+    """The algorithm that the experiment names."""
+    made: Algorithm[Any] = ALGORITHMS[config.trainer.algorithm](
+        config.trainer, longest=config.rollout.max_completion_length
+    )
+    return made

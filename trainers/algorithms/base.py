@@ -1,45 +1,54 @@
-"""What an algorithm is to the learner: rows with credit out of groups, and a loss on them.
+"""What an algorithm is to the learner: rows out of data, their credit, and a loss on them.
 
-The learner and the loop know this file and no algorithm. Invariants: an algorithm has no state, its loss is a pure
-function, and its parts over the micro-batches of a batch add up.
+The learner and the loop know this file and no algorithm. Invariants: an algorithm has no state, credit and loss are
+pure functions, and the loss's parts over the micro-batches of a batch add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics
 from quintain.trainers.rows import Row, Rows, Totals
-from quintain.trajectory import Group
+
+Data = TypeVar("Data", contravariant=True)
+"""A batch: `Sequence[Group]` where it was sampled, a sequence of examples where it comes from a dataset."""
 
 
 class Pass(StrEnum):
-    """What is computed of a batch without a gradient, before the first update on it."""
+    """A forward pass without a gradient over all rows that are not masked, before credit; its column has its name."""
 
+    OLD = "old"
+    """Log-probabilities under the policy as it is before the first update on the batch."""
     REF = "ref"
     """Log-probabilities under the reference: the policy before training."""
+    VALUE = "value"
+    """What the critic expects at each policy token, before it is sampled."""
+    TEACHER = "teacher"
+    """Log-probabilities under the teacher."""
     ENTROPY = "entropy"
     """Entropies under the policy."""
 
 
-class Algorithm(Protocol):
+class Algorithm(Protocol[Data]):
     """One file of `algorithms` each."""
 
     passes: frozenset[Pass]
+    trains: tuple[str, ...]
+    """The models that are trained, by name; the first is the one that is published and saved as the run's."""
 
-    def rows(self, groups: Sequence[Group], *, version: int) -> Rows:
-        """The rows of a batch with their credit; `version` is the trainer's. QuintainError where it cannot be given."""
+    def rows(self, data: Data, *, version: int) -> Rows:
+        """The rows of a batch; `version` is the trainer's. QuintainError where they cannot be made."""
+
+    def credit(self, rows: Rows) -> Rows:
+        """The rows with what the loss reads: advantages, say, and thresholds that need the whole batch."""
 
     def inert(self, row: Row) -> bool:
-        """Whether `row` has no loss and no gradient, so that it need not be run at all."""
+        """Whether `row`, credited, has no loss and no gradient, so that it need not be run at all."""
 
-    def settled(self, totals: Totals, entropies: Tensor) -> Totals:
-        """`totals` with what follows from the batch's entropies [T]. Asked after Pass.ENTROPY alone."""
-
-    def loss(self, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
-        """A micro-batch's part of the loss, a scalar with a gradient, and of the metrics."""
+    def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
+        """A micro-batch's part of the loss of `model`, a scalar with a gradient, and of the metrics."""

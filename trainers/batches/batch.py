@@ -7,7 +7,8 @@ causal attention needs no mask.
 Invariants:
 - the policy tokens of every segment are in exactly one micro-batch, once, in (segment, position) order;
 - the cut depends on the segments and the arguments alone, so every rank of a run makes the same one;
-- a micro-batch holds at most `max_tokens` tokens, unless a single segment alone has more.
+- the segments of a unit are in one micro-batch, those that have policy tokens;
+- a micro-batch holds at most `max_tokens` tokens, unless a single unit alone has more.
 
 Segments without policy tokens need nothing computed and are in no micro-batch.
 
@@ -82,12 +83,14 @@ def micro_batches(
     *,
     layout: Layout,
     max_tokens: int,
+    units: Sequence[Hashable] | None = None,
     parity_tokens: int | None = None,
     at_least: int = 1,
 ) -> list[MicroBatch]:
     """Cut `segments` into micro-batches of similar cost.
 
-    groups [N]: segments with equal values may share prefixes. max_tokens: tokens of a micro-batch, after sharing, and
+    groups [N]: segments with equal values may share prefixes. units [N]: those with equal values stay together; None:
+    each is one. max_tokens: tokens of a micro-batch, after sharing, and
     with padding for `padded`. parity_tokens: see PARITY_TOKENS; None where attention costs no more in longer rows
     (block attention), which puts all trees in one row without padding. `PolicyForward.parity_tokens` knows which.
     at_least: so many micro-batches, where there are as many trees; rows that are padded are cut by `max_tokens` alone.
@@ -96,69 +99,104 @@ def micro_batches(
         raise ValueError(f"expected a group for each of {len(segments)} segments, got {len(groups)}")
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-    trees = [build_tree(segments, rows) for rows in _pieces(segments, groups, layout, max_tokens)]
+    units = range(len(segments)) if units is None else units
+    pieces = _pieces(segments, groups, units, layout, max_tokens)
+    bundles = [[build_tree(segments, rows) for rows in bundle] for bundle in _bundled(pieces, units)]
     if layout == "padded":
-        batches = [_assembled([[tree] for tree in part], causal=True) for part in _padded_parts(trees, max_tokens)]
+        batches = [_assembled([[tree] for tree in part], causal=True) for part in _padded_parts(bundles, max_tokens)]
     else:
-        parts = _balanced(trees, max_tokens, parity_tokens, at_least)
+        parts = _balanced(bundles, max_tokens, parity_tokens, at_least)
         batches = [_assembled(_rows(part, parity_tokens), causal=False) for part in parts]
     return sorted(batches, key=lambda batch: batch.segments[0])
 
 
 def _pieces(
-    segments: Sequence[Segment], groups: Sequence[Hashable], layout: Layout, max_tokens: int
+    segments: Sequence[Segment], groups: Sequence[Hashable], units: Sequence[Hashable], layout: Layout, max_tokens: int
 ) -> list[list[int]]:
     """Which segments make up each tree."""
     trained = [i for i, segment in enumerate(segments) if segment.mask.any()]
     if layout != "tree":
         return [[i] for i in trained]
+    found: list[list[int]] = []
+    for rows in _alike(trained, groups):
+        parts, whole = split_rows(segments, rows, max_tokens), _alike(rows, units)
+        found += parts if len(parts) == 1 or len(whole) == len(rows) else whole
+    return found
+
+
+def _alike(rows: Sequence[int], labels: Sequence[Hashable]) -> list[list[int]]:
+    """`rows` by their label."""
     members: dict[Hashable, list[int]] = {}
-    for i in trained:
-        members.setdefault(groups[i], []).append(i)
-    return [part for rows in members.values() for part in split_rows(segments, rows, max_tokens)]
+    for i in rows:
+        members.setdefault(labels[i], []).append(i)
+    return list(members.values())
 
 
-def _cost(tree: Tree, parity_tokens: int | None) -> float:
-    """Relative cost of a tree: its tokens, and the keys that they see."""
-    return len(tree) + float((tree.depth + 1).sum()) / (parity_tokens or PARITY_TOKENS)
+def _bundled(pieces: Sequence[list[int]], units: Sequence[Hashable]) -> list[list[list[int]]]:
+    """`pieces`, those that have a unit in common together."""
+    bundles: list[list[list[int]]] = []
+    bundle_of: dict[Hashable, int] = {}
+    for piece in pieces:
+        joined = sorted({bundle_of[units[i]] for i in piece if units[i] in bundle_of})
+        bundles.append([part for at in joined for part in bundles[at]] + [piece])
+        for at in joined:
+            bundles[at] = []
+        bundle_of |= {units[i]: len(bundles) - 1 for part in bundles[-1] for i in part}
+    return [bundle for bundle in bundles if bundle]
 
 
-def _balanced(trees: Sequence[Tree], max_tokens: int, parity_tokens: int | None, at_least: int) -> list[list[Tree]]:
+def _size(bundle: Sequence[Tree]) -> int:
+    return sum(map(len, bundle))
+
+
+def _cost(bundle: Sequence[Tree], parity_tokens: int | None) -> float:
+    """Relative cost of trees: their tokens, and the keys that they see."""
+    return sum(len(tree) + float((tree.depth + 1).sum()) / (parity_tokens or PARITY_TOKENS) for tree in bundle)
+
+
+def _balanced(
+    bundles: Sequence[list[Tree]], max_tokens: int, parity_tokens: int | None, at_least: int
+) -> list[list[Tree]]:
     """As few parts within `max_tokens`, from `at_least` on, as longest-processing-time-first finds; of similar cost."""
-    large = [[tree] for tree in trees if len(tree) >= max_tokens]
-    rest = sorted((tree for tree in trees if len(tree) < max_tokens), key=lambda tree: -_cost(tree, parity_tokens))
-    count = max(-(-sum(map(len, rest)) // max_tokens), min(at_least - len(large), len(rest)))
+    large = [bundle for bundle in bundles if _size(bundle) >= max_tokens]
+    rest = [bundle for bundle in bundles if _size(bundle) < max_tokens]
+    rest = sorted(rest, key=lambda bundle: -_cost(bundle, parity_tokens))
+    count = max(-(-sum(map(_size, rest)) // max_tokens), min(at_least - len(large), len(rest)))
     while (parts := _fitted(rest, count, max_tokens, parity_tokens)) is None:
         count += 1
     return large + parts
 
 
-def _fitted(trees: Sequence[Tree], count: int, max_tokens: int, parity_tokens: int | None) -> list[list[Tree]] | None:
-    """`trees`, dearest first, each to the cheapest of `count` parts with room for it; None where one finds no room."""
+def _fitted(
+    bundles: Sequence[list[Tree]], count: int, max_tokens: int, parity_tokens: int | None
+) -> list[list[Tree]] | None:
+    """`bundles`, dearest first, each to the cheapest of `count` parts with room for it; None where one finds none."""
     parts: list[list[Tree]] = [[] for _ in range(count)]
     cost, size = [0.0] * count, [0] * count
-    for tree in trees:
-        free = [p for p in range(count) if size[p] + len(tree) <= max_tokens]
+    for bundle in bundles:
+        free = [p for p in range(count) if size[p] + _size(bundle) <= max_tokens]
         if not free:
             return None
         p = min(free, key=lambda p: cost[p])
-        parts[p].append(tree)
-        cost[p] += _cost(tree, parity_tokens)
-        size[p] += len(tree)
+        parts[p] += bundle
+        cost[p] += _cost(bundle, parity_tokens)
+        size[p] += _size(bundle)
     return parts
 
 
-def _padded_parts(trees: Sequence[Tree], max_tokens: int) -> list[list[Tree]]:
+def _padded_parts(bundles: Sequence[list[Tree]], max_tokens: int) -> list[list[Tree]]:
     """As few parts of at most `max_tokens`, padding included, as rows of similar length make; evenly filled."""
-    longest_first = sorted(trees, key=lambda tree: -len(tree))
+    longest_first = sorted(bundles, key=lambda bundle: -max(map(len, bundle)))
 
     def cut(limit: int) -> list[list[Tree]]:
         parts: list[list[Tree]] = []
-        for tree in longest_first:
-            if parts and len(parts[-1][0]) * (len(parts[-1]) + 1) <= limit:
-                parts[-1].append(tree)
+        width = 0
+        for bundle in longest_first:
+            if parts and width * (len(parts[-1]) + len(bundle)) <= limit:
+                parts[-1] += bundle
             else:
-                parts.append([tree])
+                parts.append(list(bundle))
+                width = max(map(len, bundle))
         return parts
 
     low, high, fewest = 1, max_tokens, len(cut(max_tokens))

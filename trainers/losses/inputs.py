@@ -1,4 +1,4 @@
-"""What a policy loss is given: flat tensors, one entry per policy token of a micro-batch.
+"""What a loss is given: flat tensors, one entry per policy token of a micro-batch.
 
 Packed, tree-packed and padded batches are all the same here: tokens in any order, each saying which row it belongs to
 (padding is a token that the mask leaves out). T is the number of entries, R the number of rows. Invariants: all tensors
@@ -8,7 +8,8 @@ influences neither value nor gradient, whatever it holds (−inf and NaN include
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -22,16 +23,19 @@ LOG_BOUND = 20.0
 class LossInputs:
     """One micro-batch of R rows (training sequences) with T policy tokens. Raises ValueError on wrong shapes.
 
-    logp: log-probability of each sampled token under the policy; the only tensor with a gradient. Half
-        precision is computed in float32; float64 stays float64.
+    logp: log-probability of each sampled token under the policy, with a gradient; 0 of a model without an LM head.
+        Half precision is computed in float32; float64 stays float64.
     row: int64, which row the token belongs to, 0 .. rows − 1.
     rows: R, rows without any token included.
-    advantage: per token; for one value per row pass `advantage_R[row]`.
+    advantage: per token; for one value per row pass `advantage_R[row]`. 0 where the rows have none.
     mask: bool, which tokens are trained on.
     old_logp: under the proximal policy, or None for exactly on-policy (then the detached `logp`).
     sampler_logp: μ, under the sampler; NaN where it gave none (such a token is not corrected, nor evidence).
     ref_logp: under the reference model; needed when `beta` > 0.
     entropy: of the policy's distribution, in nats; needed for `top_entropy_quantile`, otherwise only logged.
+    value: of a model with a value head, what it expects before each token, with a gradient.
+    unit: int64, which unit (`Row.unit`) the token belongs to, 0 .. units − 1; None: each row is one.
+    columns: the rows' other columns, by name.
     All log-probabilities are after division of the logits by the temperature.
     """
 
@@ -44,15 +48,18 @@ class LossInputs:
     sampler_logp: Tensor | None = None
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
+    value: Tensor | None = None
+    unit: Tensor | None = None
+    units: int = 0
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.logp.dim() != 1:
             raise ValueError(f"logp: expected a flat tensor [T]; got shape {tuple(self.logp.shape)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in {f.name: getattr(self, f.name) for f in fields(self)}.items():
             if isinstance(value, Tensor) and value.shape != self.logp.shape:
                 raise ValueError(
-                    f"{field.name}: expected the shape of logp, {tuple(self.logp.shape)}; got {tuple(value.shape)}"
+                    f"{name}: expected the shape of logp, {tuple(self.logp.shape)}; got {tuple(value.shape)}"
                 )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"mask: expected dtype bool; got {self.mask.dtype}")

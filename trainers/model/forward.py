@@ -26,10 +26,14 @@ from quintain.trajectory import Segment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLogprobs:
-    """Of T policy tokens, in (segment, position) order: logp [T] and, without a gradient, entropy [T] in nats."""
+    """Of T policy tokens, in (segment, position) order: logp [T] and, without a gradient, entropy [T] in nats.
+
+    value [T]: of a model with a value head, what it says before each token; logp is 0 where it has no LM head.
+    """
 
     logp: Tensor
     entropy: Tensor | None
+    value: Tensor | None = None
 
 
 class PolicyForward(nn.Module):

@@ -208,7 +208,7 @@ def _saved(model: nn.Module) -> dict[str, Tensor]:
 
 def check_saved(model: nn.Module, folder: Path) -> None:
     """Prove that `folder` loads back as the very weights of `model`. QuintainError where it does not."""
-    found = _loaded(folder, _base(model).dtype)
+    found = _loaded(folder, _base(model))
     for name, value in _saved(model).items():
         if name not in found or not torch.equal(found[name].cpu(), value):
             raise QuintainError(f"{type(_base(model)).__name__} does not load back as it was saved: {name} differs")
@@ -229,18 +229,15 @@ def restore_policy(model: Any, folder: Path) -> None:
             raise ValueError(f"{len(missing)} weights of the adapter are missing, such as {min(missing)}")
         peft.set_peft_model_state_dict(model, weights)
         return
-    found = _loaded(folder, model.dtype)
+    found = _loaded(folder, model)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             value.copy_(found[name])
 
 
-def _loaded(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in `folder` as transformers loads them, by their names in memory; ValueError where any is missing."""
-    from transformers import AutoModelForCausalLM
-
-    load: Any = AutoModelForCausalLM.from_pretrained
-    fresh, told = load(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+def _loaded(folder: Path, like: Any) -> dict[str, Tensor]:
+    """Weights in `folder`, read into a model `like` it, by their names in memory; ValueError where any is missing."""
+    fresh, told = type(like).from_pretrained(folder, dtype=like.dtype, local_files_only=True, output_loading_info=True)
     missing = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in told[kind])
     if missing:
         raise ValueError(f"{len(missing)} weights are missing or of another shape, such as {missing[0]}")

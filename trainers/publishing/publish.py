@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from quintain.trajectory import Segment
 class PolicyPublisher:
     """Publishes `learner`'s policy to `rollout`. `scratch` holds the weights where shared memory cannot."""
 
-    def __init__(self, learner: Learner, rollout: RolloutClient, config: RolloutConfig, *, scratch: Path) -> None:
+    def __init__(self, learner: Learner[Any], rollout: RolloutClient, config: RolloutConfig, *, scratch: Path) -> None:
         self._learner, self._rollout = learner, rollout
         self._dtype = torch_dtype(config.dtype, "rollout.dtype")
         tolerance = config.canary_tolerance
@@ -51,6 +52,10 @@ class PolicyPublisher:
         answer = self._rollout.publish(Weights(self._store.folder, version), canary, admit=admit)
         sent.result()
         return answer
+
+    def admit(self, version: int) -> None:
+        """Let training episodes start at `version`. FailureError where the server has lost its weights."""
+        self._rollout.admit(version)
 
     def close(self) -> None:
         """Remove the published weights."""
@@ -75,7 +80,7 @@ class PolicyPublisher:
         return tuple(out[index] for index in range(len(segments)))
 
 
-def _direct(learner: Learner, config: RolloutConfig) -> DirectTransfer | None:
+def _direct(learner: Learner[Any], config: RolloutConfig) -> DirectTransfer | None:
     """What sends weights from GPU to GPU, where the experiment asks for it (rollout.vllm.transfer)."""
     options = config.vllm
     if options is None or options.transfer == "folder":

@@ -1,0 +1,132 @@
+"""The options that trainers share: of all of them, and of those that sample what they train on.
+
+Names follow TRL's trainers where the meaning is the same. Those of one algorithm are in `algorithms`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from quintain.config.section import Count, Fraction, MayChange, Positive, Rate, Section
+
+
+class TrainerConfig(Section):
+    """How a model learns, whatever it learns from."""
+
+    algorithm: str
+    """Which algorithm makes rows and a loss out of data."""
+    max_steps: MayChange[Positive] = 100
+    """Batches to train on. A run is resumed with the same number where its learning rate falls to the last one
+    (lr_scheduler_type)."""
+
+    learning_rate: Rate = 1e-6
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls after the warm-up: not, to zero in a line, to zero in half a cosine."""
+    warmup_steps: Count = 0
+    """Steps in which the rate rises from zero."""
+    weight_decay: Rate = 0.0
+    """Decoupled weight decay."""
+    adam_beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Fraction = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+
+    layout: MayChange[Literal["auto", "tree", "packed", "padded"]] = "auto"
+    """How rows share a forward pass; auto is tree wherever the model allows it."""
+    max_tokens_per_microbatch: MayChange[Positive] = 8192
+    """Token budget of one forward and backward pass; more tokens are accumulated over several."""
+    threads: MayChange[Positive | None] = None
+    """CPU threads of the trainer; null is one per core."""
+    streams: MayChange[Positive] = 2
+    """Micro-batches that a CPU works on side by side, sharing `threads`; each keeps a gradient of its own."""
+
+    save_steps: MayChange[Positive | None] = None
+    """Write a checkpoint every so many steps; one is always written at the end and when stopped."""
+    save_total_limit: MayChange[Positive] = 2
+    """Checkpoints to keep."""
+    report_to: MayChange[list[str]] = Field(default_factory=list)
+    """Trackers of Accelerate that get the metrics as well (tensorboard, wandb, ...)."""
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> TrainerConfig:
+        if self.warmup_steps > self.max_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
+        return self
+
+    @property
+    def epochs(self) -> int:
+        """How often a batch is gone over."""
+        return 1
+
+    @property
+    def minibatches(self) -> int:
+        """In how many optimiser updates a batch is gone over once."""
+        return 1
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss or the credit reads the reference model's log-probabilities."""
+        return False
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but rarely meant, one line each, starting with the field."""
+        return ()
+
+    def fixed(self, name: str) -> str | None:
+        """As for any section; `max_steps` is fixed where the learning rate falls to it."""
+        if name == "max_steps" and self.lr_scheduler_type != "constant":
+            return (
+                f"the {self.lr_scheduler_type} learning rate falls to zero there and would jump; to train on, start a"
+                " new run with a checkpoint as model.path"
+            )
+        return super().fixed(name)
+
+
+class OnlineConfig(TrainerConfig):
+    """How a policy learns from what it samples."""
+
+    prompts_per_step: Positive = 8
+    """Groups of a batch."""
+    num_generations: Positive = 8
+    """Trajectories of a group (G)."""
+    num_iterations: Positive = 1
+    """How often a batch is gone over (mu of the GRPO paper, PPO's epochs)."""
+    num_mini_batches: Positive = 1
+    """In how many optimiser updates a batch is gone over once."""
+    reward_weights: dict[str, float] | None = None
+    """Weights of the environment's named rewards; null takes the episode's reward as it is."""
+
+    @model_validator(mode="after")
+    def _names_a_reward(self) -> OnlineConfig:
+        if self.reward_weights is not None and not self.reward_weights:
+            raise ValueError("reward_weights is empty: name at least one reward, or leave it out")
+        return self
+
+    @property
+    def epochs(self) -> int:
+        """How often a batch is gone over."""
+        return self.num_iterations
+
+    @property
+    def minibatches(self) -> int:
+        """In how many optimiser updates a batch is gone over once."""
+        return self.num_mini_batches
+
+    @property
+    def rewards_apart(self) -> bool:
+        """Whether named rewards are compared one by one, and not their weighted sum."""
+        return False
+
+
+class GroupConfig(OnlineConfig):
+    """How a policy learns from the differences within a group."""
+
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Trajectories of a group (G)."""

@@ -1,0 +1,46 @@
+"""Where batches come from: what the loop asks of a source, and the source that samples.
+
+Invariant: the batch of a step is the same each time it is asked for, so that a step may be done again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence, Sized
+from typing import Protocol, TypeVar
+
+from quintain.failure import QuintainError
+from quintain.trajectory import Group
+
+Batch = TypeVar("Batch", bound=Sized, covariant=True)
+"""What an algorithm makes rows of; its length is what a run has consumed (groups, or examples)."""
+
+
+class BatchSource(Protocol[Batch]):
+    """What gives the loop its batches."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `step`. FailureError (lost) where weights must be published before it can be had."""
+
+
+class Batches(Protocol):
+    """What a source of groups needs of the rollout server (`RolloutClient`)."""
+
+    def batch(self, step: int) -> list[Group]: ...
+
+
+class RolloutSource:
+    """Fresh groups, sampled by the policy."""
+
+    def __init__(self, rollout: Batches) -> None:
+        self._rollout = rollout
+
+    def batch(self, step: int) -> Sequence[Group]:
+        """The groups of `step`. QuintainError where every episode failed."""
+        groups = self._rollout.batch(step)
+        failed = Counter(str(row.failure) for group in groups for row in group.trajectories if row.failure is not None)
+        total = sum(len(group.trajectories) for group in groups)
+        if failed.total() == total:
+            what, times = failed.most_common(1)[0]
+            raise QuintainError(f"all {total} episodes of step {step + 1} failed, {times} of them with: {what}")
+        return groups
