@@ -106,10 +106,7 @@ def _as_json(
     report: RescoreReport, shown: Sequence[Rescored], about: Mapping[str, Any], written: Path | None, answer: str
 ) -> dict[str, Any]:
     def figure(found: Estimate | None) -> dict[str, Any] | None:
-        if found is None:
-            return None
-        ci = None if found.low is None else [found.low, found.high]
-        return {"value": found.value, "ci95": ci, "se": found.se, "tasks": found.tasks, "samples": found.samples}
+        return None if found is None else found.as_json() | {"samples": found.samples}
 
     return {
         **about,

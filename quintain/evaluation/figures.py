@@ -71,18 +71,13 @@ def figures_of(rows: Iterable[Trajectory], *, ks: Sequence[int], pass_at: float)
 
 def figures_json(figures: Figures) -> dict[str, Any]:
     """The figures as JSON: 95 % intervals are [low, high]."""
-    mean = figures.mean
+    mean = {} if figures.mean is None else figures.mean.as_json()
     return {
-        "mean_reward": None if mean is None else mean.value,
-        "mean_reward_ci95": None if mean is None else _interval(mean),
-        "mean_reward_se": None if mean is None else mean.se,
+        "mean_reward": mean.get("value"),
+        "mean_reward_ci95": mean.get("ci95"),
+        "mean_reward_se": mean.get("se"),
         "pass_at": figures.pass_at,
-        "pass": {
-            str(k): None
-            if found is None
-            else {"value": found.value, "ci95": _interval(found), "se": found.se, "tasks": found.tasks}
-            for k, found in figures.passes.items()
-        },
+        "pass": {str(k): found and found.as_json() for k, found in figures.passes.items()},
         "tasks": figures.tasks,
         "verified": figures.verified,
         "failed": figures.failed,
@@ -127,10 +122,6 @@ def _usage(row: Trajectory) -> tuple[int | None, int | None]:
 def _sum(counts: Sequence[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
-
-
-def _interval(found: Estimate) -> list[float] | None:
-    return None if found.low is None or found.high is None else [found.low, found.high]
 
 
 def _between(found: Estimate, form: str) -> str:

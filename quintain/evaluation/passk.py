@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class Estimate:
     se: float | None
     tasks: int
     samples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The figure with its interval as [low, high]."""
+        ci95 = None if self.low is None else [self.low, self.high]
+        return {"value": self.value, "ci95": ci95, "se": self.se, "tasks": self.tasks}
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

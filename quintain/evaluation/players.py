@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from quintain.evaluation.episode_log import Place
-from quintain.failure import FailureError, FailureKind, QuintainError, Stage, one_line
-from quintain.launch.servers import Address
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
+from quintain.launch.servers import Address, probed
 from quintain.trajectory import Trajectory
 
 TASKS_AT_ONCE: Final = 2048
@@ -242,16 +242,8 @@ def _spec(episodes: Episodes, place: Place) -> Any:
 
 def check_endpoint(endpoint: Endpoint, key_env: str | None) -> None:
     """QuintainError, one line, where nobody answers at the endpoint or the key is refused."""
-    import httpx
-
-    from quintain.calling.connections import http_client
-
-    try:
-        with http_client(endpoint.url, endpoint.key, proxied=True, timeout=30.0) as http:
-            answer = http.get("/models")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        detail = one_line(f"{type(error).__name__}: {error}", 160)
-        raise QuintainError(f"--endpoint: nobody answers at {endpoint.url} ({detail})") from None
-    if answer.status_code in (401, 403):
+    nobody = f"--endpoint: nobody answers at {endpoint.url}"
+    status = probed(endpoint.url, "/models", endpoint.key, nobody, proxied=True)
+    if status in (401, 403):
         asked = f"the key in {key_env} is not accepted" if key_env else "give --key-env, a variable that holds the key"
-        raise QuintainError(f"--endpoint: {endpoint.url} answered {answer.status_code}: {asked}")
+        raise QuintainError(f"--endpoint: {endpoint.url} answered {status}: {asked}")

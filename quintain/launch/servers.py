@@ -12,9 +12,11 @@ import secrets
 from dataclasses import dataclass, replace
 
 from quintain.config import ExperimentConfig, VLLMConfig
-from quintain.failure import QuintainError
+from quintain.failure import QuintainError, one_line
 from quintain.launch.run_folder import RunFolder
 from quintain.launch.supervisor import ServerSpec, Supervisor, python_module
+
+PROBE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +77,20 @@ def start_rollout(supervisor: Supervisor, config: ExperimentConfig, run: RunFold
 
 
 def _check_reachable(address: Address) -> None:
+    help_ = "start the server with 'quintain env serve', or give environment.name"
+    status = probed(address.url, "/health", address.token, f"environment.url: nobody answers at {address.url}: {help_}")
+    if status != 200:
+        raise QuintainError(f"environment.url: {address.url}/health answered {status}: is it an environment server?")
+
+
+def probed(url: str, path: str, token: str | None, nobody: str, *, proxied: bool = False) -> int:
+    """The status that the server at `url` answers for `path` with. QuintainError, `nobody` and why, where none does."""
     import httpx
 
     from quintain.calling.connections import http_client
 
-    url = address.url
     try:
-        with http_client(url, address.token, timeout=10.0) as http:
-            answer = http.get("/health")
+        with http_client(url, token, proxied=proxied, timeout=PROBE_S) as http:
+            return http.get(path).status_code
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise QuintainError(
-            f"environment.url: nobody answers at {url} ({type(error).__name__}): start the server with"
-            " 'quintain env serve', or give environment.name"
-        ) from None
-    if answer.status_code != 200:
-        raise QuintainError(
-            f"environment.url: {url}/health answered {answer.status_code}: is it an environment server?"
-        )
+        raise QuintainError(f"{nobody} ({one_line(f'{type(error).__name__}: {error}', 160)})") from None

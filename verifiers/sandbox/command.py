@@ -125,17 +125,11 @@ class Pipes:
     @classmethod
     async def talking(cls) -> tuple[Pipes, asyncio.StreamReader, asyncio.StreamWriter]:
         """A channel on stdin and stdout, and stderr kept."""
-        loop = asyncio.get_running_loop()
         their_stdin, our_stdin = os.pipe()
         our_stdout, their_stdout = os.pipe()
         pipes = cls([their_stdin, their_stdout], [])
         pipes._capture()
-        reader = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(our_stdout, "rb", 0))
-        transport, protocol = await loop.connect_write_pipe(
-            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(our_stdin, "wb", 0)
-        )
-        return pipes, reader, asyncio.StreamWriter(transport, protocol, None, loop)
+        return pipes, *await streams(our_stdout, our_stdin)
 
     def close(self) -> None:
         """Let go of all of them."""
@@ -152,6 +146,16 @@ class Pipes:
         ours, theirs = os.pipe()
         self.theirs.append(theirs)
         self.captured.append(ours)
+
+
+async def streams(reads: int, writes: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """What comes from the pipe `reads` and goes into `writes`, both taken over."""
+    loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reads, "rb", 0))
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(writes, "wb", 0)
+    )
+    return reader, asyncio.StreamWriter(transport, protocol, None, loop)
 
 
 class Command:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.verifiers.sandbox.command import Pipes
+from quintain.verifiers.sandbox.command import Pipes, streams
 from quintain.verifiers.sandbox.container import WORK, Container, Exec
 from quintain.verifiers.sandbox.interface import Execution, Limits
 from quintain.verifiers.sandbox.session import Begun, OneAtATime
@@ -65,16 +65,8 @@ class ContainerSession(OneAtATime):
 
     async def _relay(self, started: Exec, pipes: Pipes) -> Execution:
         """Carry between a program in the container and its channel, whose other ends are `pipes`, to its end."""
-        loop = asyncio.get_running_loop()
         their_stdin, their_stdout, _ = pipes.theirs
-        incoming = asyncio.StreamReader()
-        await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(incoming), os.fdopen(os.dup(their_stdin), "rb", 0)
-        )
-        transport, protocol = await loop.connect_write_pipe(
-            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(os.dup(their_stdout), "wb", 0)
-        )
-        outgoing = asyncio.StreamWriter(transport, protocol, None, loop)
+        incoming, outgoing = await streams(os.dup(their_stdin), os.dup(their_stdout))
         pipes.close()
 
         async def feed(writer: asyncio.StreamWriter) -> None:

@@ -134,20 +134,13 @@ def _equal_numbers(answer: Node, reference: Node, close: Closeness) -> bool:
     return False  # 0/0 equals nothing
 
 
-def value_of(node: Node) -> Any:
-    """The real value of a number, to 50 digits, or None where it has none."""
+def real_value(node: Node) -> Fraction | None:
+    """The value of a number, to 50 digits; None for what has none, is complex, or too large or small to be written."""
     try:
-        return Approximation(FIRST_DIGITS).of(node)
+        value = Approximation(FIRST_DIGITS).of(node)
     except (Undefined, Undecided, Unreadable):
         return None
-
-
-def real_value(node: Node) -> Fraction | None:
-    """That value as a fraction; None for what has variables, is complex, or too large or small to be written out."""
-    if symbols(node):
-        return None
-    value = value_of(node)
-    if value is None or mpmath.im(value) or (value and abs(mpmath.mag(value)) > MAX_MAGNITUDE_BITS):
+    if mpmath.im(value) or (value and abs(mpmath.mag(value)) > MAX_MAGNITUDE_BITS):
         return None
     return rational(value)
 

@@ -66,7 +66,7 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | dict[
         asked = tokens_of(expected.text)
         for rule, span in spans(body, options.extraction):
             if tokens_of(span) == asked:
-                return _scored(True, {"answer": shown(span), "rule": rule})
+                return Verdict.scored(1.0, answer=shown(span), rule=rule)
     found = extract(body, options.extraction)
     if found is None:
         return unparsable("there is no answer in the text")
@@ -75,26 +75,26 @@ def decide(answer: str, reference: Any, options: MathOptions) -> Verdict | dict[
     if choice is not None:
         letters = _letters(body, found)
         if letters:
-            reason = {"reason": "more than one choice"} if len(letters) > 1 else {}
-            return _scored(letters == {choice[1]}, detail, **reason)
+            reason: dict[str, Any] = {"reason": "more than one choice"} if len(letters) > 1 else {}
+            return Verdict.scored(float(letters == {choice[1]}), **detail, **reason)
     given = expression(found.text)
     if right.plain is not None:
         return _against_number(found, given, right, expected, options, detail)
     if tokens_of(found.text) == tokens_of(expected.text):
-        return _scored(True, detail)
+        return Verdict.scored(1.0, **detail)
     same_units = conversion(given.unit, right.unit, strict=options.units == "strict") == 1
     same_braces = found.groups == expected.groups or _SET.search(given.text) is None
     if comparable(given.text) == comparable(right.text) and same_units and same_braces:
-        return _scored(True, detail)
+        return Verdict.scored(1.0, **detail)
     based = _BASED.fullmatch(right.text) if options.units == "lenient" else None
     if based is not None and given.plain is not None:  # the question names the base, mostly
-        return _scored(given.text == based[1], detail)
+        return Verdict.scored(float(given.text == based[1]), **detail)
     if len(given.text) > MAX_CHARS:
         return unparsable("the answer is too long", **detail)
     if not options.allow_unevaluated and is_repeated(last_side(found.text), expected.text):
-        return _scored(False, detail, reason="the answer is not worked out")
+        return Verdict.scored(0.0, **detail, reason="the answer is not worked out")
     if is_a_word(expected.text) and same_words(found.text, expected.text):
-        return _scored(True, detail)
+        return Verdict.scored(1.0, **detail)
     return _question(found, expected, options, detail)
 
 
@@ -155,7 +155,7 @@ def _against_number(
     if len(given.text) > MAX_CHARS:
         return unparsable("the answer is too long", **detail)
     if is_true(given.text) is False:
-        return _scored(False, detail, reason="the equation is not true")
+        return Verdict.scored(0.0, **detail, reason="the equation is not true")
     sides = _RELATION.split(found.text)
     if len(sides) == 2 and re.fullmatch(r"\s*(?:[A-Za-z]|\\[A-Za-z]+)\s*", sides[0]):  # x = 25
         named = expression(unwrapped(sides[1]))
@@ -163,7 +163,7 @@ def _against_number(
             return _compare(named, right, expected, options, detail)
     last = expression(unwrapped(last_side(found.text))).text
     if not options.allow_unevaluated and (is_unevaluated(last) or is_repeated(last, right.text)):
-        return _scored(False, detail, reason="the answer is not worked out")
+        return Verdict.scored(0.0, **detail, reason="the answer is not worked out")
     return _question(found, expected, options, detail)
 
 
@@ -174,12 +174,12 @@ def _compare(
     assert right.plain is not None
     factor = conversion(given.unit, right.unit, strict=options.units == "strict")
     if factor is None:
-        return _scored(False, detail, reason="the units do not go together")
+        return Verdict.scored(0.0, **detail, reason="the units do not go together")
     equal = _near(given.plain, right.plain, factor, expected, options)
     if not equal and options.percent == "lenient" and right.text.rstrip().endswith(("%", "percent")):
         bare = not given.text.rstrip().endswith(("%", "percent"))
         equal = bare and _near(given.plain, right.plain, factor / 100, expected, options)
-    return _scored(equal, detail)
+    return Verdict.scored(float(equal), **detail)
 
 
 def _near(given: Plain, right: Plain, factor: Fraction, expected: Reference, options: MathOptions) -> bool:
@@ -207,7 +207,3 @@ def _question(found: Extracted, expected: Reference, options: MathOptions, detai
         "judge": {name: getattr(options, name) for name in ("units", "percent", "relations_are_sets")},
         "detail": detail,
     }
-
-
-def _scored(correct: bool, detail: dict[str, Any], **more: Any) -> Verdict:
-    return Verdict.scored(1.0 if correct else 0.0, **detail, **more)

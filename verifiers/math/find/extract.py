@@ -243,7 +243,7 @@ def _final_answer(body: str) -> Extracted | None:
     run = first(plain_spelling(after))
     if run is None or not STRONG.search(run.text):
         return None
-    return _of_run(run, "answer")
+    return _extracted(run.text, "answer", groups=run.groups)
 
 
 def _from_prose(body: str) -> Extracted | None:
@@ -263,7 +263,7 @@ def _from_prose(body: str) -> Extracted | None:
                 return _extracted(sentence, "answer")
             run = first(sentence, following)
             if run is not None:
-                return _of_run(run, "answer")
+                return _extracted(run.text, "answer", groups=run.groups)
             words = unwrapped(sentence.strip(EMPHASIS + " "))
             if words and len(words.split()) <= MAX_WORDS and not sentence.endswith(":"):
                 return Extracted(words, "answer")
@@ -271,11 +271,11 @@ def _from_prose(body: str) -> Extracted | None:
     for sentence in reversed(list(sentences(body))):
         run = last(sentence)
         if run is not None:
-            return _of_run(run, "last")
+            return _extracted(run.text, "last", groups=run.groups)
         if weak is None:
             weak = next((run for run in reversed(list(runs(sentence))) if not is_denied(run)), None)
     if weak is not None:
-        return _of_run(weak, "last")
+        return _extracted(weak.text, "last", groups=weak.groups)
     words = unwrapped(body.strip(EMPHASIS + " \n"))
     return Extracted(words, "words") if 0 < len(words.split()) <= MAX_WORDS else None
 
@@ -313,10 +313,6 @@ def reads_whole(text: str) -> bool:
         return not has_words(read(text))
     except (Undecided, Unreadable):
         return False
-
-
-def _of_run(run: MathRun, rule: str) -> Extracted | None:
-    return _extracted(run.text, rule, groups=run.groups)
 
 
 def _extracted(text: str, rule: str, *, groups: bool = False) -> Extracted | None:

@@ -129,7 +129,9 @@ def first(sentence: str, following: str = "") -> MathRun | None:
     Nothing is what it is said not to be ("not 5 but 4"), or to be less or more than. `following` is the next
     sentence, which may have second thoughts ("Or 4.").
     """
-    found = [run for run in runs(sentence) if not is_denied(run) and not _compared(run)]
+    found = [
+        run for run in runs(sentence) if not (is_denied(run) or _COMPARISONS & set(run.before[1:][-1:]))
+    ]  # "less than"
     start = next((place for place, run in enumerate(found) if STRONG.search(run.text)), 0)
     found = found[start:]
     if not found:
@@ -184,10 +186,6 @@ def is_denied(run: MathRun) -> bool:
     """Whether the words before `run` say that this is not it."""
     near = run.before[-MAX_DENIAL_WORDS:]
     return bool(_NEGATIONS & set(near[near.index(",") + 1 :] if "," in near else near))
-
-
-def _compared(run: MathRun) -> bool:
-    return len(run.before) > 1 and run.before[-1] in _COMPARISONS
 
 
 def _list_word(word: str) -> bool:

@@ -107,13 +107,9 @@ def read(text: str, *, braces_group: bool = False, depth: int = 0, inside: bool 
 
 def _whole(shape: Shape, text: str) -> Shape:
     """`shape`, or all of `text` as what it is where some of it could not be read: nothing is ever dropped."""
-    if isinstance(shape, ShapeGroup) and shape.kind == "list" and not any(map(_is_broken, shape.items)):
-        return shape
-    return Words(text) if has_words(shape) else shape
-
-
-def _is_broken(item: Shape) -> bool:
-    return not isinstance(item, Words) and has_words(item)
+    items = shape.items if isinstance(shape, ShapeGroup) and shape.kind == "list" else (shape,)
+    broken = any(has_words(item) and not (isinstance(item, Words) and len(items) > 1) for item in items)
+    return Words(text) if broken else shape
 
 
 def has_words(shape: Shape) -> bool:

@@ -237,6 +237,14 @@ def _is_quoted(text: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
+def _at_least_or_less(count: Callable[[str], int], threshold: str, relation: str) -> Family:
+    """The family whose answers have so many of what is counted, by the names of its parameters."""
+    return Family(
+        {threshold: "count", relation: "relation"},
+        lambda text, **given: compared(count(text), given[relation], given[threshold]),
+    )
+
+
 FAMILIES: Final[Mapping[str, Family]] = {
     "keywords:existence": Family({"keywords": "texts"}, _has_keywords),
     "keywords:frequency": Family({"keyword": "text", "frequency": "count", "relation": "relation"}, _keyword_count),
@@ -245,21 +253,14 @@ FAMILIES: Final[Mapping[str, Family]] = {
         {"letter": "text", "let_frequency": "count", "let_relation": "relation"}, _letter_count
     ),
     "language:response_language": Family({"language": "text"}, _language, detects=True),
-    "length_constraints:number_sentences": Family(
-        {"num_sentences": "count", "relation": "relation"},
-        lambda text, *, num_sentences, relation: compared(sentences(text), relation, num_sentences),
-    ),
+    "length_constraints:number_sentences": _at_least_or_less(sentences, "num_sentences", "relation"),
     "length_constraints:number_paragraphs": Family({"num_paragraphs": "count"}, _number_of_paragraphs),
-    "length_constraints:number_words": Family(
-        {"num_words": "count", "relation": "relation"},
-        lambda text, *, num_words, relation: compared(words(text), relation, num_words),
-    ),
+    "length_constraints:number_words": _at_least_or_less(words, "num_words", "relation"),
     "length_constraints:nth_paragraph_first_word": Family(
         {"num_paragraphs": "count", "nth_paragraph": "count", "first_word": "text"}, _first_word
     ),
     "detectable_content:number_placeholders": Family(
-        {"num_placeholders": "count"},
-        lambda text, *, num_placeholders: placeholders(text) >= num_placeholders,
+        {"num_placeholders": "count"}, lambda text, *, num_placeholders: placeholders(text) >= num_placeholders
     ),
     "detectable_content:postscript": Family({"postscript_marker": "text"}, _postscript),
     "detectable_format:number_bullet_lists": Family(
@@ -278,12 +279,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "combination:repeat_prompt": Family({"prompt_to_repeat": "text"}, _repeats),
     "startend:end_checker": Family({"end_phrase": "text"}, _ends),
     "startend:quotation": Family({}, _is_quoted),
-    "change_case:capital_word_frequency": Family(
-        {"capital_frequency": "count", "capital_relation": "relation"},
-        lambda text, *, capital_frequency, capital_relation: compared(
-            capital_words(text), capital_relation, capital_frequency
-        ),
-    ),
+    "change_case:capital_word_frequency": _at_least_or_less(capital_words, "capital_frequency", "capital_relation"),
     "change_case:english_capital": Family({}, partial(_in_case, capital=True), detects=True),
     "change_case:english_lowercase": Family({}, partial(_in_case, capital=False), detects=True),
     "punctuation:no_comma": Family({}, lambda text: not any(map(is_comma, text))),
