@@ -1,7 +1,7 @@
 """What stands between messages and token ids, for episodes, gateway, evaluation and supervised training alike.
 
 Invariants of every `Chat`:
-- `extend(ids, ...)` gives ids that start, exactly, with the `ids` so far, or says in one word why it cannot
+- `extend` gives ids that start, exactly, with the tokens so far, or says in one word why it cannot
   (`Rendered.fork`) and starts again from the messages: what the policy sampled is never decoded and encoded again
   within a segment;
 - `read` never makes a call that the model did not write: what is malformed, cut off or still being thought is text.
@@ -50,9 +50,14 @@ class Chat(Protocol):
         ...
 
     def extend(
-        self, ids: Ints, messages: Sequence[Message], new: Sequence[Message], tools: Sequence[ToolSpec] = ()
+        self,
+        prompt_ids: Ints,
+        output_ids: Ints,
+        messages: Sequence[Message],
+        new: Sequence[Message],
+        tools: Sequence[ToolSpec] = (),
     ) -> Rendered:
-        """The prompt after `ids`, all tokens so far, whose messages are `messages`, and then `new`."""
+        """The next prompt: that of the last turn, what was sampled, all of which is `messages`, and then `new`."""
         ...
 
     def read(

@@ -1,10 +1,5 @@
 """A `Chat` over the chat template of any transformers tokenizer.
 
-Whether a prompt goes on from the tokens so far is decided by their own text: the new rendering must begin with it.
-Blanks are not compared, since templates trim them, tokenizers add them, and models write JSON with and without. What
-follows is encoded from the token before it on, so that a tokenizer that marks the beginning of a text (SentencePiece)
-marks none in the middle.
-
 What always holds: a turn ends at the tokenizer's eos, at those of the model's generation config, and at whatever the
 template puts after an assistant's words; a template after which no such token follows is refused when it is loaded.
 """
@@ -18,16 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
-
 from quintain.codec import Ints, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec, assistant, user
 from quintain.nearest import one_of
 from quintain.rollout.chat.base import MessageSpan, Rendered
 from quintain.rollout.chat.shapes import ASKED, CALLED, PROBE_TOOL, SAID, VALUE, Template, shared_start
-from quintain.rollout.chat.stops import StopStrings
-from quintain.rollout.engines.base import Sampling
+from quintain.rollout.chat.tokens import TokenText, why_it_forks
 from quintain.tool_calls import FORMATS, Call, split_calls
 from quintain.verifiers.text import text_after_thinking
 
@@ -46,7 +38,7 @@ _THINK: Final = "enable_thinking"
 _CHANGED: Final = "\ue000"  # no text has it: what differs where it stands is what a message gave
 
 
-class TemplateChat:
+class TemplateChat(TokenText):
     """Renders with `tokenizer`'s template. The options are those of `rollout`; `eos` are the model's own ends."""
 
     def __init__(
@@ -67,17 +59,13 @@ class TemplateChat:
             )
         if calls not in CALL_FORMATS:
             raise QuintainError(f"rollout.tool_calls: there is no format {calls!r}{one_of(calls, CALL_FORMATS)}")
-        self._tokenizer = tokenizer
-        self._added = {int(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
-        special = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if getattr(token, "special", True)}
-        self._special = special | {int(i) for i in tokenizer.all_special_ids}
+        super().__init__(tokenizer, stop)
         asked = {} if thinking is None else {_THINK: thinking}
         self._template = Template(tokenizer, {**(options or {}), **asked})
         source = (
             tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else json.dumps(tokenizer.chat_template)
         )
         self._marks = next((pair for pair in THINKING if pair[1] in source), None)
-        self._stop = tuple(stop)
         ends = set(self._ends(needed=not stop and stop_ids is None))
         own = {i for i in (tokenizer.eos_token_id, *eos) if i is not None}
         self.stop_ids: tuple[int, ...] = tuple(sorted({*own, *ends} if stop_ids is None else stop_ids))
@@ -93,42 +81,33 @@ class TemplateChat:
 
     def first(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> Ints:
         """The prompt ids [P] of `messages`, from the beginning."""
-        return self._encode(self._template.text(messages, tools, generate=True))
+        return self._prompt(self._template.text(messages, tools, generate=True))
 
     def extend(
-        self, ids: Ints, messages: Sequence[Message], new: Sequence[Message], tools: Sequence[ToolSpec] = ()
+        self,
+        prompt_ids: Ints,
+        output_ids: Ints,
+        messages: Sequence[Message],
+        new: Sequence[Message],
+        tools: Sequence[ToolSpec] = (),
     ) -> Rendered:
-        """The next prompt: `ids` (prompt and sample so far, whose messages are `messages`), then `new`."""
+        """The next prompt: all tokens so far, whose messages are `messages`, then `new`."""
         after = self._template.text([*messages, *new], tools, generate=True)
-        place = self._place_after(ids, after, messages[-1].text if messages else "")
-        if place is None:
-            return Rendered(self._encode(after), self._why(messages))
-        return Rendered(as_ints(np.concatenate([ids, self._continued(ids, after[place:])])))
-
-    def ends(self, sampling: Sampling, stop: Sequence[str] = ()) -> Sampling:
-        """`sampling` with the ends of a turn: ids, and stop strings where there are any."""
-        strings = (*self._stop, *stop)
-        said = StopStrings(self._decode, strings) if strings else None
-        return replace(sampling, stop_ids=self.stop_ids, said=said)
-
-    def text(self, ids: Ints) -> str:
-        """What sampled ids say, as it stands, without the end of the turn."""
-        closed = len(ids) > 0 and int(ids[-1]) in self.stop_ids
-        return self._decode(ids[:-1].tolist() if closed else ids.tolist())
+        extended = self._extended(prompt_ids, output_ids, after, messages[-1].text if messages else "")
+        if extended is None:
+            return Rendered(self._prompt(after), why_it_forks(messages))
+        return Rendered(extended)
 
     def read(
         self, output_ids: Ints, *, prompt_ids: Ints, tools: Sequence[ToolSpec] = (), stop: Sequence[str] = ()
     ) -> Message:
         """The assistant message that sampled ids say. Unfinished thinking says nothing; `reasoning` has it."""
-        whole, reasoning = self.text(output_ids), None
-        before = StopStrings(self._decode, (*self._stop, *stop)).before(whole)
-        said = whole if before is None else before
+        (said, closed), reasoning = self._said(output_ids, stop), None
         if self._marks is not None:
             begin, end = self._marks
             if said.lstrip().startswith(begin) or self._is_thinking(prompt_ids):
                 reasoning, _, said = said.partition(end)
                 reasoning, said = reasoning.strip().removeprefix(begin).strip(), said.lstrip("\n")
-        closed = before is not None or (len(output_ids) > 0 and int(output_ids[-1]) in self.stop_ids)
         calls: list[ToolCall] = []
         answer = text_after_thinking(said) if tools else None
         if answer:
@@ -157,6 +136,11 @@ class TemplateChat:
                 last = next((i + 1 for i in range(last, len(ids)) if ids[i] in self.stop_ids), len(ids))
             spans.append(MessageSpan(number, first, max(first, last)))
         return as_ints(ids), spans
+
+    def _prompt(self, text: str) -> Ints:
+        ids = self._encode(text)
+        self._remember(ids, text)
+        return ids
 
     def _without_marks(self, said: str) -> str:
         """What is said beside calls, without the tokens that frame them (`<｜tool▁calls▁begin｜>`)."""
@@ -209,49 +193,6 @@ class TemplateChat:
     def _first_special(self, text: str) -> int | None:
         return next((int(i) for i in self._encode(text) if int(i) in self._special), None)
 
-    @staticmethod
-    def _why(messages: Sequence[Message]) -> str:
-        """Why the rendering does not begin with the tokens so far."""
-        if any(message.reasoning is not None for message in messages):
-            return "template_drops_reasoning"
-        return "template_rewrites_history"
-
-    def _place_after(self, ids: Ints, text: str, spoken: str) -> int | None:
-        """Where in `text` the tokens `ids` end, or None where it does not begin with what they say.
-
-        What `ids` say behind the last message, `spoken`, may be a stop string, and more that came with its last token.
-        Where the template writes the same, that is it; else it stands before what the template goes on with.
-        """
-        stretches = list(self._stretches(ids))
-        place = _end_of(stretches, text)
-        said, added = stretches[-1] if stretches else ("", True)
-        if place is None and not added and spoken and spoken in said:
-            place = _end_of([*stretches[:-1], (said[: said.rindex(spoken) + len(spoken)], False)], text)
-        return place
-
-    def _stretches(self, ids: Ints) -> Iterator[tuple[str, bool]]:
-        """The text of `ids` in pieces: an added token, or all that stands between two of them."""
-        plain: list[int] = []
-        for i in ids.tolist():
-            if i in self._added:
-                if plain:
-                    yield self._decode(plain), False
-                    plain = []
-                yield self._added[i], True
-            else:
-                plain.append(i)
-        if plain:
-            yield self._decode(plain), False
-
-    def _continued(self, ids: Ints, rest: str) -> Ints:
-        """The ids of `rest` behind the last of `ids`, its left neighbour."""
-        last = int(ids[-1]) if len(ids) else -1
-        left = self._added.get(last, "x")
-        alone, together = self._encode(left), self._encode(left + rest)
-        if np.array_equal(together[: len(alone)], alone):
-            return as_ints(together[len(alone) :])
-        return self._encode(rest)
-
     def _chars_of(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec], number: int, whole: str
     ) -> tuple[int, int]:
@@ -278,13 +219,6 @@ class TemplateChat:
         start = shared_start(whole, text)
         return start, len(whole) - shared_start(whole[start:][::-1], text[start:][::-1])
 
-    def _encode(self, text: str) -> Ints:
-        return as_ints(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
 
 def _called(message: Message, names: Sequence[str], arguments: str) -> tuple[ToolCall, ...]:
     pairs = zip(message.tool_calls, names, strict=True)
@@ -296,24 +230,3 @@ def _tool_call(call: Call, number: int, *ids: Ints) -> ToolCall:
     digest = hashlib.blake2b(b"".join(part.tobytes() for part in ids) + number.to_bytes(2, "big"), digest_size=8)
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     return ToolCall(digest.hexdigest()[:9], FunctionCall(call.name, arguments))
-
-
-def _end_of(stretches: Sequence[tuple[str, bool]], text: str) -> int | None:
-    """Where in `text` what the stretches of tokens say ends, blanks aside; None where it does not begin with it."""
-    place = blanks = 0
-    for said, added in stretches:
-        blanks = 0 if added else len(said) - len(said.rstrip())
-        if text.startswith(said, place):
-            place, blanks = place + len(said), 0
-            continue
-        for letter in "".join(said.split()):
-            place = _blanks_end(text, place)
-            if not text.startswith(letter, place):
-                return None
-            place += 1
-    return min(place + blanks, _blanks_end(text, place))
-
-
-def _blanks_end(text: str, start: int) -> int:
-    blanks = _BLANKS.match(text, start)
-    return blanks.end() if blanks else start

@@ -249,7 +249,7 @@ class _Sampled(Attempt):
     def extend(self, turn: Turn) -> None:
         self.stage = Stage.RENDER
         self._messages.append(turn.message)
-        rendered = self._chat.extend(turn.ids, self._messages, turn.observation, self._tools)
+        rendered = self._chat.extend(self._ids, turn.output_ids, self._messages, turn.observation, self._tools)
         self._messages += turn.observation
         self._ids, self._fork = rendered.ids, rendered.fork
         self._before = turn if rendered.fork is None else None

@@ -91,7 +91,7 @@ class Conversations:
         if same:
             said = _best(same, messages)
             new = messages[len(said.history) :]
-            rendered = self.chat.extend(said.turn.ids, said.history, new, tools)
+            rendered = self.chat.extend(said.turn.prompt_ids, said.turn.output_ids, said.history, new, tools)
             if rendered.fork is None:
                 return Prompt(rendered.ids, messages, tools, said, new, None)
             ids, why = rendered.ids, rendered.fork

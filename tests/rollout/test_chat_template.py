@@ -103,8 +103,11 @@ def test_a_conversation_extends_every_token_so_far_or_forks_with_a_reason(made: 
         so_far = together(ids, sampled)
         messages.append(said)
         new = [user(data.draw(WORDS, label="told") + "!")]
-        rendered = chat.extend(so_far, messages, new, tools)
+        rendered = chat.extend(ids, sampled, messages, new, tools)
         assert (rendered.fork is None) == extends(rendered.ids, so_far)
+        chat._renderings.clear()  # what is remembered saves work and changes nothing
+        again = chat.extend(ids, sampled, messages, new, tools)
+        assert (again.ids.tolist(), again.fork) == (rendered.ids.tolist(), rendered.fork)
         assert rendered.fork in (None, "template_drops_reasoning", "template_rewrites_history")
         if said.reasoning is None and "<" not in said.text and not chat_writes_thoughts(chat):
             assert rendered.fork is None
@@ -178,9 +181,9 @@ def test_spans_are_what_each_message_says_and_an_assistant_s_go_to_its_end(made:
 def test_no_border_of_a_turn_gets_a_mark_of_beginning(name: str) -> None:
     chat = TemplateChat(sentence_piece(FAMILIES[name]))
     asked = [user("q")]
-    ids = together(chat.first(asked), encoded(chat, "w"))
+    prompt, sampled = chat.first(asked), encoded(chat, "w")
     whole = chat.first([*asked, assistant("w"), user("r")])
-    bridge = chat.extend(ids, [*asked, assistant("w")], [user("r")]).ids[len(ids) :]
+    bridge = chat.extend(prompt, sampled, [*asked, assistant("w")], [user("r")]).ids[len(prompt) + len(sampled) :]
     assert bridge.tolist() == whole[len(whole) - len(bridge) :].tolist()
 
 
@@ -214,9 +217,28 @@ def test_reasoning_that_a_template_drops_is_a_fork_with_that_reason(name: str) -
     sampled = encoded(chat, "hm</think>5")
     said = chat.read(sampled, prompt_ids=prompt)
     assert said.reasoning == "hm"
-    rendered = chat.extend(together(prompt, sampled), [*asked, said], [user("r")])
+    rendered = chat.extend(prompt, sampled, [*asked, said], [user("r")])
     assert rendered.fork == "template_drops_reasoning"
     assert "hm" not in chat._decode(rendered.ids.tolist())
+
+
+def test_what_was_said_before_is_not_read_again_turn_after_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = TemplateChat(byte_level(FAMILIES["qwen2_5"]))
+    decode, decoded = chat._decode, 0
+
+    def counted(ids: Any) -> str:
+        nonlocal decoded
+        decoded += len(ids)
+        return decode(ids)
+
+    monkeypatch.setattr(chat, "_decode", counted)
+    messages, ids = [user("q")], chat.first([user("q")])
+    for turn in range(40):
+        sampled = encoded(chat, f"the answer {turn}")
+        messages.append(chat.read(sampled, prompt_ids=ids))
+        ids = chat.extend(ids, sampled, messages, [user("and?")]).ids
+        messages.append(user("and?"))
+    assert decoded < 2 * len(ids)
 
 
 def test_qwen3_without_reasoning_never_forks() -> None:
@@ -225,7 +247,7 @@ def test_qwen3_without_reasoning_never_forks() -> None:
     for _ in range(4):
         sampled = encoded(chat, "5")
         messages.append(chat.read(sampled, prompt_ids=ids))
-        rendered = chat.extend(together(ids, sampled), messages, [user("r")])
+        rendered = chat.extend(ids, sampled, messages, [user("r")])
         assert rendered.fork is None
         messages, ids = [*messages, user("r")], rendered.ids
 
@@ -276,8 +298,9 @@ def test_tokens_that_text_would_encode_otherwise_are_kept(smol: TemplateChat) ->
     tokenizer = smol._tokenizer
     odd = [tokenizer.encode(piece, add_special_tokens=False)[0] for piece in ("an", "sw", "er")]
     assert tokenizer.encode(tokenizer.decode(odd), add_special_tokens=False) != odd
-    so_far = as_ints([*smol.first([user("?")]).tolist(), *odd, turn_end(smol)])
-    rendered = smol.extend(so_far, [user("?"), assistant("answer")], [user("and?")])
+    prompt, sampled = smol.first([user("?")]), as_ints([*odd, turn_end(smol)])
+    so_far = together(prompt, sampled)
+    rendered = smol.extend(prompt, sampled, [user("?"), assistant("answer")], [user("and?")])
     assert rendered.fork is None
     assert np.array_equal(rendered.ids[: len(so_far)], so_far)
 
@@ -287,7 +310,7 @@ def test_a_template_that_drops_what_was_said_forks_and_says_so() -> None:
     first = chat.first([user("?")])
     sampled = encoded(chat, "hm</hm>4")
     said = chat.read(sampled, prompt_ids=first)
-    rendered = chat.extend(together(first, sampled), [user("?"), said], [user("sure?")])
+    rendered = chat.extend(first, sampled, [user("?"), said], [user("sure?")])
     assert rendered.fork == "template_rewrites_history"
 
 
@@ -345,8 +368,7 @@ def test_a_stop_string_makes_a_base_model_s_template_fit_and_what_it_cut_stays_i
         sampled = encoded(chat, said, closed=False)
         message = chat.read(sampled, prompt_ids=prompt)
         assert message == Message("assistant", "5")
-        so_far = together(prompt, sampled)
-        rendered = chat.extend(so_far, [user("2 + 3?"), message], [user("more")])
+        rendered = chat.extend(prompt, sampled, [user("2 + 3?"), message], [user("more")])
         assert rendered.fork is None
         asked_again = " more" if "Q" in said else "Q: more"
         assert chat.text(rendered.ids) == f"Q: 2 + 3?\n\nA:{said}{between}{asked_again}\n\nA:"

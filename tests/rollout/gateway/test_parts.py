@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quintain.codec import as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
 from quintain.rollout.engines.base import Sampling
@@ -36,7 +37,7 @@ def test_tools_calls_and_results_are_written_out_for_a_template_that_does_not_kn
     assert '{"name": "add", "description": "sums", "parameters": {"type": "object"}}' in told
     assert (asked, called, result) == ("u1 + 1?", f"a{CALL}", "u<tool_response>2</tool_response>")
     before = CHAT.first(history[:2], [TOOL])
-    rendered = CHAT.extend(before, [*history[:2], calls], history[3:], [TOOL])
+    rendered = CHAT.extend(before, as_ints([]), [*history[:2], calls], history[3:], [TOOL])
     assert rendered.fork is None
     assert extends(rendered.ids, before)
 
