@@ -39,7 +39,7 @@ from quintain.envs.tools import ToolEnv
 from quintain.failure import QuintainError, Stage
 from quintain.messages import Message, user
 from quintain.task import Task
-from quintain.verifiers.text import text_after_thinking
+from quintain.thinking import text_after_thinking
 
 End = Literal["goal", "left"]
 MAX_REPLY_BYTES: Final = 1 << 20

@@ -41,6 +41,7 @@ from quintain.envs.single_turn import Score, SingleTurnEnv, scored
 from quintain.failure import FailureError, QuintainError, one_line
 from quintain.messages import FunctionSpec, Message, ToolCall, ToolSpec
 from quintain.nearest import did_you_mean
+from quintain.strict_json import STRICT
 from quintain.task import Task
 from quintain.tool_calls import looks_like_a_call
 
@@ -294,20 +295,9 @@ class ToolEnv(SingleTurnEnv):
 def _arguments(text: str) -> dict[str, Any]:
     """The arguments of a call; no text at all is none. Raises ToolError (broken_json)."""
     try:
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number) if text.strip() else {}
+        found = STRICT.decode(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:
         raise ToolError("broken_json", f"the arguments are no JSON: {one_line(str(error))}") from None
     if not isinstance(found, dict):
         raise ToolError("broken_json", "the arguments must be a JSON object, such as {}")
     return found
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

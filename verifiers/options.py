@@ -16,8 +16,9 @@ from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quintain.failure import QuintainError
+from quintain.thinking import text_after_thinking
 from quintain.verifiers.base import Verifier
-from quintain.verifiers.text import last_element, text_after_thinking
+from quintain.verifiers.text import last_element
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
 
+from quintain.call_syntax import Call
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
-from quintain.tool_calls import FORMATS, Call, split_calls
+from quintain.rollout.chat.tokens import shared_start
+from quintain.tool_calls import FORMATS, split_calls
 
 ASKED: Final = "zqAsked"
 SAID: Final = "zqSaid"
@@ -211,12 +213,3 @@ def _described(tool: ToolSpec, kind: str | None = None) -> dict[str, Any]:
     function = tool.function
     about = {"name": function.name, "description": function.description, "parameters": dict(function.parameters)}
     return {"type": kind, "function": about} if kind else about
-
-
-def shared_start(left: str, right: str) -> int:
-    """How many characters `left` and `right` have in common at their beginning."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if left[low:middle] == right[low:middle] else (low, middle - 1)
-    return low

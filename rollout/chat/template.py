@@ -13,15 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from quintain.call_syntax import Call
 from quintain.codec import Ints, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec, assistant, user
 from quintain.nearest import one_of
 from quintain.rollout.chat.base import MessageSpan, Rendered
-from quintain.rollout.chat.shapes import ASKED, CALLED, PROBE_TOOL, SAID, VALUE, Template, shared_start
-from quintain.rollout.chat.tokens import TokenText, why_it_forks
-from quintain.tool_calls import FORMATS, Call, split_calls
-from quintain.verifiers.text import text_after_thinking
+from quintain.rollout.chat.shapes import ASKED, CALLED, PROBE_TOOL, SAID, VALUE, Template
+from quintain.rollout.chat.tokens import TokenText, shared_start, why_it_forks
+from quintain.thinking import text_after_thinking
+from quintain.tool_calls import FORMATS, split_calls
 
 THINKING: Final = (
     ("<think>", "</think>"),

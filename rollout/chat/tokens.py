@@ -126,6 +126,15 @@ def why_it_forks(messages: Sequence[Message]) -> str:
     return "template_rewrites_history"
 
 
+def shared_start(left: str, right: str) -> int:
+    """How many characters `left` and `right` have in common at their beginning."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if left[low:middle] == right[low:middle] else (low, middle - 1)
+    return low
+
+
 def _digest(data: bytes | str) -> bytes:
     plain = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     return hashlib.blake2b(plain, digest_size=16).digest()

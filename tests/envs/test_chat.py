@@ -31,7 +31,7 @@ from quintain.envs import (
 from quintain.envs.options import bind
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, ToolCall
-from quintain.verifiers.text import text_after_thinking
+from quintain.thinking import text_after_thinking
 
 from ..launch.fake_openai import fake_openai
 

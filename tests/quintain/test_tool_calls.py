@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.tool_calls import FORMATS, Call, UnreadableCall, looks_like_a_call, read_calls, split_calls
+from quintain.call_syntax import Call
+from quintain.tool_calls import FORMATS, UnreadableCall, looks_like_a_call, read_calls, split_calls
 
 SCHEMAS = {"get": {"properties": {"text": {"type": "string"}, "count": {"type": "integer"}}}}
 CALL = Call("get", {"text": "5", "count": 5})
@@ -86,7 +87,7 @@ def test_a_call_that_was_cut_off_is_no_call(name: str, text: str) -> None:
         assert split_calls(text[:length], name, SCHEMAS, closed=False).said == text[:length]
 
 
-@pytest.mark.parametrize("body", ["{bad json}", "[1]", ""])
+@pytest.mark.parametrize("body", ["{bad json}", "[1]", "", '{"name": "get", "arguments": {"x": 1e999}}'])
 def test_a_malformed_call_is_text_and_for_the_judge_unreadable(body: str) -> None:
     text = f"<tool_call>{body}</tool_call>"
     assert split_calls(text, "hermes", SCHEMAS).said == text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from quintain.thinking import text_after_thinking
 from quintain.verifiers import Item, verify_sync
-from quintain.verifiers.text import text_after_thinking
 
 from ..growth import growth
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.tool_calls import Call, UnreadableCall, read_calls
+from quintain.call_syntax import Call
+from quintain.tool_calls import UnreadableCall, read_calls
 from quintain.verdict import Outcome
 from quintain.verifiers import Item, verify_sync
 from quintain.verifiers.rules.tool_call.match import matching

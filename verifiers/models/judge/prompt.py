@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from quintain.verifiers.text import text_after_thinking
+from quintain.thinking import text_after_thinking
 
 Task = Literal["reference", "pair"]
 Label = Literal["yes", "no", "tie"]

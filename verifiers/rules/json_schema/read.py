@@ -22,6 +22,8 @@ from xml.parsers import expat
 
 import yaml
 
+from quintain.strict_json import NotJson, distinct, read_json
+
 MAX_DEPTH: Final = 64
 
 
@@ -32,7 +34,7 @@ class NotData(Exception):
 def read(text: str, syntax: str, *, xml_scalars: str = "text") -> Any:
     """The data in `text`. Raises `NotData`."""
     readers: dict[str, Callable[[], Any]] = {
-        "json": lambda: _json(text),
+        "json": lambda: read_json(text),
         "yaml": lambda: _yaml(text),
         "toml": lambda: _toml(text),
         "xml": lambda: _xml(text, scalars=xml_scalars == "json"),
@@ -40,22 +42,10 @@ def read(text: str, syntax: str, *, xml_scalars: str = "text") -> Any:
     try:
         data = readers[syntax]()
         return _plain(data, MAX_DEPTH)
+    except NotJson as error:
+        raise NotData(str(error)) from None
     except (RecursionError, MemoryError):
         raise NotData("it is nested too deeply") from None
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except ValueError as error:
-        raise NotData(f"it is no JSON: {error}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise NotData("a key is given twice")
-    return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,7 +71,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     ]
     if not all(isinstance(key, str) for key, _ in pairs):
         raise NotData("a key is no text")
-    return _object(pairs)
+    return distinct(pairs)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

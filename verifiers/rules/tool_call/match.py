@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from quintain.tool_calls import Call
+from quintain.call_syntax import Call
 from quintain.verifiers.text import shown
 
 OMITTED: Final = ""

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-from quintain.tool_calls import MAX_CALLS, Call, Schemas, UnreadableCall, read_calls
+from quintain.call_syntax import MAX_CALLS, Call
+from quintain.tool_calls import Schemas, UnreadableCall, read_calls
 from quintain.verdict import Verdict
 from quintain.verifiers.options import Options, ThinkingOptions
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
