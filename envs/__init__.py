@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quintain.envs.builtin.data import DataEnv as DataEnv
     from quintain.envs.builtin.math import MathEnv as MathEnv
     from quintain.envs.builtin.reasoning_gym import ReasoningGymEnv as ReasoningGymEnv
+    from quintain.envs.builtin.shell import ShellTasksEnv as ShellTasksEnv
     from quintain.envs.builtin.shop import ShopEnv as ShopEnv
     from quintain.envs.builtin.twenty_questions import TwentyQuestionsEnv as TwentyQuestionsEnv
     from quintain.envs.chat import ChatEnv as ChatEnv
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from quintain.envs.registry import resolve as resolve
     from quintain.envs.serving.limits import EnvironmentLimits as EnvironmentLimits
     from quintain.envs.serving.serve import serve_env as serve_env
+    from quintain.envs.shell import ShellEnv as ShellEnv
+    from quintain.envs.shell import WorkFolder as WorkFolder
     from quintain.envs.single_turn import SingleTurnEnv as SingleTurnEnv
     from quintain.envs.tools import Toolbox as Toolbox
     from quintain.envs.tools import ToolEnv as ToolEnv
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "quintain.envs.base": ("Action", "Environment", "Observation", "Step"),
+    "quintain.envs.builtin.shell": ("ShellTasksEnv",),
     "quintain.envs.builtin.shop": ("ShopEnv",),
     "quintain.envs.builtin.twenty_questions": ("TwentyQuestionsEnv",),
     "quintain.envs.chat": ("ChatEnv", "ModelUser", "ScriptedUser", "User", "UserModel", "UserReply", "transcript"),
@@ -70,6 +74,7 @@ _HOMES = {
     "quintain.envs.builtin.reasoning_gym": ("ReasoningGymEnv",),
     "quintain.envs.registry": ("list_envs", "resolve"),
     "quintain.envs.serving.serve": ("serve_env",),
+    "quintain.envs.shell": ("ShellEnv", "WorkFolder"),
     "quintain.envs.single_turn": ("SingleTurnEnv",),
     "quintain.envs.tools": ("ToolEnv", "ToolError", "ToolResult", "Toolbox", "tool"),
     "quintain.failure": ("Failure", "FailureError"),

@@ -7,11 +7,14 @@ the host's to close.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quintain.envs.base import Environment
 from quintain.verdict import Verdict
 from quintain.verifiers.shared import Verifiers
+
+if TYPE_CHECKING:
+    from quintain.verifiers.base import Verifier
 
 
 class JudgingEnv(Environment):
@@ -27,10 +30,14 @@ class JudgingEnv(Environment):
         """
         from quintain.verifiers.base import Item
 
+        (verdict,) = await self.verifier_called(name, options).verify([Item(answer, reference)])
+        return verdict
+
+    def verifier_called(self, name: str, options: Mapping[str, Any] | None = None) -> Verifier:
+        """The verifier `name`, made with `options`: not the environment's to close. Raises QuintainError likewise."""
         if self.verifiers is None:
             self.verifiers = self._own = Verifiers()
-        (verdict,) = await self.verifiers.get(name, options).verify([Item(answer, reference)])
-        return verdict
+        return self.verifiers.get(name, options)
 
     async def close(self) -> None:
         """Close the verifiers, unless they are shared."""

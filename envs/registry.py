@@ -27,6 +27,7 @@ BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
         "data": "quintain.envs.builtin.data:DataEnv",
         "math": "quintain.envs.builtin.math:MathEnv",
         "reasoning_gym": "quintain.envs.builtin.reasoning_gym:ReasoningGymEnv",
+        "shell": "quintain.envs.builtin.shell:ShellTasksEnv",
         "shop": "quintain.envs.builtin.shop:ShopEnv",
         "twenty_questions": "quintain.envs.builtin.twenty_questions:TwentyQuestionsEnv",
     }

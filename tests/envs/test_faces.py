@@ -76,6 +76,15 @@ def serves(task: Task) -> list[Message]:
     ]
 
 
+def works(task: Task) -> list[Message]:
+    ((file, text),) = task.reference["files"].items()
+    return [
+        calling(("shell", {"command": f"echo '{text}' > x; ls"}), ("write_file", {"path": "../y", "content": ""})),
+        calling(("shell", {"command": f"mv x {file}"})),
+        assistant("It is done."),
+    ]
+
+
 def gives_up(task: Task) -> list[Message]:
     return [assistant(f"Is it a {task.reference['thing'][-1]}?")] * 2
 
@@ -85,6 +94,8 @@ GAMES = [
     Game("twenty_questions", guesses, 1.0),
     Game("twenty_questions", gives_up, 0.2 / 3, {"max_turns": 2}),
     Game("shop", serves, 1.0),
+    Game("shell", works, 1.0, {"kinds": ["write"], "shells": 2}),
+    Game("shell", lambda task: [assistant("It is done.")], 0.0, {"kinds": ["program"], "shells": 2}),
     Game("shop", lambda task: [assistant("No.")], 0.0),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from quintain.envs import Action, Environment, LocalClient, check_environment
+from quintain.envs import Action, Environment, LocalClient, Message, check_environment
+from quintain.messages import FunctionCall, ToolCall
 
 PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -45,3 +47,18 @@ async def test_the_conversation_of_the_page_ends_as_it_is_told(page: ModuleType)
             assert first.messages[-1].text == "When is breakfast?"
             step = await env.step(Action.text(said))
             assert (step.reward, step.info["end"]) == (reward, end)
+
+
+async def test_the_shells_of_the_page_are_paid_for_what_is_left_in_the_folder(page: ModuleType) -> None:
+    for cls, command, reward in (
+        (page.Doubling, "echo 'print(2 * int(input()))' > double.py", 1.0),
+        (page.Doubling, "echo 'print(8)' > double.py", 0.0),
+        (page.Tidy, "rm *.log", 1.0),
+        (page.Tidy, "rm *", 0.0),
+    ):
+        async with LocalClient(cls, {"shells": 1}) as client:
+            env = client.episode()
+            await env.reset(client.tasks("train")[0], seed=0)
+            call = ToolCall("c", FunctionCall("shell", json.dumps({"command": command})))
+            await env.step(Action(Message("assistant", None, (call,))))
+            assert (await env.step(Action.text("Done."))).reward == reward

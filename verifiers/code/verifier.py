@@ -37,7 +37,7 @@ from quintain.verifiers.code.reference import (
 from quintain.verifiers.code.sandboxes import Sandboxes
 from quintain.verifiers.options import Options, OptionsVerifier
 from quintain.verifiers.pure import crashed, unparsable, unreadable
-from quintain.verifiers.sandbox.interface import Limits
+from quintain.verifiers.sandbox.interface import Limits, Sandbox
 
 KINDS: Final = {FunctionTask: "function", StdioTask: "stdio", ProjectTask: "pytest"}
 ITEMS_PER_SLOT: Final = 2
@@ -67,6 +67,11 @@ class CodeVerifier(OptionsVerifier[CodeOptions]):
         if options.backend == "docker":
             return f"2+image-{options.image}"
         return f"2+{python_version(options.python, options.backend)}"
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where programs run, two for each slot, for who wants more than a verdict: the verifier closes it."""
+        return self._sandboxes.main
 
     async def start(self) -> None:
         """Get ready, so that the first item does not pay for it. Raises QuintainError where this machine cannot."""

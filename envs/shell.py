@@ -1,0 +1,307 @@
+"""A shell and a working folder in a sandbox: the policy runs commands and edits files, and what it leaves is judged.
+
+    class Greeting(ShellEnv):
+        \"""Write a file.\"""
+
+        @classmethod
+        def tasks(cls, split: str) -> TaskSource:
+            return [Task("hello", (user("Write Hello into greeting.txt."),), {"files": {"greeting.txt": "Hello"}})]
+
+What always holds:
+- every episode has a folder of its own; the shell's directory, variables and functions last from call to call, its
+  processes do not; a command that hangs or writes too much is killed, and the episode goes on;
+- the verdict is made after the last command, by programs that run on a copy of the folder in other sandboxes: nothing
+  that judges, and nothing that is only in the reference, is ever where the episode can reach it;
+- a sandbox that breaks is a failure, never a reward. A session that a command has taken down with it (by its memory,
+  or by not ending) is no failure: its files are lost, and it is judged without them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from quintain.envs.base import Observation, invalid
+from quintain.envs.single_turn import Score
+from quintain.envs.tools import ToolEnv, ToolError, tool
+from quintain.failure import FailureError, QuintainError
+from quintain.messages import Message
+from quintain.task import Task
+from quintain.verifiers.sandbox.interface import MEBI, Execution, Limits, Program, Sandbox, Session, Status
+
+if TYPE_CHECKING:
+    from quintain.verifiers.code.verifier import CodeVerifier
+
+FOLDER_BYTES: Final = 16 * MEBI
+MEMORY_BYTES: Final = 256 * MEBI
+OUTPUT_BYTES: Final = MEBI
+COLLECT_S: Final = 10.0
+TAR_BYTES: Final = 2048
+"""What a file may take in an archive beside its content."""
+COPY_BYTES: Final = 4 * FOLDER_BYTES
+"""Of a copy: a file with holes, or with two names, takes more than in the folder it is from."""
+STATE: Final = ".shell"
+_SHELL: Final = f"""
+exec 2>&1
+shopt -s expand_aliases
+declare -r _state="${{TMPDIR:-/tmp}}/{STATE}"
+[ -r "$_state" ] && . "$_state" >/dev/null 2>&1
+trap '{{ declare -p; declare -f; alias -p; printf "cd -- %q\\n" "$PWD"; }} >"$_state" 2>/dev/null' EXIT
+eval "$1"
+"""
+_HURTS: Final = (Status.MEMORY_LIMIT, Status.TIMEOUT)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFolder:
+    """What an episode left: its `files`, and copies of them to run programs on."""
+
+    files: Mapping[str, bytes]
+    _sandbox: Sandbox
+    _limits: Limits
+
+    def text(self, path: str) -> str | None:
+        """The file `path` as text without ends of line at its end; None where there is no such file."""
+        content = self.files.get(path)
+        return None if content is None else content.decode("utf-8", "replace").rstrip("\n")
+
+    async def run(self, *argv: str, stdin: str = "", files: Mapping[str, str] | None = None) -> Execution:
+        """Run a command line in a fresh copy. Raises FailureError where that breaks.
+
+        With `files`, which only judge, it runs where those are, and the copy is the folder `work` beside them: nothing
+        of the episode's can pass for a module of theirs. A judge that runs the episode's programs itself can still be
+        misled by them: what they print is better compared by who calls this.
+        """
+        laid = dict(self.files)
+        if files is not None:
+            laid = {f"work/{path}": content for path, content in laid.items()}
+            laid |= {path: content.encode() for path, content in files.items()}
+        program = Program.command(*argv)
+        return _settled(await self._sandbox.run(program, stdin=stdin.encode(), files=laid, limits=self._limits))
+
+
+class ShellEnv(ToolEnv):
+    """A shell in a working folder: subclasses give `tasks`, whose references are as `check` reads them, or `check`.
+
+    `files` are those of a folder at its beginning. Options: `command_s` is how long a command may take, `shown_chars`
+    how much of its output is shown, `sandbox` are options of the verifier `code` (backend, image, python ...), and
+    `shells` is how many episodes a process may play at a time.
+    """
+
+    max_calls = 24
+    max_calls_per_turn = 4
+    _work: Session | None = None
+    _hurt: bool = False
+
+    def __init__(
+        self,
+        *,
+        system: str | None = None,
+        max_calls: int | None = None,
+        max_calls_per_turn: int | None = None,
+        command_s: float = 10.0,
+        shown_chars: int = 4000,
+        sandbox: Mapping[str, Any] | None = None,
+        shells: int = 32,
+    ) -> None:
+        super().__init__(system=system, max_calls=max_calls, max_calls_per_turn=max_calls_per_turn)
+        if shown_chars < 1 or shells < 1:
+            raise QuintainError(f"{type(self).__name__}'s shown_chars and shells are at least 1")
+        self._limits = Limits(
+            wall_s=command_s,
+            cpu_s=command_s,
+            memory_bytes=MEMORY_BYTES,
+            output_bytes=OUTPUT_BYTES,
+            file_bytes=FOLDER_BYTES,
+            workdir_bytes=FOLDER_BYTES,
+        )
+        self._shown_chars, self._options = shown_chars, dict(sandbox or {})
+        self._shells = self._options | {"slots": -(-shells // 2)}  # a slot of the verifier is two programs
+
+    def files(self, task: Task) -> Mapping[str, str]:
+        """What is in the folder at the beginning: paths and texts."""
+        return task.info.get("files", {})  # type: ignore[no-any-return]
+
+    async def check(self, work: WorkFolder, reference: Any) -> Score:
+        """What the folder is worth: 1 where all of `reference` holds, and else 0. It has at least one of
+
+        - `files`: paths with their texts, or with None where there must be no file;
+        - `runs`: command lines for `WorkFolder.run`, as `{"command": [...], "stdin": "...", "files": {...}, "stdout":
+          "..."}`: with exit code 0 and, where it is given, that output (white space at the ends aside);
+        - `pytest`: files and tests of a project as the verifier `code` takes them.
+        """
+        if not reference or set(reference) - {"files", "runs", "pytest"}:
+            raise invalid(f"a reference has files, runs or pytest, not {', '.join(reference) or 'nothing'}")
+        for path, text in reference.get("files", {}).items():
+            if work.text(path) != (None if text is None else text.rstrip("\n")):
+                return 0.0
+        for run in reference.get("runs", ()):
+            done = await work.run(*run["command"], stdin=run.get("stdin", ""), files=run.get("files"))
+            said = done.stdout.decode("utf-8", "replace").strip()
+            if done.status is not Status.OK or said != run.get("stdout", said).strip():
+                return 0.0
+        if "pytest" in reference:
+            project = {"kind": "pytest", **reference["pytest"]}
+            return await self.judge("code", _fenced(work.files), project, self._options | {"after_thinking": False})
+        return 1.0
+
+    @tool
+    async def shell(self, command: str) -> str:
+        """Run a command in bash, in the working folder or where the last one has gone.
+
+        Args:
+            command: What to run, such as "ls -l".
+        """
+        done = await self._run(Program.command("bash", "-c", _SHELL, "bash", command))
+        text = _cut((done.stdout + done.stderr).decode("utf-8", "replace").rstrip("\n"), self._shown_chars)
+        if done.status is Status.OK:
+            return text or "(no output)"
+        said = done.reason if done.status is Status.RUNTIME_ERROR else f"killed: {done.reason}"
+        return f"{text}\n({said})".lstrip("\n")
+
+    @tool
+    async def read_file(self, path: str) -> str:
+        """Show a file.
+
+        Args:
+            path: The file, from the working folder on.
+        """
+        return _cut(await self._read(path), self._shown_chars)
+
+    @tool
+    async def write_file(self, path: str, content: str) -> str:
+        """Write a file, in place of what is there.
+
+        Args:
+            path: The file, from the working folder on.
+            content: All of its text.
+        """
+        await self._write(path, content)
+        return f"{path} has {len(content)} characters"
+
+    @tool
+    async def replace_text(self, path: str, old: str, new: str) -> str:
+        """Replace a text that is in a file exactly once.
+
+        Args:
+            path: The file, from the working folder on.
+            old: The text that is there.
+            new: The text to put in its place.
+        """
+        text = await self._read(path)
+        if not old or (times := text.count(old)) != 1:
+            raise ToolError("raised", f"{path} has the old text {times if old else 'no'} times: it must be there once")
+        await self._write(path, text.replace(old, new))
+        return f"{path} is changed"
+
+    async def reset(self, task: Task, *, seed: int) -> Observation:
+        """Show the task's prompt and the tools; the working folder is made. Raises FailureError where it cannot be."""
+        await self._leave()
+        files = {path: text.encode() for path, text in self.files(task).items()}
+        self._work, self._hurt = await self._code(self._shells).sandbox.open(files, self._limits), False
+        return await super().reset(task, seed=seed)
+
+    async def verdict(self, history: Sequence[Message]) -> Score:
+        """What the folder is worth that the episode has left."""
+        files = await self._collected()
+        await self._leave()
+        limits = replace(self._limits, workdir_bytes=COPY_BYTES, inodes=2 * self._limits.inodes)
+        work = WorkFolder(files, self._code(self._options).sandbox, limits)
+        return await self.check(work, self._playing().reference)
+
+    async def close(self) -> None:
+        """End the shell, and close the sandbox unless it is shared."""
+        await self._leave()
+        await super().close()
+
+    async def _leave(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            await work.close()
+
+    def _code(self, options: Mapping[str, Any]) -> CodeVerifier:
+        return self.verifier_called("code", options)  # type: ignore[return-value]
+
+    async def _run(self, program: Program, files: Mapping[str, bytes] | None = None, **limits: Any) -> Execution:
+        """What became of `program`. Raises ToolError for files that cannot be."""
+        if self._work is None:
+            raise ToolError("raised", "the shell and its files are gone: an earlier command has taken them with it")
+        try:
+            done = await self._work.run(program, files=files, limits=Limits(**limits) if limits else self._limits)
+        except QuintainError as error:
+            raise ToolError("invalid_arguments", str(error)) from None
+        if done.failure is not None and self._hurt:
+            await self._leave()
+            return await self._run(program)
+        self._hurt = done.status in _HURTS
+        return _settled(done)
+
+    async def _read(self, path: str) -> str:
+        done = await self._run(Program.command("cat", "--", path))
+        if done.status is not Status.OK:
+            said = done.stderr.decode("utf-8", "replace").removeprefix("cat: ").strip() or done.reason
+            raise ToolError("raised", said)
+        try:
+            return done.stdout.decode()
+        except UnicodeDecodeError:
+            raise ToolError("raised", f"{path} is no text in UTF-8") from None
+
+    async def _write(self, path: str, content: str) -> None:
+        done = await self._run(Program.command("true"), {path: content.encode("utf-8", "replace")})
+        if done.status is not Status.OK:
+            raise ToolError("raised", done.stderr.decode("utf-8", "replace").strip() or done.reason)
+
+    async def _collected(self) -> dict[str, bytes]:
+        """The regular files of the folder; none where they are more than it may hold, or gone."""
+        most = FOLDER_BYTES + TAR_BYTES * self._limits.inodes
+        program = Program.command("tar", "-cf", "-", f"--exclude=./{STATE}", ".")
+        try:
+            done = await self._run(program, wall_s=COLLECT_S, cpu_s=COLLECT_S, output_bytes=most)
+        except ToolError:
+            return {}
+        if done.status not in (Status.OK, Status.RUNTIME_ERROR):  # an error is a file that tar may not read
+            return {}
+        files = _untarred(done.stdout)
+        return files if sum(map(len, files.values())) <= FOLDER_BYTES else {}
+
+
+def _untarred(archive: bytes) -> dict[str, bytes]:
+    """The regular files in `archive` whose names are text."""
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() or member.islnk() else None
+                if file is not None and member.name.isprintable():
+                    found[member.name.removeprefix("./")] = file.read()
+    except (tarfile.TarError, KeyError, ValueError, RecursionError):
+        pass  # what could be read until there
+    return found
+
+
+def _settled(done: Execution) -> Execution:
+    if done.failure is not None:
+        raise FailureError(done.failure)
+    return done
+
+
+def _cut(text: str, limit: int) -> str:
+    """`text` without its middle where it is longer than `limit`."""
+    if len(text) <= limit:
+        return text
+    head = limit // 2
+    return f"{text[:head]}\n({len(text) - limit} characters left out)\n{text[head - limit :]}"
+
+
+def _fenced(files: Mapping[str, bytes]) -> str:
+    """`files` as an answer that the verifier `code` reads as these files, whatever is in them."""
+    blocks = []
+    for path, content in files.items():
+        text = content.decode("utf-8", "replace")
+        fence = "`" * (1 + max(map(len, re.findall("`{3,}", text)), default=2))
+        blocks.append(f"{fence} {path}\n{text}\n{fence}")
+    return "\n".join(blocks)
