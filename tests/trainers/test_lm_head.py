@@ -51,12 +51,14 @@ def test_value_entropy_and_gradient_are_those_of_the_full_softmax(options: dict[
     hidden, weight, bias, targets = operands()
     used = (hidden, weight, bias) if with_bias else (hidden, weight)
     arguments = {"blocks": SMALL} | options
-    logp, entropy = chunked_logprobs(
-        hidden, weight, targets, rows=ROWS, bias=bias if with_bias else None, entropy=True, **arguments
+    logp, best, entropy, mass = chunked_logprobs(
+        hidden, weight, targets, rows=ROWS, bias=bias if with_bias else None, entropy=True, mass=True, **arguments
     )
     full = reference(hidden, weight, bias if with_bias else None, **options)
     torch.testing.assert_close(logp, full[ROWS, targets])
     torch.testing.assert_close(entropy, -(full.exp() * full).sum(-1)[ROWS])
+    torch.testing.assert_close(best, full.amax(-1)[ROWS])
+    torch.testing.assert_close(mass, full.exp().square().sum(-1).log()[ROWS])
     upstream = torch.randn(len(ROWS), dtype=logp.dtype)
     upstream[4] = 0
     got = torch.autograd.grad(logp, used, upstream)
@@ -78,14 +80,14 @@ def test_the_gradient_agrees_with_finite_differences(options: dict[str, Any]) ->
 def test_without_rows_each_hidden_state_predicts_one_token() -> None:
     hidden, weight, _, _ = operands()
     targets = torch.arange(U)
-    logp, entropy = chunked_logprobs(hidden, weight, targets, blocks=SMALL)
+    logp, _, entropy, _ = chunked_logprobs(hidden, weight, targets, blocks=SMALL)
     torch.testing.assert_close(logp, reference(hidden, weight, None).gather(1, targets[:, None])[:, 0])
     assert entropy is None
 
 
 def test_the_entropy_of_equal_logits_is_the_logarithm_of_the_vocabulary() -> None:
     targets = torch.tensor([1, 2])
-    _, entropy = chunked_logprobs(torch.zeros(2, H), torch.randn(V, H), targets, entropy=True, blocks=SMALL)
+    _, _, entropy, _ = chunked_logprobs(torch.zeros(2, H), torch.randn(V, H), targets, entropy=True, blocks=SMALL)
     assert entropy is not None
     assert entropy.tolist() == pytest.approx([math.log(V)] * 2)
     assert not entropy.requires_grad
@@ -95,7 +97,7 @@ def test_a_frozen_weight_gets_no_gradient_and_hidden_states_the_same_one() -> No
     hidden, weight, bias, targets = operands()
     expected = torch.autograd.grad(chunked_logprobs(hidden, weight, targets, rows=ROWS, bias=bias)[0].sum(), hidden)[0]
     frozen = weight.detach()
-    logp, _ = chunked_logprobs(hidden, frozen, targets, rows=ROWS, bias=bias.detach(), blocks=SMALL)
+    logp, *_ = chunked_logprobs(hidden, frozen, targets, rows=ROWS, bias=bias.detach(), blocks=SMALL)
     logp.sum().backward()
     assert frozen.grad is None
     torch.testing.assert_close(hidden.grad, expected)
@@ -115,7 +117,7 @@ def test_a_tied_embedding_gets_the_gradients_of_both_its_uses() -> None:
 
 def test_tokens_without_an_upstream_gradient_are_not_touched_by_the_backward_pass() -> None:
     hidden, weight, _, targets = operands()
-    logp, _ = chunked_logprobs(hidden, weight, targets, rows=ROWS, blocks=SMALL)
+    logp, *_ = chunked_logprobs(hidden, weight, targets, rows=ROWS, blocks=SMALL)
     upstream = torch.where(ROWS == 3, 0.0, torch.randn(len(ROWS))).double()
     hidden.data[3] = hidden.data[4] = math.nan  # behind autograd's back: whoever reads these now spreads them
     got = torch.autograd.grad(logp, (hidden, weight), upstream)
@@ -124,7 +126,7 @@ def test_tokens_without_an_upstream_gradient_are_not_touched_by_the_backward_pas
 
 def test_no_gradient_at_all_costs_no_product() -> None:
     hidden, weight, _, targets = operands()
-    logp, _ = chunked_logprobs(hidden, weight, targets, rows=ROWS, blocks=SMALL)
+    logp, *_ = chunked_logprobs(hidden, weight, targets, rows=ROWS, blocks=SMALL)
     with Watched() as watched:
         got = torch.autograd.grad(logp, (hidden, weight), torch.zeros_like(logp))
     assert not any("mm" in name for name in watched.calls)
@@ -152,7 +154,7 @@ def test_no_tensor_as_large_as_positions_times_vocabulary_is_ever_made() -> None
     hidden, weight = torch.randn(positions, width, requires_grad=True), torch.randn(words, width, requires_grad=True)
     targets = torch.randint(0, words, (positions,))
     with Watched() as watched:
-        logp, _ = chunked_logprobs(hidden, weight, targets, entropy=True, blocks=Blocks(rows=16, words=100))
+        logp, *_ = chunked_logprobs(hidden, weight, targets, entropy=True, blocks=Blocks(rows=16, words=100))
         logp.sum().backward()
     assert watched.largest <= words * width  # the weight's own gradient
     with Watched() as naive:
@@ -164,7 +166,7 @@ def test_a_near_certain_token_keeps_a_log_probability_of_the_right_size() -> Non
     weight = torch.zeros(50, 4)
     weight[7] = 1.0
     hidden = torch.full((1, 4), 4.0)  # logit 16 against 49 zeros: logp = −49 e^−16, to first order
-    logp, _ = chunked_logprobs(hidden, weight, torch.tensor([7]), blocks=SMALL)
+    logp, *_ = chunked_logprobs(hidden, weight, torch.tensor([7]), blocks=SMALL)
     exact = -math.log1p(49 * math.exp(-16))
     assert logp.item() == pytest.approx(exact, rel=0.1)
     assert torch.log_softmax(hidden.double() @ weight.double().t(), -1)[0, 7].item() == pytest.approx(exact)
@@ -173,7 +175,7 @@ def test_a_near_certain_token_keeps_a_log_probability_of_the_right_size() -> Non
 def test_huge_logits_give_finite_values_and_gradients() -> None:
     hidden, weight, _, targets = operands(torch.float32)
     large = (hidden.detach() * 1e6).requires_grad_()
-    logp, entropy = chunked_logprobs(large, weight, targets, rows=ROWS, entropy=True, blocks=SMALL)
+    logp, _, entropy, _ = chunked_logprobs(large, weight, targets, rows=ROWS, entropy=True, blocks=SMALL)
     assert entropy is not None
     grads = torch.autograd.grad(logp.sum(), (large, weight))
     assert all(bool(torch.isfinite(x).all()) for x in (logp, entropy, *grads))
@@ -188,7 +190,7 @@ def test_sixteen_bit_products_leave_sums_and_gradients_of_the_weight_in_its_own_
     weight = torch.randn(301, 64).bfloat16().to(weights).requires_grad_()
     targets = torch.randint(0, 301, (33,))
     with torch.autocast("cpu", torch.bfloat16, enabled=weights is torch.float32):
-        logp, entropy = chunked_logprobs(hidden, weight, targets, entropy=True, blocks=Blocks(16, 50))
+        logp, _, entropy, _ = chunked_logprobs(hidden, weight, targets, entropy=True, blocks=Blocks(16, 50))
     logp.sum().backward()
     exact = (hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_())
     full = torch.log_softmax(exact[0] @ exact[1].t(), -1)

@@ -15,7 +15,7 @@ Shapes: U hidden states, H their width, V words, T tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,12 +40,26 @@ class _Options:
     scale: float
     softcap: float | None
     entropy: bool
+    mass: bool
     blocks: Blocks
 
     @property
     def before(self) -> float:
         """What hidden states are multiplied with: everything linear that is done to the logits."""
         return self.scale if self.softcap is not None else self.scale / self.temperature
+
+
+class Scored(NamedTuple):
+    """Of T tokens: logp [T], and without a gradient what is known of the distributions they are from.
+
+    best [T]: the highest log-probability there, which is `logp` where the token is the likeliest. entropy [T] in nats.
+    log_mass [T]: log Σ p².
+    """
+
+    logp: Tensor
+    best: Tensor
+    entropy: Tensor | None
+    log_mass: Tensor | None
 
 
 def chunked_logprobs(
@@ -59,9 +73,10 @@ def chunked_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
+    mass: bool = False,
     blocks: Blocks | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """(logp [T], entropy [T] or None) of `targets` under softmax(logits / temperature).
+) -> Scored:
+    """What softmax(logits / temperature) says of `targets`; entropy and log_mass where they are asked for.
 
     hidden [U, H]; weight [V, H]; bias [V]; targets [T] int64; rows [T] int64 says which hidden state predicts each
     token (None: T = U, in order). logits = scale · (hidden @ weightᵀ + bias), then softcap · tanh(logits / softcap)
@@ -83,9 +98,10 @@ def chunked_logprobs(
         raise ValueError(
             f"the temperature must be positive, not {temperature}: greedy sampling has no log-probabilities"
         )
-    options = _Options(temperature, scale, softcap, entropy, blocks or Blocks())
-    logp, entropies = _ChunkedLogprobs.apply(hidden, weight, bias, targets, rows, options)  # type: ignore[no-untyped-call]
-    return logp, entropies[rows] if entropy else None
+    options = _Options(temperature, scale, softcap, entropy, mass, blocks or Blocks())
+    logp, *about = _ChunkedLogprobs.apply(hidden, weight, bias, targets, rows, options)  # type: ignore[no-untyped-call]
+    best, entropies, masses = (values[rows] for values in about)
+    return Scored(logp, best, entropies if entropy else None, masses if mass else None)
 
 
 class _Pass:
@@ -148,12 +164,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: Tensor, options: _Options
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         run = _Pass(hidden, weight, bias, targets, rows, options)
-        # Running softmax over word blocks (Milakov & Gimelshein 2018): the maximum so far, Σ exp(x), Σ exp(x)·x with
-        # x the logit minus the maximum.
+        # Running softmax over word blocks (Milakov & Gimelshein 2018): the maximum so far, Σ exp(x), Σ exp(x)·x and
+        # Σ exp(2x) with x the logit minus the maximum.
         highest = hidden.new_full((run.count,), LOWEST, dtype=run.wide)
-        total, moment = torch.zeros_like(highest), torch.zeros_like(highest)
+        total, moment, squares = (torch.zeros_like(highest) for _ in range(3))
         picked = hidden.new_empty(targets.shape, dtype=run.wide)
         scratch = torch.empty_like(run.buffer, dtype=run.wide) if options.entropy else run.buffer
         with products(hidden.device, run.low):
@@ -169,26 +185,26 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     x.sub_(now[:, None]).clamp_(min=FAINTEST)
                     shift = before - now
                     shrink = shift.exp()
+                    weights = torch.exp(x, out=scratch[: x.numel()].view(x.shape)) if options.entropy else x.exp_()
+                    moment[part] += shift * total[part]
+                    total[part] = shrink * total[part] + weights.sum(1)
+                    if options.mass:
+                        squares[part] = shrink.square() * squares[part] + weights.square().sum(1)
                     if options.entropy:
-                        weights = torch.exp(x, out=scratch[: x.numel()].view(x.shape))
-                        moment[part] += shift * total[part]
-                        total[part] = shrink * total[part] + weights.sum(1)
                         moment[part] = shrink * moment[part] + weights.mul_(x).sum(1)
-                    else:
-                        total[part] = shrink * total[part] + x.exp_().sum(1)
                     highest[part] = now
         log_total = total.log()
         # In this order a near-certain token keeps its digits: its logit minus the maximum is exactly zero.
         logp = (picked - highest[rows]) - log_total[rows]
-        entropy = log_total - moment / total
+        about = -log_total, log_total - moment / total, squares.log() - 2 * log_total
         ctx.save_for_backward(hidden, weight, bias, targets, rows, highest + log_total)
         ctx.options, ctx.low = options, run.low
-        ctx.mark_non_differentiable(entropy)
-        return logp, entropy
+        ctx.mark_non_differentiable(*about)
+        return (logp, *about)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, rows, normaliser = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Only tokens with a gradient, and only the hidden states that predict them.
