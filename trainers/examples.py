@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from quintain.codec import Ints, as_ints
+from quintain.codec import Floats, Ints, as_ints
 from quintain.failure import FailureError, QuintainError, one_line
 from quintain.messages import Message, ToolSpec
 from quintain.nearest import did_you_mean
 from quintain.records import messages_in, tools_in
 from quintain.rollout.chat.base import Chat
+from quintain.trainers.rows import Row, Rows, Totals
+from quintain.trajectory import Segment
 
 Text = str | tuple[Message, ...]
 Span = tuple[int, int]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Kind(StrEnum):
@@ -66,7 +69,8 @@ class Example:
 
     ids: [L] each. trained: of each sequence, the spans [start, end) of tokens that are trained on, never its first
     token; of steps, the last token of each. label, margin, labels: as `Item` has them. prompt: how many tokens of
-    every sequence are the prompt's.
+    every sequence are the prompt's. ref: of each sequence, the reference's log-probabilities of what is trained on,
+    where they were computed before.
     """
 
     where: str
@@ -76,6 +80,7 @@ class Example:
     label: bool | None = None
     margin: float | None = None
     labels: tuple[bool, ...] = ()
+    ref: tuple[Floats, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -83,7 +88,34 @@ class Example:
         return sum(map(len, self.ids))
 
 
-def mask_of(ids: Ints, spans: Sequence[Span]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def example_rows(data: Sequence[Example], *, counted: int | None = None) -> Rows:
+    """A row for each sequence of each example, which is a unit of its own.
+
+    The counts are of the tokens of all sequences, or of those at place `counted` in their examples.
+    """
+    rows = [
+        sequence_row(ids, mask_of(ids, spans), unit, {"ref": example.ref[place]} if example.ref else {})
+        for unit, example in enumerate(data)
+        for place, (ids, spans) in enumerate(zip(example.ids, example.trained, strict=True))
+    ]
+    places = [place for example in data for place in range(len(example.ids))]
+    tokens = sum(row.tokens for row, place in zip(rows, places, strict=True) if counted in (None, place))
+    return Rows(tuple(rows), counts_of(rows, tokens), {"num_tokens": float(sum(example.tokens for example in data))})
+
+
+def counts_of(rows: Sequence[Row], tokens: int) -> Totals:
+    """What a loss divides by: the counts of `rows`, and `tokens`."""
+    longest = max((len(row.segment.ids) for row in rows), default=1)
+    return Totals(rows=len(rows), tokens=tokens, units=len({row.unit for row in rows}), max_completion_length=longest)
+
+
+def sequence_row(ids: Ints, mask: Mask, unit: int, columns: Mapping[str, Floats]) -> Row:
+    """The row of a sequence that nobody sampled: `mask` [L] says which of `ids` [L] are trained on."""
+    nothing = np.zeros(len(ids), np.float32)
+    return Row(Segment(ids, mask, nothing, np.full(len(ids), -1, np.int32), nothing), unit, unit, columns=columns)
+
+
+def mask_of(ids: Ints, spans: Sequence[Span]) -> Mask:
     """[L] bool: true within `spans`."""
     mask = np.zeros(len(ids), np.bool_)
     for start, end in spans:

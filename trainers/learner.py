@@ -32,8 +32,9 @@ from quintain.trainers.algorithms.base import Algorithm, Data, Pass
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.losses.metrics import Metrics, combine, metric_values
-from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, supports_tree
+from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, supports_tree
 from quintain.trainers.model.policy import ReferenceModel, load_policy
+from quintain.trainers.model.value import ValueForward
 from quintain.trainers.rows import Floats, Row, Rows
 from quintain.trainers.schedule import learning_rate
 from quintain.trainers.streams import Streams, draws_random_numbers
@@ -92,15 +93,15 @@ class Learner(Generic[Data]):
             self.accelerator.init_trackers(config.name)
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
-        self.model, notes = load_policy(config.model, seed=config.seed)
+        self.model, notes = load_policy(config.model, seed=config.seed, head=trainer.head)
         _check_length(config, self.model)
         self.reference = ReferenceModel(self.model) if Pass.REF in algorithm.passes else None
         self.notes: list[str] = [*notes, *trainer.warnings()]
         try:
             self.layout = self._layout()
-            forward = PolicyForward(self.model, temperature=config.rollout.temperature)
+            forward = self._forward()
             self._parity_tokens = forward.parity_tokens
-            self.trained = {"policy": self._prepared(self.model, forward)}
+            self.trained = {algorithm.trains[0]: self._prepared(self.model, forward)}
         except ValueError as error:
             raise QuintainError(f"model: {error}") from None
 
@@ -289,6 +290,14 @@ class Learner(Generic[Data]):
         self.notes.append(f"layout: padded rows, because {reason}")
         return "padded"
 
+    def _forward(self) -> PolicyForward | ValueForward:
+        """The forward pass of the first trained model."""
+        trainer = self.config.trainer
+        if trainer.head == "lm":
+            return PolicyForward(self.model, temperature=self.config.rollout.temperature, mass=trainer.needs_mass)
+        plain_model(self.model).config.pad_token_id = self.tokenizer.pad_token_id
+        return ValueForward(self.model)
+
     def _prepared(self, model: nn.Module, forward: nn.Module) -> Trained:
         """`model` with the optimiser of its own, both as Accelerate wraps them; `forward` runs it on a piece."""
         trainer = self.config.trainer
@@ -307,10 +316,12 @@ class Learner(Generic[Data]):
 def _check_length(config: ExperimentConfig, model: Any) -> None:
     """QuintainError where an episode may be so long that a row's numbers depend on the rows beside it."""
     steady = steady_length(model.config)
-    longest = config.rollout.max_length or model.config.get_text_config().max_position_embeddings
+    given = config.offline.max_length if config.offline else config.rollout.max_length
+    longest = given or model.config.get_text_config().max_position_embeddings
     if steady is not None and longest > steady:
+        field = "trainer" if config.offline else "rollout"
         raise QuintainError(
-            f"rollout.max_length: beyond {steady} tokens the positions of {config.model.path} depend on the longest row"
+            f"{field}.max_length: beyond {steady} tokens the positions of {config.model.path} depend on the longest row"
             f" of a batch: set it to at most {steady} (it is {longest})"
         )
 

@@ -137,6 +137,8 @@ def loss_inputs(work: Work, index: int, piece: MicroBatch, scored: TokenLogprobs
         sampler_logp=flat([row.segment.logprobs[row.segment.mask] for row in rows]),
         ref_logp=columns.pop("ref", None),
         entropy=scored.entropy,
+        best=scored.best,
+        log_mass=scored.log_mass,
         value=scored.value,
         unit=torch.from_numpy(unit).to(device)[piece.row],
         units=len(units),

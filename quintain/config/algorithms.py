@@ -11,6 +11,16 @@ from typing import Final, Literal, TypeAlias
 from pydantic import model_validator
 
 from quintain.config.loss import LossOptions
+from quintain.config.offline import (
+    BCOConfig,
+    CPOConfig,
+    DPOConfig,
+    KTOConfig,
+    ORPOConfig,
+    PRMConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from quintain.config.trainer import GroupConfig
 
 DEFAULT_ALGORITHM: Final = "grpo"
@@ -38,5 +48,7 @@ class GRPOConfig(LossOptions, GroupConfig):
         return self.multi_objective_aggregation == "normalize_then_sum"
 
 
-AlgorithmConfig: TypeAlias = GRPOConfig
+AlgorithmConfig: TypeAlias = (
+    GRPOConfig | SFTConfig | DPOConfig | CPOConfig | ORPOConfig | KTOConfig | BCOConfig | RewardConfig | PRMConfig
+)
 """The options of one algorithm or another."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from quintain.config.section import Section
 
@@ -68,6 +68,17 @@ class DatasetConfig(Section):
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return where
+
+
+def _listed(data: Any) -> Any:
+    """A data set by its path alone, or a single one, as a list of one."""
+    if isinstance(data, str):
+        return [{"path": data}]
+    return [data] if isinstance(data, Mapping) else data
+
+
+Datasets = Annotated[tuple[DatasetConfig, ...], BeforeValidator(_listed), Field(min_length=1)]
+"""A data set, by its path or with its options, or a list of several: a mixture."""
 
 
 def satisfies(value: Any, wanted: Wanted) -> bool:

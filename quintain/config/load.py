@@ -64,7 +64,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, origin: str = "exp
 def dump_config(config: ExperimentConfig) -> str:
     """The resolved experiment as YAML, every default written out; the environment's token is left out."""
     data = config.model_dump(mode="json")
-    data["environment"].pop("token", None)
+    (data["environment"] or {}).pop("token", None)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from quintain.config.algorithms import DEFAULT_ALGORITHM, AlgorithmConfig, GRPOConfig
+from quintain.config.dataset import Datasets
+from quintain.config.offline import OfflineConfig
 from quintain.config.section import Count, Fraction, MayChange, Positive, Rate, Seconds, Section, Url
 from quintain.config.trainer import OnlineConfig
 from quintain.config.vllm import VLLMConfig
@@ -185,8 +187,10 @@ class EvaluationConfig(Section):
 
     split: str = "heldout"
     """The split to evaluate on."""
+    dataset: Datasets | None = None
+    """Of a trainer on a data set: the rows to evaluate on; null holds num_tasks of its rows back from training."""
     num_tasks: Positive | None = None
-    """How many of its tasks; null is all of a finite split."""
+    """How many of its tasks, or rows; null is all of a finite split."""
     eval_steps: Positive | None = None
     """Evaluate every so many steps; before and after training it always is."""
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -203,7 +207,10 @@ class ExperimentConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Everything random follows from it."""
     model: ModelConfig
-    environment: EnvironmentConfig
+    environment: EnvironmentConfig | None = None
+    """Where episodes are played, of a trainer that samples what it trains on."""
+    dataset: Datasets | None = None
+    """What is trained on, of a trainer that samples nothing."""
     rollout: RolloutConfig = RolloutConfig()
     trainer: AlgorithmConfig = Field(default=GRPOConfig(), discriminator="algorithm")
     """How the policy learns: the options of `algorithm`, which is grpo where it is not named."""
@@ -218,10 +225,46 @@ class ExperimentConfig(Section):
             raise QuintainError(f"trainer.algorithm: {self.trainer.algorithm} trains on a dataset and samples nothing")
         return self.trainer
 
+    @property
+    def offline(self) -> OfflineConfig | None:
+        """The trainer's options, where it trains on a data set."""
+        return self.trainer if isinstance(self.trainer, OfflineConfig) else None
+
+    @property
+    def played(self) -> EnvironmentConfig:
+        """The environment. QuintainError where there is none."""
+        if self.environment is None:
+            raise QuintainError("environment: required, and not given")
+        return self.environment
+
     @field_validator("trainer", mode="before")
     @classmethod
     def _named(cls, data: Any) -> Any:
         return {"algorithm": DEFAULT_ALGORITHM, **data} if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _has_what_it_trains_on(self) -> ExperimentConfig:
+        algorithm, evaluation = self.trainer.algorithm, self.evaluation
+        if self.offline is None:
+            if self.environment is None:
+                raise ValueError(f"environment: required by {algorithm}, and not given")
+            if self.dataset is not None:
+                raise ValueError(
+                    f"dataset: {algorithm} samples what it trains on: drop it, or choose another algorithm"
+                )
+            return self
+        if self.dataset is None:
+            raise ValueError(f"dataset: required by {algorithm}, and not given")
+        if self.environment is not None:
+            raise ValueError(f"environment: {algorithm} trains on a dataset and plays nothing: drop it")
+        if evaluation is not None and evaluation.dataset is None and evaluation.num_tasks is None:
+            raise ValueError("evaluation: say with num_tasks how many rows to hold back, or give a dataset of its own")
+        weighted = [source.weight is not None for source in self.dataset]
+        if any(weighted) and not all(weighted):
+            raise ValueError("dataset: give every data set of the mixture a weight, or none")
+        if self.trainer.algorithm != "sft" and any(source.run is not None for source in self.dataset):
+            raise ValueError(f"dataset.run: sft trains on trajectories, {algorithm} does not")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:

@@ -75,6 +75,16 @@ class TrainerConfig(Section):
         """Whether the loss or the credit reads the reference model's log-probabilities."""
         return False
 
+    @property
+    def head(self) -> Literal["lm", "score", "steps"]:
+        """What the trained model says of a token: a distribution, a number, or one of two labels."""
+        return "lm"
+
+    @property
+    def needs_mass(self) -> bool:
+        """Whether the loss reads log Σ p² of the policy's distributions."""
+        return False
+
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but rarely meant, one line each, starting with the field."""
         return ()

@@ -98,7 +98,7 @@ def identity_of(config: ExperimentConfig, endpoint: Endpoint | None) -> dict[str
 
     How many tasks and samples, and which figures, may change from one session to the next.
     """
-    evaluation, environment, rollout = config.evaluation, config.environment, config.rollout
+    evaluation, environment, rollout = config.evaluation, config.played, config.rollout
     assert evaluation is not None
     model: dict[str, Any]
     sampling: dict[str, Any]
@@ -222,7 +222,7 @@ class _Session:
     ) -> None:
         config, rollout, endpoint = self.config, self.config.rollout, self.asked.endpoint
         episodes = Episodes(
-            self.evaluation.split, left, config.seed, rollout.max_turns, rollout.attempts, config.environment.label
+            self.evaluation.split, left, config.seed, rollout.max_turns, rollout.attempts, config.played.label
         )
         if endpoint is None:
             server = start_rollout(self.supervisor, config, folder, environment)
@@ -238,7 +238,7 @@ class _Session:
             temperature = {"temperature": self.evaluation.temperature}
             request = {k: v for k, v in {**temperature, **endpoint.request}.items() if v is not None}
             asked = replace(endpoint, request=request)
-            step_timeout_s = config.environment.step_timeout_s
+            step_timeout_s = config.played.step_timeout_s
             asyncio.run(play_at_endpoint(episodes, asked, environment, step_timeout_s, keep, self.supervisor.check))
 
     def _server_folder(self) -> RunFolder:

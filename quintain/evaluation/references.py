@@ -52,7 +52,7 @@ def _config_of(run: Path) -> ExperimentConfig:
 
 
 def _environment_of(config: ExperimentConfig, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    environment = config.environment
+    environment = config.played
     if environment.name is None:
         raise QuintainError(
             f"the run's environment is a server, {environment.url}, and a server never tells references:"

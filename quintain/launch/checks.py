@@ -32,7 +32,7 @@ def check_one_process(environ: Mapping[str, str]) -> None:
 
 def check_split(config: ExperimentConfig, client: Any) -> None:
     """QuintainError where the environment has no tasks to train on."""
-    split = config.environment.split
+    split = config.played.split
     if _size(client, split, "environment.split") == 0:
         raise QuintainError(f"environment.split: '{split}' has no tasks: choose another")
 

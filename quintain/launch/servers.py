@@ -32,7 +32,7 @@ def start_environment(supervisor: Supervisor, config: ExperimentConfig, run: Run
     from quintain.envs.options import OPTIONS_ENV
     from quintain.envs.serving.serve import TOKEN_ENV
 
-    environment = config.environment
+    environment = config.played
     if environment.url is not None:
         there = Address(environment.url, environment.token or os.environ.get(TOKEN_ENV))
         _check_reachable(there)

@@ -53,9 +53,9 @@ def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) 
     refills = REFILLS * trainer.prompts_per_step if rollout.max_refills is None else rollout.max_refills
     patience = Patience(rollout.straggler_factor, rollout.straggler_floor_s)
     return Plan(
-        split=config.environment.split,
+        split=config.played.split,
         size=size,
-        shuffle=config.environment.shuffle,
+        shuffle=config.played.shuffle,
         seed=config.seed,
         groups=trainer.prompts_per_step,
         members=trainer.num_generations,
@@ -74,13 +74,13 @@ def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) 
         patience=patience if rollout.straggler == "fail" else None,
         follow_engine=rollout.concurrency == "auto",
         sample_timeout_s=rollout.sample_timeout_s,
-        environment=config.environment.label,
+        environment=config.played.label,
     )
 
 
 def open_journal(config: ExperimentConfig, path: Path) -> Journal:
     """The journal of a run of `config`, which refuses to serve another experiment's."""
-    identity: dict[str, object] = {"seed": config.seed, "split": config.environment.split}
+    identity: dict[str, object] = {"seed": config.seed, "split": config.played.split}
     members, oversample = config.online.num_generations, config.rollout.oversample
     return Journal(path, members=members, identity=identity, oversample=oversample)
 
@@ -121,7 +121,7 @@ def serve(
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update=dict(chat.choices))})
         write_config(config, run / "config.yaml")  # what was chosen holds for the whole run
         engine = make_engine(config, running, logs=run / "logs", report=report)
-        patience_s = 2 * config.environment.step_timeout_s
+        patience_s = 2 * config.played.step_timeout_s
         client = EnvClient(
             environment,
             token=token or os.environ.pop(TOKEN_ENV, None),
@@ -129,7 +129,7 @@ def serve(
             patience_s=patience_s,
             max_connections=config.rollout.max_concurrency,
         )
-        size = size_of(client.tasks(config.environment.split))
+        size = size_of(client.tasks(config.played.split))
         scheduler = Scheduler(
             make_plan(config, size=size, model_length=engine.max_length),
             engine=engine,

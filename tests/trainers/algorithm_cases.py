@@ -9,12 +9,59 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from quintain.codec import as_ints
+from quintain.trainers.examples import Example
+
 from .test_update import groups
 
 
 def sampled(seed: int) -> Any:
     """Groups with a failure in each."""
     return groups(seed, failing=True)
+
+
+def _sequences(seed: int, *, each: int, count: int = 5) -> list[tuple[int, list[list[int]]]]:
+    """(prompt's length, sequences that begin with it) of `count` examples with `each` completions."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        prompt = rng.integers(3, 97, int(rng.integers(2, 8))).tolist()
+        answers = [rng.integers(3, 97, int(rng.integers(2, 9))).tolist() for _ in range(each)]
+        made.append((len(prompt), [prompt + answer for answer in answers]))
+    return made
+
+
+def _example(prompt: int, sequences: list[list[int]], **more: Any) -> Example:
+    spans = tuple(((prompt, len(ids)),) for ids in sequences)
+    return Example("row", tuple(map(as_ints, sequences)), spans, prompt, **more)
+
+
+def texts(seed: int) -> Any:
+    """Prompts with a completion each."""
+    return [_example(*made) for made in _sequences(seed, each=1)]
+
+
+def pairs(seed: int) -> Any:
+    """Pairs, some with a margin."""
+    return [_example(*made, margin=[None, 0.5][at % 2]) for at, made in enumerate(_sequences(seed, each=2))]
+
+
+def labelled(seed: int) -> Any:
+    """Completions, of which three of five are desirable."""
+    return [_example(*made, label=at % 2 == 0) for at, made in enumerate(_sequences(seed, each=1))]
+
+
+def stepped(seed: int) -> Any:
+    """Completions of two steps."""
+    made = _sequences(seed, each=1)
+    return [
+        Example(
+            "row", (as_ints(ids),), (((prompt, prompt + 1), (len(ids) - 1, len(ids))),), prompt, labels=(True, at < 2)
+        )
+        for at, (prompt, (ids,)) in enumerate(made)
+    ]
 
 
 @dataclass(frozen=True)
@@ -38,4 +85,26 @@ CASES: dict[str, Case] = {
             "mask_truncated_completions": True,
         },
     ),
+    "sft": Case("sft", data=texts),
+    "sft with dft": Case("sft", {"loss_type": "dft"}, data=texts),
+    "dpo": Case("dpo", data=pairs),
+    "dpo with everything": Case(
+        "dpo",
+        {
+            "loss_type": ["sigmoid", "ipo", "sft"],
+            "loss_weights": [0.5, 0.01, 1.0],
+            "ld_alpha": 0.5,
+            "use_weighting": True,
+            "f_divergence_type": "js_divergence",
+        },
+        data=pairs,
+    ),
+    "cpo": Case("cpo", data=pairs),
+    "simpo": Case("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0}, data=pairs),
+    "orpo": Case("orpo", data=pairs),
+    "kto": Case("kto", {"beta": 0.5, "undesirable_weight": 0.7}, data=labelled),
+    "kto without a kl": Case("kto", {"loss_type": "apo_zero_unpaired"}, data=labelled),
+    "bco": Case("bco", {"learning_rate": 0.01}, data=labelled),
+    "reward": Case("reward", {"center_rewards_coefficient": 0.1}, data=pairs),
+    "prm": Case("prm", data=stepped),
 }

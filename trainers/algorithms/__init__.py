@@ -4,9 +4,25 @@ from typing import Any
 
 from quintain.config import ExperimentConfig
 from quintain.trainers.algorithms.base import Algorithm
+from quintain.trainers.algorithms.cpo import CPO
+from quintain.trainers.algorithms.dpo import DPO
 from quintain.trainers.algorithms.grpo import GRPO
+from quintain.trainers.algorithms.kto import BCO, KTO
+from quintain.trainers.algorithms.orpo import ORPO
+from quintain.trainers.algorithms.reward import ProcessRewardModel, RewardModel
+from quintain.trainers.algorithms.sft import SFT
 
-ALGORITHMS: dict[str, Any] = {"grpo": GRPO}
+ALGORITHMS: dict[str, Any] = {
+    "grpo": GRPO,
+    "sft": SFT,
+    "dpo": DPO,
+    "cpo": CPO,
+    "orpo": ORPO,
+    "kto": KTO,
+    "bco": BCO,
+    "reward": RewardModel,
+    "prm": ProcessRewardModel,
+}
 """By the name that `trainer.algorithm` gives; each is made of its options and `longest`, the completion limit."""
 
 

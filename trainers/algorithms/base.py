@@ -6,11 +6,13 @@ pure functions, and the loss's parts over the micro-batches of a batch add up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from quintain.trainers.examples import Example, example_rows
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics
 from quintain.trainers.rows import Row, Rows, Totals
@@ -32,6 +34,25 @@ class Pass(StrEnum):
     """Log-probabilities under the teacher."""
     ENTROPY = "entropy"
     """Entropies under the policy."""
+
+
+class DatasetAlgorithm:
+    """What most algorithms on a data set have in common: one model, no credit, and every row counts."""
+
+    passes: frozenset[Pass] = frozenset()
+    trains: tuple[str, ...] = ("policy",)
+
+    def rows(self, data: Sequence[Example], *, version: int) -> Rows:
+        """A row for each sequence of each example, which is a unit."""
+        return example_rows(data)
+
+    def credit(self, rows: Rows) -> Rows:
+        """The rows as they are."""
+        return rows
+
+    def inert(self, row: Row) -> bool:
+        """No row is."""
+        return False
 
 
 class Algorithm(Protocol[Data]):

@@ -33,6 +33,8 @@ class LossInputs:
     sampler_logp: μ, under the sampler; NaN where it gave none (such a token is not corrected, nor evidence).
     ref_logp: under the reference model; needed when `beta` > 0.
     entropy: of the policy's distribution, in nats; needed for `top_entropy_quantile`, otherwise only logged.
+    best: the policy's highest log-probability there, without a gradient; `logp` where the token is the likeliest.
+    log_mass: log Σ p² of the policy's distribution, without a gradient.
     value: of a model with a value head, what it expects before each token, with a gradient.
     unit: int64, which unit (`Row.unit`) the token belongs to, 0 .. units − 1; None: each row is one.
     columns: the rows' other columns, by name.
@@ -48,6 +50,8 @@ class LossInputs:
     sampler_logp: Tensor | None = None
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
+    best: Tensor | None = None
+    log_mass: Tensor | None = None
     value: Tensor | None = None
     unit: Tensor | None = None
     units: int = 0

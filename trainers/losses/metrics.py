@@ -13,6 +13,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from quintain.trainers.losses.inputs import LossInputs
+
 
 class Kind(StrEnum):
     """How a metric is combined and read."""
@@ -104,6 +106,17 @@ def draft(kind: Kind, values: Tensor, keep: Tensor) -> Draft:
     # The appended entry keeps min and max defined for an empty micro-batch; count 0 then marks it as nothing.
     filled = torch.cat([torch.where(keep, exact, torch.full_like(exact, worst)), zero.new_full((1,), worst)])
     return Draft(kind, filled.min() if kind is Kind.MIN else filled.max(), count, zero)
+
+
+def token_metrics(inputs: LossInputs, among: Tensor | None = None) -> dict[str, Draft]:
+    """Entropy, and how often a token was the likeliest one, of the tokens `among` [T] bool that the mask keeps."""
+    drafts = {}
+    if inputs.entropy is not None:
+        drafts["entropy"] = draft(Kind.MEAN, inputs.entropy, inputs.mask)
+    if inputs.best is not None:
+        kept = inputs.mask if among is None else inputs.mask & among
+        drafts["mean_token_accuracy"] = draft(Kind.MEAN, inputs.logp.detach() >= inputs.best, kept)
+    return drafts
 
 
 def fetched(drafts: Mapping[str, Draft]) -> dict[str, Metric]:

@@ -124,15 +124,19 @@ def pair_losses(pairs: Pairs, options: PreferenceOptions, *, mean_chosen_tokens:
 
 def pair_metrics(pairs: Pairs, beta: float) -> dict[str, Draft]:
     """Rewards β · (log-ratio) and log-probabilities, under TRL's names."""
-    chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
+    return pair_metrics_of(pairs.chosen, pairs.rejected, beta * pairs.chosen_ratio, beta * pairs.rejected_ratio)
+
+
+def pair_metrics_of(chosen: Tensor, rejected: Tensor, won: Tensor, lost: Tensor) -> dict[str, Draft]:
+    """Log-probabilities and rewards [P] of pairs, under TRL's names."""
     every = torch.ones_like(chosen, dtype=torch.bool)
     values = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/accuracies": chosen > rejected,
-        "rewards/margins": chosen - rejected,
-        "logps/chosen": pairs.chosen,
-        "logps/rejected": pairs.rejected,
+        "rewards/chosen": won,
+        "rewards/rejected": lost,
+        "rewards/accuracies": won > lost,
+        "rewards/margins": won - lost,
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
     }
     return {name: draft(Kind.MEAN, value, every) for name, value in values.items()}
 

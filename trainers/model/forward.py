@@ -26,13 +26,16 @@ from quintain.trajectory import Segment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLogprobs:
-    """Of T policy tokens, in (segment, position) order: logp [T] and, without a gradient, entropy [T] in nats.
+    """Of T policy tokens, in (segment, position) order: logp [T] and, without a gradient, entropy [T] in nats, the
+    highest log-probability there, best [T], and log_mass [T], log Σ p².
 
     value [T]: of a model with a value head, what it says before each token; logp is 0 where it has no LM head.
     """
 
     logp: Tensor
     entropy: Tensor | None
+    best: Tensor | None = None
+    log_mass: Tensor | None = None
     value: Tensor | None = None
 
 
@@ -43,9 +46,9 @@ class PolicyForward(nn.Module):
     given no blocks. Raises ValueError for models whose logits are not an LM head on a decoder's hidden states.
     """
 
-    def __init__(self, model: nn.Module, *, temperature: float = 1.0, entropy: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, temperature: float = 1.0, entropy: bool = True, mass: bool = False) -> None:
         super().__init__()
-        self.model, self.temperature, self.entropy = model, temperature, entropy
+        self.model, self.temperature, self.entropy, self.mass = model, temperature, entropy, mass
         base = plain_model(model)
         _decoder(base), _head(base)
         usual = base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation()
@@ -57,7 +60,7 @@ class PolicyForward(nn.Module):
     @property
     def parity_tokens(self) -> int | None:
         """What `micro_batches` should weigh the length of rows with."""
-        return None if _in_blocks(plain_model(self.model)) else PARITY_TOKENS
+        return None if in_blocks(plain_model(self.model)) else PARITY_TOKENS
 
     def forward(
         self, batch: MicroBatch, temperature: float | None = None, entropy: bool | None = None
@@ -68,13 +71,14 @@ class PolicyForward(nn.Module):
             batch,
             temperature=self.temperature if temperature is None else temperature,
             entropy=self.entropy if entropy is None else entropy,
+            mass=self.mass,
         )
 
 
 def token_logprobs(
-    model: nn.Module, batch: MicroBatch, *, temperature: float = 1.0, entropy: bool = False
+    model: nn.Module, batch: MicroBatch, *, temperature: float = 1.0, entropy: bool = False, mass: bool = False
 ) -> TokenLogprobs:
-    """logp [T], and entropy [T] if asked for, of the policy tokens of `batch`, float32 at least.
+    """logp [T], and entropy and log_mass [T] if asked for, of the policy tokens of `batch`, float32 at least.
 
     Differentiable in the model's parameters. `supports_tree` says whether batches other than padded ones are allowed.
     """
@@ -82,7 +86,7 @@ def token_logprobs(
     batch = batch.to(base.device)
     weight, bias = _head(base)
     scale, softcap = _logit_options(base.config)
-    logp, entropies = chunked_logprobs(
+    logp, best, entropies, masses = chunked_logprobs(
         predicting_states(base, batch),
         weight,
         batch.targets,
@@ -92,8 +96,9 @@ def token_logprobs(
         scale=scale,
         softcap=softcap,
         entropy=entropy,
+        mass=mass,
     )
-    return TokenLogprobs(logp, entropies)
+    return TokenLogprobs(logp, entropies, best, masses)
 
 
 def predicting_states(base: Any, batch: MicroBatch) -> Tensor:
@@ -101,7 +106,7 @@ def predicting_states(base: Any, batch: MicroBatch) -> Tensor:
     where: dict[str, Any] = {}
     if batch.exits is not None:  # rows that are not plain sequences
         where["position_ids"] = batch.position_ids
-        if _in_blocks(base):
+        if in_blocks(base):
             exits = (
                 batch.exits
                 + torch.arange(0, batch.exits.numel(), batch.exits.shape[1], device=batch.exits.device)[:, None]
@@ -129,7 +134,8 @@ def supports_tree(model: nn.Module) -> str | None:
             segments = _probe(base.config.get_text_config().vocab_size)
             padded = micro_batches(segments, [0] * len(segments), layout="padded", max_tokens=PARITY_TOKENS)[0]
             tree = micro_batches(segments, [0] * len(segments), layout="tree", max_tokens=PARITY_TOKENS)[0]
-            _check_logits(base, segments, token_logprobs(model, padded).logp.cpu())
+            if base.get_output_embeddings() is not None:  # a classifier has no words to compare
+                _check_logits(base, segments, token_logprobs(model, padded).logp.cpu())
             if (reason := _configured_against(base)) is not None:
                 return reason
             return _differs(base, padded, tree)
@@ -205,7 +211,7 @@ def plain_model(model: nn.Module) -> Any:
     return model
 
 
-def _in_blocks(base: Any) -> bool:
+def in_blocks(base: Any) -> bool:
     """Whether attention runs in blocks; a model that was moved to a GPU since takes masks again."""
     return bool(base.config._attn_implementation == attention.NAME and base.device.type == "cpu")
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,26 +23,41 @@ from quintain.config import LoraConfig, ModelConfig
 from quintain.failure import QuintainError
 from quintain.rollout.engines.dtypes import DTYPES
 
+AUTO = {
+    "lm": "AutoModelForCausalLM",
+    "score": "AutoModelForSequenceClassification",
+    "steps": "AutoModelForTokenClassification",
+}
+"""The class of transformers that a model of each kind is loaded by."""
 ADAPTER = "adapter"
 """The folder, beside a saved policy's own files, of the adapter that is merged into them."""
 
 
-def load_policy(config: ModelConfig, *, seed: int) -> tuple[nn.Module, list[str]]:
+def load_policy(
+    config: ModelConfig, *, seed: int, head: Literal["lm", "score", "steps"] = "lm"
+) -> tuple[nn.Module, list[str]]:
     """The trainable model of `config`, in a PEFT adapter where one is asked for, and what to tell about it.
+
+    With another head than "lm" it is a classifier: of a whole text (score), or of its tokens (steps).
 
     QuintainError where there is no such model, or where the adapter could not be merged into it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+    import transformers
+    from transformers import AutoConfig, set_seed
 
     set_seed(seed)
     try:
         settings = AutoConfig.from_pretrained(config.path)
         chances = _without_chances(settings)
+        if head != "lm":
+            settings.num_labels = 1 if head == "score" else 2
+            settings.classifier_dropout = 0.0
         # transformers takes SDPA where the model has it, and eager attention where it has not.
-        model: Any = AutoModelForCausalLM.from_pretrained(config.path, config=settings, dtype=DTYPES[config.dtype])
+        auto = getattr(transformers, AUTO[head])
+        model: Any = auto.from_pretrained(config.path, config=settings, dtype=DTYPES[config.dtype])
     except (OSError, ValueError) as error:
         detail = str(error).splitlines()[0]
-        raise QuintainError(f"model.path: cannot load a causal language model from '{config.path}': {detail}") from None
+        raise QuintainError(f"model.path: cannot load an {AUTO[head]} from '{config.path}': {detail}") from None
     _check_without_chance(model)
     notes = []
     if chances:
