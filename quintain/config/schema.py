@@ -144,6 +144,9 @@ class RolloutConfig(Section):
     sample_timeout_s: MayChange[Seconds | None] = 3600.0
     """A turn that takes the engine longer is a failure (a hung engine) and is tried again; null waits for ever."""
 
+    renderer: str = "auto"
+    """What writes messages as text: 'template' (the tokenizer's chat template) or a family of the package `renderers`;
+    auto is that package's family where it is installed and knows this very model, by its hub's name."""
     tool_calls: str = "auto"
     """The format in which the model writes tool calls; auto is what its chat template writes, none reads no calls."""
     thinking: bool | None = None

@@ -37,7 +37,7 @@ from quintain.launch.servers import Address, start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.trajectory import Group, Trajectory
 
-CHAT: Final = ("tool_calls", "thinking", "chat_template_kwargs", "stop", "stop_ids")
+CHAT: Final = ("renderer", "tool_calls", "thinking", "chat_template_kwargs", "stop", "stop_ids")
 """The options of `rollout` that say how messages are shown and read."""
 
 HASHED_BYTES: Final = 1 << 16

@@ -18,6 +18,7 @@ def load_chat(config: ExperimentConfig) -> Chat:
     path, rollout = config.model.path, config.rollout
     return TemplateChat(
         load_tokenizer(path),
+        renderer=rollout.renderer,
         calls=rollout.tool_calls,
         thinking=rollout.thinking,
         options=rollout.chat_template_kwargs,

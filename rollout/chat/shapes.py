@@ -56,7 +56,7 @@ class Shape:
 
 
 class Template:
-    """The chat template of a transformers tokenizer, shown messages in the shape that it takes."""
+    """The chat template of a transformers tokenizer, or a `Family`, shown messages in the shape that it takes."""
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._tokenizer, self._options = tokenizer, dict(options)
@@ -97,7 +97,7 @@ class Template:
             shown = _merged(shown)
         text: str = self._tokenizer.apply_chat_template(
             self._for_template(shown),
-            tools=[_described(tool, "function") for tool in tools] if tools and by_template else None,
+            tools=[described(tool, "function") for tool in tools] if tools and by_template else None,
             tokenize=False,
             add_generation_prompt=generate,
             **self._options,
@@ -162,7 +162,7 @@ def _written_out(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list
     """`messages` in plain roles, the tools in the system message."""
     shown = [_plain(message) for message in messages]
     if tools:
-        told = _HOW_TO_CALL.format(tools="\n".join(json.dumps(_described(tool), ensure_ascii=False) for tool in tools))
+        told = _HOW_TO_CALL.format(tools="\n".join(json.dumps(described(tool), ensure_ascii=False) for tool in tools))
         if shown and shown[0].role == "system":
             shown[0] = system(f"{shown[0].text}\n\n{told}")
         else:
@@ -209,7 +209,8 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
     return shown
 
 
-def _described(tool: ToolSpec, kind: str | None = None) -> dict[str, Any]:
+def described(tool: ToolSpec, kind: str | None = None) -> dict[str, Any]:
+    """`tool` as JSON, as OpenAI has it where its `kind` is given."""
     function = tool.function
     about = {"name": function.name, "description": function.description, "parameters": dict(function.parameters)}
     return {"type": kind, "function": about} if kind else about

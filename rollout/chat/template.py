@@ -1,4 +1,4 @@
-"""A `Chat` over the chat template of any transformers tokenizer.
+"""A `Chat` over the chat template of any transformers tokenizer, or over a family of the package `renderers`.
 
 What always holds: a turn ends at the tokenizer's eos, at those of the model's generation config, and at whatever the
 template puts after an assistant's words; a template after which no such token follows is refused when it is loaded.
@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from quintain.call_syntax import Call
+from quintain.call_syntax import Call, calls_of_json
 from quintain.codec import Ints, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec, assistant, user
 from quintain.nearest import one_of
 from quintain.rollout.chat.base import MessageSpan, Rendered
-from quintain.rollout.chat.shapes import ASKED, CALLED, PROBE_TOOL, SAID, VALUE, Template
+from quintain.rollout.chat.family import TEMPLATE, Family, family_of
+from quintain.rollout.chat.shapes import ASKED, CALLED, PROBE_TOOL, SAID, VALUE, Template, described
 from quintain.rollout.chat.tokens import TokenText, shared_start, why_it_forks
 from quintain.thinking import text_after_thinking
-from quintain.tool_calls import FORMATS, split_calls
+from quintain.tool_calls import FORMATS, Split, split_calls
 
 THINKING: Final = (
     ("<think>", "</think>"),
@@ -32,9 +33,14 @@ THINKING: Final = (
     ("<|channel>thought", "<channel|>"),
 )
 """The marks around what a model thinks; a pair counts where the template itself has it."""
-CALL_FORMATS: Final = ("auto", *FORMATS, "whole", "none")
+TOKENIZER: Final = "tokenizer"
+"""`rollout.tool_calls` for the tokenizer's own response template. It loses what is said before a call and gives up on a
+whole message for one call that is malformed, so it is taken where none of our formats is what the template writes."""
+CALL_FORMATS: Final = ("auto", *FORMATS, "whole", TOKENIZER, "none")
 CHANNELS: Final = "the template writes more before an assistant's words than its generation prompt ({head!r})"
 _BLANKS: Final = re.compile(r"\s*")
+TAIL: Final = 64
+"""So many tokens of a prompt say how an answer begins."""
 _THINK: Final = "enable_thinking"
 _CHANGED: Final = "\ue000"  # no text has it: what differs where it stands is what a message gave
 
@@ -46,6 +52,7 @@ class TemplateChat(TokenText):
         self,
         tokenizer: Any,
         *,
+        renderer: str = TEMPLATE,
         calls: str = "auto",
         thinking: bool | None = None,
         options: Mapping[str, Any] | None = None,
@@ -53,7 +60,9 @@ class TemplateChat(TokenText):
         stop_ids: Sequence[int] | None = None,
         eos: Sequence[int] = (),
     ) -> None:
-        if not getattr(tokenizer, "chat_template", None):
+        renderer = family_of(tokenizer) or TEMPLATE if renderer == "auto" else renderer
+        own = getattr(tokenizer, "chat_template", None)
+        if renderer == TEMPLATE and not own:
             raise QuintainError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: use an instruct model, or add a"
                 " chat_template to its tokenizer_config.json"
@@ -61,20 +70,26 @@ class TemplateChat(TokenText):
         if calls not in CALL_FORMATS:
             raise QuintainError(f"rollout.tool_calls: there is no format {calls!r}{one_of(calls, CALL_FORMATS)}")
         super().__init__(tokenizer, stop)
-        asked = {} if thinking is None else {_THINK: thinking}
-        self._template = Template(tokenizer, {**(options or {}), **asked})
-        source = (
-            tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else json.dumps(tokenizer.chat_template)
-        )
+        asked = {**(options or {}), **({} if thinking is None else {_THINK: thinking})}
+        writes = tokenizer if renderer == TEMPLATE else Family(renderer, tokenizer, asked)
+        self._template = Template(writes, asked)
+        thought = [user(ASKED), Message("assistant", SAID, reasoning=VALUE)]
+        source = json.dumps(own, ensure_ascii=False) + self._template.tries(thought)
         self._marks = next((pair for pair in THINKING if pair[1] in source), None)
         ends = set(self._ends(needed=not stop and stop_ids is None))
-        own = {i for i in (tokenizer.eos_token_id, *eos) if i is not None}
-        self.stop_ids: tuple[int, ...] = tuple(sorted({*own, *ends} if stop_ids is None else stop_ids))
-        self.calls = self._template.calls if calls == "auto" else calls
+        known = {i for i in (tokenizer.eos_token_id, *eos) if i is not None}
+        self.stop_ids: tuple[int, ...] = tuple(sorted({*known, *ends} if stop_ids is None else stop_ids))
+        parses = getattr(tokenizer, "response_template", None) is not None
+        if calls == TOKENIZER and not parses:
+            raise QuintainError("rollout.tool_calls: tokenizer: this tokenizer has no response_template: leave auto")
+        found = TOKENIZER if parses and self._template.calls == "none" else self._template.calls
+        self.calls = found if calls == "auto" else calls
         shown = "by the template" if self._template.shape.tools else "written into the messages"
-        self.about = f"chat template of the tokenizer, tools {shown}, calls read as {self.calls}"
+        what = "chat template of the tokenizer" if renderer == TEMPLATE else f"renderer {renderer}"
+        self.about = f"{what}, tools {shown}, calls read as {self.calls}"
         thinking = self._thinks() if thinking is None else thinking
         self.choices: Mapping[str, Any] = {
+            "renderer": renderer,
             "tool_calls": self.calls,
             "thinking": thinking,
             "stop_ids": list(self.stop_ids),
@@ -103,7 +118,8 @@ class TemplateChat(TokenText):
         self, output_ids: Ints, *, prompt_ids: Ints, tools: Sequence[ToolSpec] = (), stop: Sequence[str] = ()
     ) -> Message:
         """The assistant message that sampled ids say. Unfinished thinking says nothing; `reasoning` has it."""
-        (said, closed), reasoning = self._said(output_ids, stop), None
+        (whole, closed), reasoning = self._said(output_ids, stop), None
+        said = whole
         if self._marks is not None:
             begin, end = self._marks
             if said.lstrip().startswith(begin) or self._is_thinking(prompt_ids):
@@ -113,7 +129,10 @@ class TemplateChat(TokenText):
         answer = text_after_thinking(said) if tools else None
         if answer:
             schemas = {tool.function.name: tool.function.parameters for tool in tools}
-            split = split_calls(answer, self.calls, schemas, closed=closed)
+            if self.calls == TOKENIZER:
+                split = self._split_by_tokenizer(whole, prompt_ids, tools) if closed else Split(answer)
+            else:
+                split = split_calls(answer, self.calls, schemas, closed=closed)
             calls = [_tool_call(call, number, prompt_ids, output_ids) for number, call in enumerate(split.calls)]
             if calls:
                 said = (said[: len(said) - len(answer)] + self._without_marks(split.said)).strip()
@@ -138,6 +157,16 @@ class TemplateChat(TokenText):
             spans.append(MessageSpan(number, first, max(first, last)))
         return as_ints(ids), spans
 
+    def _split_by_tokenizer(self, whole: str, prompt_ids: Ints, tools: Sequence[ToolSpec]) -> Split:
+        """What the tokenizer's response template makes of a sample; no calls where it can make nothing of it."""
+        prefix, shown = self._decode(prompt_ids[-TAIL:].tolist()), [described(tool, "function") for tool in tools]
+        try:
+            parsed = self._tokenizer.parse_response(whole, prefix=prefix, tools=shown)
+            calls = tuple(calls_of_json(parsed.get("tool_calls") or []))
+        except Exception:  # the boundary: it is a program too, and what it refuses is a text without calls
+            return Split("")
+        return Split(parsed.get("content") or "", calls)
+
     def _prompt(self, text: str) -> Ints:
         ids = self._encode(text)
         self._remember(ids, text)
@@ -153,7 +182,7 @@ class TemplateChat(TokenText):
         if self._marks is None:
             return False
         begin, end = self._marks
-        tail = self._decode(prompt_ids[-32:].tolist()).rstrip()
+        tail = self._decode(prompt_ids[-TAIL:].tolist()).rstrip()
         return tail.rfind(begin) > tail.rfind(end) and tail.endswith(begin)
 
     def _ends(self, *, needed: bool) -> Iterator[int]:

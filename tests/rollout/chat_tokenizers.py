@@ -10,8 +10,9 @@ from typing import Any
 MARK = re.compile(
     r"<\|[^|<>\n\"']{1,40}\|>|</?s>|</?(?:start|end)_of_turn>|<｜[^｜]{1,40}｜>|\[/?(?:INST|TOOL_CALLS|TOOL_RESULTS)\]"
     r"|</?think>|</?tool_call>|</?tool_response>|<end_of_utterance>|<\|?turn\|?>|<\|?channel\|?>|<\|?tool_\w+\|?>"
+    r"|</?arg_(?:key|value)>|\[gMASK\]|<sop>|<(?:bos|eos)>|<\|?(?:tool|image|audio|video)\|?>|<\|\"\|>"
 )
-PLAIN = re.compile(r"</?(?:think|tool_call|tool_response)>")  # added to Qwen's tokenizers, and not special
+PLAIN = re.compile(r"</?(?:think|tool_call|tool_response|arg_key|arg_value)>")  # added, and not special
 ALPHABET = [chr(i) for i in range(32, 127)] + ["\n", "é", "Ω", "数"]
 
 
@@ -36,6 +37,13 @@ def byte_level(template: str) -> Any:
         ["the user and the assistant say that the answer is a function of its arguments"] * 3, trainer
     )
     return _with_marks(core, template)
+
+
+def with_tokens(template: str, *marks: str) -> Any:
+    """A byte-level tokenizer that has `marks` as well, the first of them for its bos token."""
+    tokenizer = byte_level(template + "".join(marks))
+    tokenizer.chat_template, tokenizer.bos_token = template, marks[0]
+    return tokenizer
 
 
 @cache
