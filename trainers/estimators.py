@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from quintain.rollout.rules.groups import ROUNDING
 
-ScaleRewards = Literal["group", "batch", "none"]
+ScaleRewards = Literal["group", "batch", "none", "mean"]
 MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 STD_EPSILON = 1e-4
@@ -54,7 +55,8 @@ def group_advantages(
     not looked at. weights: [K], default 1 each. names: [K], for the metrics `rewards/{name}/mean` and `/std`.
 
     `sum_then_normalize`: R is the weighted sum; A = (R − mean of the group) / (std + 1e-4), the std being the
-    group's or the batch's; no division at scale_rewards none. `normalize_then_sum`: each component is
+    group's or the batch's; no division at scale_rewards none; at mean A = (R − mean) / mean, 0 where the mean is 0
+    (MaxRL, arXiv 2602.02710). `normalize_then_sum`: each component is
     z-scored within the group, the weighted sum of those over the batch; `scale_rewards` plays no part (as in
     TRL).
 
@@ -66,7 +68,7 @@ def group_advantages(
     """
     table, labels, valid = _checked(rewards, group, failed)
     if scale_rewards not in get_args(ScaleRewards):
-        raise ValueError(f"scale_rewards: expected group, batch or none; got {scale_rewards!r}")
+        raise ValueError(f"scale_rewards: expected group, batch, none or mean; got {scale_rewards!r}")
     if multi_objective_aggregation not in get_args(MultiObjectiveAggregation):
         raise ValueError(
             "multi_objective_aggregation: expected sum_then_normalize or normalize_then_sum; "
@@ -82,7 +84,11 @@ def group_advantages(
         mean, group_std = _moments(total, labels, valid)
         std = group_std if scale_rewards != "batch" else _moments(total, whole, valid)[1]
         advantage = total - mean
-        if scale_rewards != "none":
+        if scale_rewards == "mean":
+            if (total < 0).any():
+                raise ValueError(f"rewards: scale_rewards mean takes none below 0; got {total.min():g}")
+            advantage = advantage / np.where(mean > 0, mean, 1.0)
+        elif scale_rewards != "none":
             advantage = advantage / (std + STD_EPSILON)
         no_spread = group_std == 0
     else:
@@ -93,19 +99,83 @@ def group_advantages(
     return _result(np.where(no_spread, 0.0, advantage), std, total, table, valid, names)
 
 
-def leave_one_out(rewards: ArrayLike, group: ArrayLike, *, failed: ArrayLike | None = None) -> Advantages:
-    """RLOO: R minus the mean of the group's *other* members (arXiv 2402.14740). rewards: [N].
+def leave_one_out(
+    rewards: ArrayLike,
+    group: ArrayLike,
+    *,
+    failed: ArrayLike | None = None,
+    weights: Sequence[float] | None = None,
+    penalty: ArrayLike = 0.0,
+    clip: tuple[float, float] | None = None,
+    normalize: bool = False,
+    names: Sequence[str] | None = None,
+) -> Advantages:
+    """RLOO: R minus the mean of the group's *other* members (arXiv 2402.14740).
 
-    A KL penalty, where there is one, is subtracted from the rewards before. Otherwise as `group_advantages`.
+    R is the weighted sum of the rewards held within `clip`, minus `penalty` [N] (a KL). normalize: centre and divide by
+    the std + 1e-4 over the batch. Otherwise as `group_advantages`.
     """
     table, labels, valid = _checked(rewards, group, failed)
-    if table.shape[1] != 1:
-        raise ValueError(f"rewards: expected one per trajectory, [N]; got {table.shape[1]} components")
-    total = table[:, 0]
-    mean, std = _moments(total, labels, valid)
-    members = np.bincount(labels, weights=valid)[labels]
-    others_below = (total - mean) * members / np.maximum(members - 1, 1)  # = R − mean of the others
-    return _result(np.where(std > 0, others_below, 0.0), std, total, table, valid, None)
+    total = table @ _checked_weights(weights, table.shape[1])
+    held = total if clip is None else total.clip(*clip)
+    score = held - np.where(valid, penalty, 0.0)
+    mean, std = _moments(score, labels, valid)
+    members = np.bincount(labels, weights=valid)[labels] if len(labels) else np.zeros(0)
+    others_below = (score - mean) * members / np.maximum(members - 1, 1)  # = R − mean of the others
+    advantage = np.where(std > 0, others_below, 0.0)
+    if normalize:
+        whole, spread = _moments(advantage, np.zeros_like(labels), valid)
+        advantage = np.where(spread > 0, (advantage - whole) / (spread + STD_EPSILON), 0.0)
+    return _result(advantage, std, total, table, valid, names)
+
+
+def pass_at_k_advantages(
+    rewards: ArrayLike, group: ArrayLike, k: int, *, failed: ArrayLike | None = None, passes: float = 0.5
+) -> Advantages:
+    """What each member adds to the chance that k of its group have a pass (pass@k training, arXiv 2508.10751, eq. 9).
+
+    rewards [N], a pass from `passes` on. Over all subsets of k of the n members, with w that do not pass:
+    R = 1 − C(w, k)/C(n, k), σ = √(R(1 − R)); (1 − R)/σ for a pass, (1 − R − C(w−1, k−1)/C(n−1, k−1))/σ for the others;
+    0 where σ is 0 or fewer than k members are left.
+    """
+    table, labels, valid = _checked(rewards, group, failed)
+    total = table.sum(1)
+    passed = (total >= passes) & valid
+    count = int(labels.max(initial=-1)) + 1
+    members = np.bincount(labels, weights=valid, minlength=count).astype(int)
+    wrong = members - np.bincount(labels, weights=passed, minlength=count).astype(int)
+    gains = [_pass_at_k(n, w, k) for n, w in zip(members.tolist(), wrong.tolist(), strict=True)]
+    right, other = np.array([gain[0] for gain in gains]), np.array([gain[1] for gain in gains])
+    advantage = np.where(passed, right[labels], other[labels]) if count else np.zeros(0)
+    return _result(advantage, _moments(total, labels, valid)[1], total, table, valid, None)
+
+
+def _pass_at_k(members: int, wrong: int, k: int) -> tuple[float, float]:
+    """The advantage of a pass, and of what is none."""
+    if members < k:
+        return 0.0, 0.0
+    mean = 1 - comb(wrong, k) / comb(members, k)
+    spread = (mean * (1 - mean)) ** 0.5
+    if spread == 0:
+        return 0.0, 0.0
+    others = comb(wrong - 1, k - 1) / comb(members - 1, k - 1) if wrong else 0.0
+    return (1 - mean) / spread, (1 - mean - others) / spread
+
+
+def discounted(rewards: Floats, gamma: float) -> Floats:
+    """[T]: the sum of each token's reward and those after it, γ for each token on."""
+    returns, ahead = np.empty(len(rewards)), 0.0
+    for t in range(len(rewards) - 1, -1, -1):
+        returns[t] = ahead = rewards[t] + gamma * ahead
+    return returns
+
+
+def whitened(values: Floats) -> Floats:
+    """(x − mean) / √(var + 1e-8), the variance Bessel-corrected; of one value or none: 0."""
+    if len(values) < 2:
+        return np.zeros(len(values))
+    scaled: Floats = (values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-8)
+    return scaled
 
 
 def _checked(rewards: ArrayLike, group: ArrayLike, failed: ArrayLike | None) -> tuple[Floats, NDArray[np.intp], Bools]:

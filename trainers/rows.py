@@ -9,7 +9,7 @@ Shapes: T policy tokens of a row, N trajectories of a batch, K named rewards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,6 +42,11 @@ class Row:
     def tokens(self) -> int:
         """T: how many policy tokens there are."""
         return int(self.segment.mask.sum())
+
+    @property
+    def log_ratio_to_reference(self) -> Floats | None:
+        """[T]: old − ref, the k1 estimate of KL(policy ‖ reference) at each token; None where no pass has given it."""
+        return self.columns["old"] - self.columns["ref"] if "old" in self.columns and "ref" in self.columns else None
 
     def having(self, columns: Mapping[str, ArrayLike]) -> Row:
         """The row with more columns: [T] each, or one number for all tokens."""
@@ -93,6 +98,13 @@ class BatchEpisodes:
     group: NDArray[np.int64]
     failed: NDArray[np.bool_]
 
+    def total(self, weights: Mapping[str, float] | None) -> NDArray[np.float64]:
+        """[N]: the weighted sum of the rewards; NaN where failed."""
+        total: NDArray[np.float64] = self.reward @ np.array(
+            [weights[name] for name in self.names] if weights else [1.0]
+        )
+        return total
+
 
 NO_EPISODES = BatchEpisodes(np.empty((0, 1)), (), np.empty(0, np.int64), np.empty(0, np.bool_))
 
@@ -115,6 +127,13 @@ class Rows:
         """The same with each episode's advantage [N] on all of its policy tokens."""
         values = np.asarray(advantage, np.float32)
         return self.having([{"advantage": values[row.trajectory]} for row in self.rows], metrics)
+
+    def sums(self, per_row: Iterable[Floats | None]) -> NDArray[np.float64]:
+        """[N]: what each row's tokens add up to, [T] or None for nothing, summed over the rows of each episode."""
+        sums = np.zeros(len(self.episodes.failed))
+        for row, values in zip(self.rows, per_row, strict=True):
+            sums[row.trajectory] += 0.0 if values is None else values.sum(dtype=np.float64)
+        return sums
 
     def trained(self, inert: Callable[[Row], bool]) -> tuple[Row, ...]:
         """The rows that need a forward pass: all that are neither masked nor `inert`."""

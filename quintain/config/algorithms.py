@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from pydantic import model_validator
 
-from quintain.config.loss import LossOptions
+from quintain.config.loss import ClipOptions, LossOptions
 from quintain.config.offline import (
     BCOConfig,
     CPOConfig,
@@ -21,7 +21,8 @@ from quintain.config.offline import (
     RewardConfig,
     SFTConfig,
 )
-from quintain.config.trainer import GroupConfig
+from quintain.config.section import Fraction, Positive, Rate
+from quintain.config.trainer import GroupConfig, OnlineConfig
 
 DEFAULT_ALGORITHM: Final = "grpo"
 
@@ -31,8 +32,11 @@ class GRPOConfig(LossOptions, GroupConfig):
 
     algorithm: Literal["grpo"] = "grpo"
     """Which algorithm makes rows and a loss out of data."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide centred rewards by the standard deviation of their group, of the batch, or not at all."""
+    scale_rewards: Literal["group", "batch", "none", "mean"] = "group"
+    """Divide centred rewards by the standard deviation of their group, of the batch, not at all, or by the mean of
+    their group (MaxRL, for rewards that are not negative)."""
+    pass_at_k: Positive | None = None
+    """Train for one success in so many tries: advantages of pass@k, of rewards that pass from 0.5 on."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Several rewards: add, then normalise (GRPO); or normalise each, then add (GDPO)."""
 
@@ -40,6 +44,10 @@ class GRPOConfig(LossOptions, GroupConfig):
     def _has_rewards_to_normalise(self) -> GRPOConfig:
         if self.rewards_apart and self.reward_weights is None:
             raise ValueError("normalize_then_sum needs reward_weights, which name the rewards to normalise")
+        if self.pass_at_k is not None and not 1 < self.pass_at_k < self.num_generations:
+            raise ValueError(
+                f"pass_at_k ({self.pass_at_k}) must be above 1 and below num_generations ({self.num_generations})"
+            )
         return self
 
     @property
@@ -48,7 +56,59 @@ class GRPOConfig(LossOptions, GroupConfig):
         return self.multi_objective_aggregation == "normalize_then_sum"
 
 
+class RLOOConfig(ClipOptions, GroupConfig):
+    """RLOO: the other members of a group are the baseline. Names and defaults as in TRL's RLOOConfig."""
+
+    algorithm: Literal["rloo"] = "rloo"
+    """Which algorithm makes rows and a loss out of data."""
+    beta: Rate = 0.05
+    """Weight of the k1 estimate of KL(policy || reference), subtracted from the reward; 0 loads no reference."""
+    normalize_advantages: bool = False
+    """Centre advantages and divide them by their standard deviation over the batch."""
+    reward_clip_range: tuple[float, float] | None = None
+    """Rewards are held within it."""
+    mask_truncated_completions: bool = False
+    """Rows that a limit cut short are not trained on."""
+
+    @model_validator(mode="after")
+    def _range(self) -> RLOOConfig:
+        if self.reward_clip_range is not None and self.reward_clip_range[0] >= self.reward_clip_range[1]:
+            raise ValueError(f"reward_clip_range: expected a low and a higher bound, got {self.reward_clip_range}")
+        return self
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the credit reads the reference model's log-probabilities."""
+        return self.beta > 0
+
+
+class ReinforceConfig(LossOptions, OnlineConfig):
+    """REINFORCE++: returns whitened over the batch, and one of the losses of the GRPO family."""
+
+    algorithm: Literal["reinforce_plus_plus", "reinforce_plus_plus_baseline"] = "reinforce_plus_plus"
+    """Which algorithm makes rows and a loss out of data; the baseline is the mean of the group."""
+    gamma: Fraction = 1.0
+    """Discount per token of what is still to come."""
+    kl_coef: Rate = 0.0
+    """Weight of the k1 estimate of KL(policy || reference), subtracted from the reward at every token."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the credit or the loss reads the reference model's log-probabilities."""
+        return self.kl_coef > 0 or self.beta > 0
+
+
 AlgorithmConfig: TypeAlias = (
-    GRPOConfig | SFTConfig | DPOConfig | CPOConfig | ORPOConfig | KTOConfig | BCOConfig | RewardConfig | PRMConfig
+    GRPOConfig
+    | RLOOConfig
+    | ReinforceConfig
+    | SFTConfig
+    | DPOConfig
+    | CPOConfig
+    | ORPOConfig
+    | KTOConfig
+    | BCOConfig
+    | RewardConfig
+    | PRMConfig
 )
 """The options of one algorithm or another."""

@@ -21,15 +21,25 @@ CLIPPED: frozenset[LossType] = frozenset(("grpo", "bnpo", "dr_grpo", "dapo", "lu
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class LossOptions(Section):
-    """The policy part of an algorithm."""
+class ClipOptions(Section):
+    """How far the policy may move from the one that the batch was sampled with."""
 
-    loss_type: LossType = "dapo"
-    """The loss: its core and its reduction."""
     epsilon: Rate = 0.2
     """The ratio is clipped below 1 - epsilon."""
     epsilon_high: Rate | None = None
     """The ratio is clipped above 1 + epsilon_high; null is `epsilon`. For cispo the absolute bound (ScaleRL: 5)."""
+
+    @property
+    def clip_high(self) -> float:
+        """`epsilon_high`, or `epsilon` where it is not set."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+
+class LossOptions(ClipOptions):
+    """The policy part of an algorithm."""
+
+    loss_type: LossType = "dapo"
+    """The loss: its core and its reduction."""
     delta: Above0 | None = None
     """Upper bound of the unclipped ratio (two-sided clipping, INTELLECT-2)."""
     beta: Rate = 0.0
@@ -81,11 +91,6 @@ class LossOptions(Section):
                 " separate factor; use tis, icepop, decoupled or none instead of seq_mask"
             )
         return self
-
-    @property
-    def clip_high(self) -> float:
-        """`epsilon_high`, or `epsilon` where it is not set."""
-        return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
     def needs_reference(self) -> bool:

@@ -36,6 +36,13 @@ def test_overrides_are_yaml_values_at_paths() -> None:
         ),
         (BASE + "trainer: {loss_type: gpro}", "trainer.loss_type: expected 'grpo', 'bnpo'"),
         (BASE + "trainer: {loss_type: gpro}", "did you mean 'grpo'?"),
+        (
+            BASE + "trainer: {algorithm: rloo, gamma: 1}",
+            "trainer.gamma: not an option of rloo: gamma is an option of reinforce_plus_plus",
+        ),
+        (BASE + "trainer: {algorithm: rloo, num_generations: 1}", "greater than or equal to 2, got 1"),
+        (BASE + "trainer: {algorithm: rloo, reward_clip_range: [1, 0]}", "expected a low and a higher bound"),
+        (BASE + "trainer: {pass_at_k: 8}", "pass_at_k (8) must be above 1 and below num_generations (8)"),
         (BASE + "trainer: {algorithm: gpro}", "trainer.algorithm: no such algorithm: 'gpro': did you mean 'grpo'?"),
         (
             BASE + "trainer: {num_generations: 1}",

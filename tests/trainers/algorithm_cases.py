@@ -6,13 +6,14 @@ A new algorithm is tested by being listed here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from quintain.codec import as_ints
 from quintain.trainers.examples import Example
+from quintain.trajectory import Trajectory
 
 from .test_update import groups
 
@@ -64,6 +65,15 @@ def stepped(seed: int) -> Any:
     ]
 
 
+def positive(seed: int) -> Any:
+    """The same with rewards from 0 on."""
+
+    def moved(member: Trajectory) -> Trajectory:
+        return member if member.reward is None else replace(member, reward=abs(member.reward))
+
+    return [replace(group, trajectories=tuple(map(moved, group.trajectories))) for group in sampled(seed)]
+
+
 @dataclass(frozen=True)
 class Case:
     """An algorithm, its options and what makes a batch from a seed."""
@@ -107,4 +117,18 @@ CASES: dict[str, Case] = {
     "bco": Case("bco", {"learning_rate": 0.01}, data=labelled),
     "reward": Case("reward", {"center_rewards_coefficient": 0.1}, data=pairs),
     "prm": Case("prm", data=stepped),
+    "maxrl": Case("grpo", {"scale_rewards": "mean"}, positive),
+    "pass at k": Case("grpo", {"pass_at_k": 2}),
+    "rloo": Case("rloo", {"beta": 0.0}),
+    "rloo with everything": Case(
+        "rloo",
+        {
+            "normalize_advantages": True,
+            "reward_clip_range": [-1.0, 1.0],
+            "num_mini_batches": 2,
+            "mask_truncated_completions": True,
+        },
+    ),
+    "reinforce++": Case("reinforce_plus_plus", {"kl_coef": 0.1, "gamma": 0.9}),
+    "reinforce++ with a baseline": Case("reinforce_plus_plus_baseline", {"beta": 0.1, "loss_type": "grpo"}),
 }

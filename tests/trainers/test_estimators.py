@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from dataclasses import replace
@@ -13,7 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintain.trainers.estimators import group_advantages, leave_one_out
+from quintain.trainers.estimators import (
+    discounted,
+    group_advantages,
+    leave_one_out,
+    pass_at_k_advantages,
+    whitened,
+)
 
 from . import trl_oracle
 from .loss_batches import ROWS, make_batch
@@ -178,7 +185,7 @@ def test_leave_one_out_subtracts_the_mean_of_the_others(rewards: list[float]) ->
         ({"weights": [1.0, 2.0]}, "weights: expected one finite number per reward component"),
         ({"weights": [math.nan]}, "weights: expected one finite number per reward component"),
         ({"names": ["a", "b"]}, "names: expected one per reward component"),
-        ({"scale_rewards": "std"}, "scale_rewards: expected group, batch or none; got 'std'"),
+        ({"scale_rewards": "std"}, "scale_rewards: expected group, batch, none or mean; got 'std'"),
         ({"multi_objective_aggregation": "sum"}, "multi_objective_aggregation: expected"),
     ],
 )
@@ -189,6 +196,45 @@ def test_wrong_input_is_refused_in_one_line(arguments: dict[str, Any], message: 
     assert "\n" not in str(caught.value)
 
 
-def test_leave_one_out_takes_one_reward_per_trajectory() -> None:
-    with pytest.raises(ValueError, match="expected one per trajectory"):
-        leave_one_out([[1.0, 2.0]], [0])
+def test_maxrl_gives_the_gradient_of_the_likelihood_of_success() -> None:
+    """(1/N) Σ Aᵢ Sᵢ = (1/K) Σ_successes Sᵢ − (1/N) Σ Sᵢ, K successes of N (arXiv 2602.02710); nothing without any."""
+    rewards = np.array([1.0, 0, 0, 1, 1, 0, 0, 0])
+    group = np.repeat([0, 1], 4)
+    found = group_advantages(rewards, group, scale_rewards="mean").advantage
+    np.testing.assert_allclose(found, [1, -1, -1, 1, 3, -1, -1, -1])
+    assert not group_advantages(np.zeros(4), np.zeros(4), scale_rewards="mean").advantage.any()
+    with pytest.raises(ValueError, match="takes none below 0; got -1"):
+        group_advantages([-1.0, 0.0], [0, 0], scale_rewards="mean")
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_pass_at_k_advantages_are_those_of_all_subsets(k: int) -> None:
+    """Every subset of k is a trial whose reward is 1 where it has a pass; a member's advantage is the mean over its own
+    subsets of (reward − mean) / std over all subsets."""
+    rng = np.random.default_rng(k)
+    for _ in range(20):
+        rewards = (rng.random(6) < 0.4).astype(float)
+        subsets = list(itertools.combinations(range(6), k))
+        trial = np.array([float(rewards[list(s)].any()) for s in subsets])
+        found = pass_at_k_advantages(rewards, np.zeros(6), k).advantage
+        if trial.std() == 0:
+            assert not found.any()
+            continue
+        scored = (trial - trial.mean()) / trial.std()
+        expected = [np.mean([scored[j] for j, s in enumerate(subsets) if i in s]) for i in range(6)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_pass_at_k_leaves_failures_out_and_groups_that_became_too_small() -> None:
+    found = pass_at_k_advantages([1, 0, 0, 9, 1, 0], [0, 0, 0, 0, 1, 1], 2, failed=[0, 0, 0, 1, 0, 0])
+    alone = pass_at_k_advantages([1, 0, 0], [0, 0, 0], 2)
+    np.testing.assert_allclose(found.advantage, [*alone.advantage, 0, 0, 0])
+    assert not pass_at_k_advantages([1, 0], [0, 0], 3).advantage.any()
+
+
+def test_returns_are_discounted_from_each_token_on_and_whitened_ones_have_mean_0_and_std_1() -> None:
+    np.testing.assert_allclose(discounted(np.array([1.0, 0.0, 4.0]), 0.5), [2.0, 2.0, 4.0])
+    values = np.random.default_rng(0).normal(3, 2, 50)
+    assert whitened(values).mean() == pytest.approx(0, abs=1e-12)
+    assert whitened(values).std(ddof=1) == pytest.approx(1, rel=1e-6)
+    assert not whitened(np.ones(1)).any()

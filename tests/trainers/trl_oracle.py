@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from .loss_batches import Batch
 
@@ -23,6 +23,7 @@ EOS, PAD, WORD = 1, 0, 5
 
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GRPOConfig) if f.default is not MISSING}
 """TRL's option names and their defaults."""
+RLOO_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(RLOOConfig) if f.default is not MISSING}
 
 
 class Accelerator:
@@ -140,3 +141,41 @@ def loss(batch: Batch, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, 
     value.backward()
     assert logp.grad is not None
     return value.detach(), logp.grad, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+
+def score_rloo(batch: Batch, **options: Any) -> tuple[dict[str, Any], dict[str, float]]:
+    """TRL's RLOO inputs (advantages, old_logps, ...) and its metrics: old log-probabilities are those of `batch`."""
+    assert batch.old_logp is not None
+    answers = iter([batch.old_logp, batch.ref_logp])
+    trainer = _stand_in(lambda: (next(answers), None, None), {})
+    weights = options.get("reward_weights")
+    components = batch.rewards.shape[1]
+    vars(trainer).update(RLOO_DEFAULTS | options)
+    vars(trainer).update(
+        pad_to_multiple_of=None,
+        _tokenizer=SimpleNamespace(pad_token_id=PAD),
+        eos_token_ids=[EOS],
+        num_generations=batch.group_size,
+        ref_model=object(),
+        reward_func_names=[f"r{k}" for k in range(components)],
+        reward_weights=torch.ones(components) if weights is None else torch.tensor(weights),
+    )
+    ids = [
+        [WORD] * (length - 1) + [WORD if cut else EOS]
+        for length, cut in zip(batch.lengths, batch.truncated, strict=True)
+    ]
+    trainer._generate = lambda _prompts: ([[7, 8]] * len(ids), ids, ["text"] * len(ids))
+    trainer._calculate_rewards = lambda *_: batch.rewards.clone()
+    inputs = RLOOTrainer._generate_and_score_completions(trainer, [{"prompt": "question"}] * len(ids))
+    return inputs, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+
+def loss_rloo(batch: Batch, inputs: dict[str, Any], *, epsilon: float, epsilon_high: float) -> tuple[Tensor, Tensor]:
+    """TRL's RLOO loss and its gradient with respect to `logp` [B, L]."""
+    logp = batch.logp.clone().requires_grad_()
+    trainer = _stand_in(lambda: (logp, batch.entropy, None), {})
+    vars(trainer).update(epsilon_low=epsilon, epsilon_high=epsilon_high)
+    value = RLOOTrainer._compute_loss(trainer, trainer.model, inputs)
+    value.backward()
+    assert logp.grad is not None
+    return value.detach(), logp.grad

@@ -9,7 +9,9 @@ from quintain.trainers.algorithms.dpo import DPO
 from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.algorithms.kto import BCO, KTO
 from quintain.trainers.algorithms.orpo import ORPO
+from quintain.trainers.algorithms.reinforce import ReinforcePlusPlus
 from quintain.trainers.algorithms.reward import ProcessRewardModel, RewardModel
+from quintain.trainers.algorithms.rloo import RLOO
 from quintain.trainers.algorithms.sft import SFT
 
 ALGORITHMS: dict[str, Any] = {
@@ -22,6 +24,9 @@ ALGORITHMS: dict[str, Any] = {
     "bco": BCO,
     "reward": RewardModel,
     "prm": ProcessRewardModel,
+    "rloo": RLOO,
+    "reinforce_plus_plus": ReinforcePlusPlus,
+    "reinforce_plus_plus_baseline": ReinforcePlusPlus,
 }
 """By the name that `trainer.algorithm` gives; each is made of its options and `longest`, the completion limit."""
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quintain.config import GRPOConfig
+from quintain.config import GRPOConfig, ReinforceConfig
 from quintain.trainers.algorithms.base import Pass
-from quintain.trainers.estimators import group_advantages
+from quintain.trainers.estimators import group_advantages, pass_at_k_advantages
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics
 from quintain.trainers.losses.offpolicy import entropy_threshold
@@ -22,16 +23,19 @@ from quintain.trainers.losses.policy import policy_loss, reduce
 from quintain.trainers.rows import Row, Rows, Totals, episode_rows
 from quintain.trajectory import Group
 
+Options = TypeVar("Options", bound=GRPOConfig | ReinforceConfig)
 
-class GRPO:
-    """Group-relative advantages and the loss that `config` says; `longest` is the completion limit in tokens."""
+
+class PolicyLoss(Generic[Options]):
+    """Rows of episodes and the loss that `config` says, for those that differ in the credit; `longest` is the
+    completion limit in tokens."""
 
     trains = ("policy",)
 
-    def __init__(self, config: GRPOConfig, *, longest: int) -> None:
+    def __init__(self, config: Options, *, longest: int) -> None:
         self.config, self.longest = config, longest
         self._all_tokens = config.top_entropy_quantile >= 1.0
-        wanted = {Pass.REF: config.needs_reference, Pass.ENTROPY: not self._all_tokens}
+        wanted = {Pass.REF: config.beta > 0, Pass.ENTROPY: not self._all_tokens}
         self.passes = frozenset(name for name, needed in wanted.items() if needed)
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
@@ -44,25 +48,14 @@ class GRPO:
             mask_truncated=self.config.mask_truncated_completions,
         )
 
-    def credit(self, rows: Rows) -> Rows:
-        """Every token of an episode gets its advantage; tokens below the entropy threshold are not trained on."""
-        config, episodes = self.config, rows.episodes
-        advantages = group_advantages(
-            episodes.reward,
-            episodes.group,
-            failed=episodes.failed,
-            weights=tuple(config.reward_weights.values()) if config.reward_weights else None,
-            scale_rewards=config.scale_rewards,
-            multi_objective_aggregation=config.multi_objective_aggregation,
-            names=episodes.names or None,
-        )
-        credited = rows.crediting(advantages.advantage, advantages.metrics)
+    def thresholded(self, rows: Rows) -> Rows:
+        """`rows` with the entropy from which tokens are trained on, where not all of them are."""
         if self._all_tokens:
-            return credited
+            return rows
         known = [row.columns[Pass.ENTROPY] for row in rows.rows if not row.masked]
         entropies = torch.from_numpy(np.concatenate([*known, np.empty(0, np.float32)]))
-        threshold = entropy_threshold(entropies, config.top_entropy_quantile)
-        return replace(credited, totals=replace(credited.totals, entropy_threshold=threshold))
+        threshold = entropy_threshold(entropies, self.config.top_entropy_quantile)
+        return replace(rows, totals=replace(rows.totals, entropy_threshold=threshold))
 
     def inert(self, row: Row) -> bool:
         """Whether `row` need not be run: it has no advantage, and nothing else of the loss needs it."""
@@ -72,3 +65,25 @@ class GRPO:
         """The policy loss of `losses`, reduced."""
         per_token = policy_loss(inputs, self.config, entropy_threshold=totals.entropy_threshold)
         return reduce(per_token, inputs, self.config.loss_type, totals), per_token.metrics
+
+
+class GRPO(PolicyLoss[GRPOConfig]):
+    """Advantages relative to a group."""
+
+    def credit(self, rows: Rows) -> Rows:
+        """Every token of an episode gets its advantage; tokens below the entropy threshold are not trained on."""
+        config, episodes = self.config, rows.episodes
+        if config.pass_at_k is not None:
+            total = episodes.total(config.reward_weights)
+            advantages = pass_at_k_advantages(total, episodes.group, config.pass_at_k, failed=episodes.failed)
+        else:
+            advantages = group_advantages(
+                episodes.reward,
+                episodes.group,
+                failed=episodes.failed,
+                weights=tuple(config.reward_weights.values()) if config.reward_weights else None,
+                scale_rewards=config.scale_rewards,
+                multi_objective_aggregation=config.multi_objective_aggregation,
+                names=episodes.names or None,
+            )
+        return self.thresholded(rows.crediting(advantages.advantage, advantages.metrics))

@@ -95,7 +95,7 @@ def policy_loss(inputs: LossInputs, options: LossOptions, *, entropy_threshold: 
         loss = loss + options.beta * kl
         drafts["kl"] = draft(Kind.MEAN, kl, tokens.mask)
 
-    drafts |= _always_logged(tokens, log_ratio, factor, per_row=options.off_policy_correction == "seq_mask")
+    drafts |= always_logged(tokens, log_ratio, factor, per_row=options.off_policy_correction == "seq_mask")
     return PerToken(torch.where(tokens.mask, loss, 0.0), fetched(drafts))
 
 
@@ -111,7 +111,7 @@ def _k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     return torch.exp(difference) - difference - 1
 
 
-def _always_logged(tokens: LossInputs, log_ratio: Tensor, factor: Tensor | None, *, per_row: bool) -> dict[str, Draft]:
+def always_logged(tokens: LossInputs, log_ratio: Tensor, factor: Tensor | None, *, per_row: bool) -> dict[str, Draft]:
     """Entropy, how far the sampler is from the trainer, and how many samples the weights leave."""
     drafts: dict[str, Draft] = {}
     if tokens.entropy is not None:
