@@ -21,6 +21,7 @@ from quintain.config.offline import (
     RewardConfig,
     SFTConfig,
 )
+from quintain.config.preference import PreferenceOptions
 from quintain.config.section import Fraction, Positive, Rate
 from quintain.config.trainer import GroupConfig, OnlineConfig
 
@@ -98,10 +99,32 @@ class ReinforceConfig(LossOptions, OnlineConfig):
         return self.kl_coef > 0 or self.beta > 0
 
 
+class OnlineDPOConfig(PreferenceOptions, GroupConfig):
+    """Online DPO: pairs out of the groups that the policy samples, better against worse by verified reward."""
+
+    algorithm: Literal["online_dpo"] = "online_dpo"
+    """Which algorithm makes rows and a loss out of data."""
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """Of a group: its best against its worst, or all pairs; only of rewards further apart than `pair_margin`."""
+    pair_margin: Rate = 0.0
+    """How much better the chosen one must be."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads the reference model's log-probabilities."""
+        return True
+
+    @property
+    def needs_mass(self) -> bool:
+        """Whether the loss reads how concentrated the policy's distribution is."""
+        return self.use_weighting
+
+
 AlgorithmConfig: TypeAlias = (
     GRPOConfig
     | RLOOConfig
     | ReinforceConfig
+    | OnlineDPOConfig
     | SFTConfig
     | DPOConfig
     | CPOConfig

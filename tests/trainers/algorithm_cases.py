@@ -131,4 +131,9 @@ CASES: dict[str, Case] = {
     ),
     "reinforce++": Case("reinforce_plus_plus", {"kl_coef": 0.1, "gamma": 0.9}),
     "reinforce++ with a baseline": Case("reinforce_plus_plus_baseline", {"beta": 0.1, "loss_type": "grpo"}),
+    "online dpo": Case("online_dpo"),
+    "online dpo with everything": Case(
+        "online_dpo",
+        {"pairs": "all", "pair_margin": 0.1, "loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.1], "ld_alpha": 0.5},
+    ),
 }

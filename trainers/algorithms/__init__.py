@@ -8,6 +8,7 @@ from quintain.trainers.algorithms.cpo import CPO
 from quintain.trainers.algorithms.dpo import DPO
 from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.algorithms.kto import BCO, KTO
+from quintain.trainers.algorithms.online_dpo import OnlineDPO
 from quintain.trainers.algorithms.orpo import ORPO
 from quintain.trainers.algorithms.reinforce import ReinforcePlusPlus
 from quintain.trainers.algorithms.reward import ProcessRewardModel, RewardModel
@@ -25,6 +26,7 @@ ALGORITHMS: dict[str, Any] = {
     "reward": RewardModel,
     "prm": ProcessRewardModel,
     "rloo": RLOO,
+    "online_dpo": OnlineDPO,
     "reinforce_plus_plus": ReinforcePlusPlus,
     "reinforce_plus_plus_baseline": ReinforcePlusPlus,
 }
