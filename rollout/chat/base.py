@@ -77,6 +77,10 @@ class Chat(Protocol):
         """What sampled ids say, as it stands, without the end of the turn."""
         ...
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text, in UTF-8; it may be half a letter."""
+        ...
+
     def spans(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> tuple[Ints, list[MessageSpan]]:
         """The ids [T] of a whole conversation, and which of them each message gave."""
         ...

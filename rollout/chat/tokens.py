@@ -13,6 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +26,12 @@ from quintain.rollout.engines.base import Sampling
 REMEMBERED: Final = 4096
 """Prompts whose rendering is remembered, by their digests: the conversations that are going on."""
 _BLANKS: Final = re.compile(r"\s*")
+_BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
+_PRINTED: Final = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_OF: Final = {chr(byte): byte for byte in _PRINTED} | {
+    chr(256 + place): byte for place, byte in enumerate(sorted({*range(256)} - {*_PRINTED}))
+}
+"""The letter that byte-level BPE writes for each byte (GPT-2's `bytes_to_unicode`)."""
 
 
 class TokenText:
@@ -49,6 +56,24 @@ class TokenText:
         strings = (*self._stop, *stop)
         said = StopStrings(self._decode, strings) if strings else None
         return replace(sampling, stop_ids=self.stop_ids, said=said)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What `token` adds to a text, in UTF-8; it may be half a letter."""
+        if token in self._added:
+            return self._added[token].encode()
+        if self._bytes == "text":
+            return self._decode([token]).encode()
+        piece: str = self._tokenizer.convert_ids_to_tokens(token)
+        if self._bytes == "letters":
+            return bytes(_BYTE_OF[letter] for letter in piece)
+        byte = _BYTE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+
+    @cached_property
+    def _bytes(self) -> str:
+        """How the vocabulary writes bytes: a letter for each (GPT-2), pieces named `<0x0A>` (SentencePiece), or not."""
+        words = self._tokenizer.get_vocab() if hasattr(self._tokenizer, "get_vocab") else ()
+        return "pieces" if "<0x0A>" in words else "letters" if {"Ċ", "Ġ"} <= set(words) else "text"
 
     def _said(self, output_ids: Ints, stop: Sequence[str]) -> tuple[str, bool]:
         """What sampled ids say before the end of the turn, and whether the model ended it."""

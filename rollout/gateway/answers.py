@@ -20,9 +20,9 @@ DONE: Final = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One sampled token as text and its log-probability."""
+    """One sampled token, its bytes, which may be half a letter, and its log-probability."""
 
-    token: str
+    token: bytes
     logprob: float
 
 
@@ -124,7 +124,12 @@ def _logprobs(choice: Choice) -> dict[str, Any] | None:
     if choice.logprobs is None:
         return None
     listed = [
-        {"token": each.token, "logprob": each.logprob, "bytes": list(each.token.encode()), "top_logprobs": []}
+        {
+            "token": each.token.decode("utf-8", "replace"),
+            "logprob": each.logprob,
+            "bytes": list(each.token),
+            "top_logprobs": [],
+        }
         for each in choice.logprobs
     ]
     return {"content": listed, "refusal": None}

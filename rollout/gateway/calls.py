@@ -106,7 +106,7 @@ class Calls:
             return None
         ids, logprobs = said.turn.output_ids, said.turn.logprobs
         shown = len(ids) - int(len(ids) > 0 and int(ids[-1]) in self._chat.stop_ids)  # the end of a turn is no text
-        return tuple(TokenLogprob(self._chat.text(ids[i : i + 1]), float(logprobs[i])) for i in range(shown))
+        return tuple(TokenLogprob(self._chat.token_bytes(int(ids[i])), float(logprobs[i])) for i in range(shown))
 
 
 def _numbered(session: AgentSession, call: ToolCall) -> ToolCall:

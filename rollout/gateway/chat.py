@@ -1,7 +1,7 @@
 """What an agent asks for: a body of OpenAI's `POST /v1/chat/completions`, read into frozen types.
 
-What always holds: every field of the body is understood, neutral, or refused with its name; none is skipped because
-nobody knew it. Text only: images, audio and files are refused.
+What always holds: every field of the body is understood, neutral, or an override with its name; none is skipped because
+nobody knew it. Text only: images, audio and files in messages are refused.
 
 The run's sampling is authoritative, because a trainer corrects for it and for no other. Nothing that would change what
 is sampled is ignored silently: the session says (`Overrides`) whether that is refused, ignored and counted, or, where
@@ -23,6 +23,7 @@ from quintain.rollout.gateway.errors import ApiError, bad_request, unsupported
 from quintain.rollout.gateway.wire import Overrides
 
 MAX_STOPS: Final = 16
+MAX_SHOWN_CHARS: Final = 200
 NEUTRAL: Final[Mapping[str, Sequence[Any]]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -32,6 +33,10 @@ NEUTRAL: Final[Mapping[str, Sequence[Any]]] = {
     "parallel_tool_calls": (True,),
     "reasoning_effort": (),
     "verbosity": (),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
 }
 """What would change the sampling in ways no engine of ours does, and the values that change nothing."""
 
@@ -51,7 +56,9 @@ _HARMLESS: Final = frozenset(
 )  # fmt: skip
 """They change nothing about what is sampled."""
 _ROLES: Final[Mapping[str, Role]] = {**{role: role for role in get_args(Role)}, "developer": "system"}
-_MESSAGE_FIELDS: Final = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", REASONING})
+_THOUGHTS: Final = (REASONING, "reasoning")
+"""Where clients have what a model thought, the first that says something."""
+_MESSAGE_FIELDS: Final = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", *_THOUGHTS})
 _LEAVE_OUT: Final = "leave it out, or open the session with overrides 'ignore' to have it ignored and counted"
 
 
@@ -90,9 +97,6 @@ def read_chat(text: bytes) -> ChatRequest:
         raise bad_request(f"the request must be JSON: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise bad_request(f"the request must be a JSON object, not {type(body).__name__}", code="invalid_json")
-    for name, value in body.items():
-        if name not in _READ and name not in _HARMLESS and value is not None:
-            raise unsupported(name, f"{name!r} is not supported{did_you_mean(name, _READ)}; leave it out")
     _text_only(body)
     tools = tuple(_tool(entry, place) for place, entry in enumerate(_listed(body, "tools")))
     strict = any(entry["function"].get("strict") for entry in body.get("tools") or ())
@@ -120,7 +124,8 @@ def settle(asked: Mapping[str, Any], base: Sampling, policy: Overrides) -> Settl
         return Settled(base, None, tuple(differing))
     for name, value in differing.items():
         if name not in GRANTED:
-            raise unsupported(name, f"{name}={value!r} is not supported; {_LEAVE_OUT}")
+            asked_for = f"{name}={value!r} is not supported{did_you_mean(name, _READ - {name})}"
+            raise unsupported(name, f"{asked_for[:MAX_SHOWN_CHARS]}; {_LEAVE_OUT}")
         if policy is Overrides.REFUSE:
             runs = f"the run samples with {name} {own[name]:g}" if name in own else "the run draws its own seeds"
             raise unsupported(name, f"{name}={value!r} is not granted: {runs}; {_LEAVE_OUT}, or 'allow' to grant it")
@@ -131,6 +136,8 @@ def settle(asked: Mapping[str, Any], base: Sampling, policy: Overrides) -> Settl
 def _overrides_of(body: Mapping[str, Any], strict_tools: bool) -> dict[str, Any]:
     """What `body` asks for beyond the neutral, by the parameter's name. Raises ApiError for what is malformed."""
     found = {name: body[name] for name in GRANTED if body.get(name) is not None}
+    if found.get("top_k") == -1:  # vLLM's way to say that it is off
+        found["top_k"] = 0
     for name, value in found.items():
         _check(name, value)
     for name, neutral in NEUTRAL.items():
@@ -138,6 +145,10 @@ def _overrides_of(body: Mapping[str, Any], strict_tools: bool) -> dict[str, Any]
             found[name] = body[name]
     if strict_tools:
         found["tools.function.strict"] = True
+    found |= {name: value for name, value in body.items() if name not in _READ | _HARMLESS and value is not None}
+    for message in body["messages"]:
+        fields = message.items()
+        found |= {f"messages.{k}": v for k, v in fields if k not in _MESSAGE_FIELDS and v not in (None, [], {})}
     return found
 
 
@@ -167,9 +178,6 @@ def _message(entry: Any, where: str) -> Message:
     role = entry.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise bad_request(f"{where}.role must be one of {', '.join(_ROLES)}, not {role!r}", param=f"{where}.role")
-    for name, value in entry.items():
-        if name not in _MESSAGE_FIELDS and value not in (None, [], {}):
-            raise unsupported(f"{where}.{name}", f"{where}.{name} is not supported; leave it out")
     calls = tuple(_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(_listed(entry, "tool_calls", where)))
     content = _content(entry.get("content"), f"{where}.content")
     if calls and role != "assistant":
@@ -181,9 +189,8 @@ def _message(entry: Any, where: str) -> Message:
         answers = _text(answers, f"{where}.tool_call_id")
     if name is not None:
         name = _text(name, f"{where}.name")
-    thought = entry.get(REASONING)
-    if thought is not None:
-        thought = _text(thought, f"{where}.{REASONING}")
+    field = next((field for field in _THOUGHTS if entry.get(field) is not None), REASONING)
+    thought = _text(entry[field], f"{where}.{field}") if entry.get(field) is not None else None
     return Message(_ROLES[role], content, calls, answers, name, thought)
 
 

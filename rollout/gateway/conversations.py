@@ -27,6 +27,7 @@ from quintain.codec import Ints, as_ints
 from quintain.messages import Message, ToolSpec
 from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Completion
+from quintain.thinking import text_after_thinking
 from quintain.trajectory import Turn, extends
 
 BRANCHED = "agent_branched"  # the turn that it extends has been extended before
@@ -177,11 +178,15 @@ def digest_of(ids: Ints) -> bytes:
 def meaning(message: Message) -> str:
     """What `message` says, as text to compare: no content is the empty one, arguments are equal as JSON.
 
-    The ids of tool calls are left out: they are no part of what was said, and some frameworks give their own.
+    Left out are the ids of tool calls, since some frameworks give their own, and what an assistant thought, with the
+    blanks around what it said: it comes back in a field, within the text, trimmed, or not at all.
     """
+    text = message.text
+    if message.role == "assistant":
+        text = (text_after_thinking(text) or text).strip()
     calls = [(call.function.name, _normal(call.function.arguments)) for call in message.tool_calls]
     answers = message.tool_call_id if message.role == "tool" else None
-    return json.dumps([message.role, message.text, calls, answers, message.name])
+    return json.dumps([message.role, text, calls, answers, message.name])
 
 
 def _normal(arguments: str) -> str:
@@ -207,11 +212,16 @@ def _beginnings(messages: Sequence[Message]) -> set[bytes]:
 
 
 def _best(same: Sequence[RecordedTurn], messages: Sequence[Message]) -> RecordedTurn:
-    """Of turns that mean the same: one whose calls have the ids that came back, that nothing follows, the newest."""
-    returned = messages[len(same[0].history) - 1]
-    ids = [call.id for call in returned.tool_calls]
-    like = [said for said in same if [call.id for call in said.turn.message.tool_calls] == ids] or same
-    return next((said for said in reversed(like) if said.then is None), like[-1])
+    """Of turns that mean the same: one that came back as it was given, that nothing follows, the newest."""
+    back = messages[len(same[0].history) - 1]
+
+    def likeness(said: RecordedTurn) -> tuple[bool, bool, bool, bool, int]:
+        given = said.turn.message
+        same_ids = [call.id for call in given.tool_calls] == [call.id for call in back.tool_calls]
+        same_thoughts = given.reasoning == back.reasoning
+        return same_ids, given.text == back.text, same_thoughts, said.then is None, said.number
+
+    return max(same, key=likeness)
 
 
 def _common(left: Sequence[Message], right: Sequence[Message]) -> int:

@@ -330,6 +330,15 @@ def test_the_end_of_turn_is_not_part_of_what_was_said(smol: TemplateChat) -> Non
     assert smol.read(as_ints([]), prompt_ids=prompt) == Message("assistant", "")
 
 
+@pytest.mark.parametrize("made", [byte_level, sentence_piece])
+@given(text=st.text("ab <|é数\n", max_size=20))
+def test_the_bytes_of_tokens_are_those_of_their_text(made: Any, text: str) -> None:
+    chat = TemplateChat(made(ZEPHYR))
+    ids = chat._encode(f"x{text}</s>")
+    said = b"".join(chat.token_bytes(int(i)) for i in ids).decode()
+    assert said.lstrip(" ") == f"x{text}</s>"  # SentencePiece begins every text with a blank
+
+
 def test_a_tokenizer_that_cannot_chat_is_refused() -> None:
     with pytest.raises(QuintainError, match="has no chat template"):
         TemplateChat(SimpleNamespace(chat_template=None, name_or_path="base"))

@@ -27,10 +27,16 @@ from quintain.rollout.gateway.conversations import (
 )
 from quintain.trajectory import Ending, Finish, Trajectory, VersionSpan, extends, to_segments
 
+from ..chat_tokenizers import byte_level
 from .stage import CHAT, END, ByteTokenizer
 
 MODEL = Path(__file__).parents[3] / "models" / "SmolLM2-135M-Instruct"
 TOOL = ToolSpec(FunctionSpec("add"))
+KEEPS_REASONING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class ForgetfulTokenizer(ByteTokenizer):
@@ -241,6 +247,35 @@ def test_an_answer_is_found_again_however_a_client_writes_it() -> None:
     conversations = Conversations(CHAT)
     conversations.record(conversations.prompt([user("q")], (TOOL,)), sample([*map(ord, ADDS)]), given)
     assert conversations.prompt([user("q"), changed, result], (TOOL,)).parent is None
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        assistant("5"),
+        assistant(" 5\n"),
+        assistant("<think>\nhm\n</think>\n\n5"),
+        Message("assistant", "5", reasoning="hm, says the client"),
+    ],
+)
+def test_reasoning_that_comes_back_otherwise_or_not_at_all_is_the_same_turn(back: Message) -> None:
+    chat = TemplateChat(byte_level(KEEPS_REASONING))
+    conversations = Conversations(chat)
+    prompt = conversations.prompt([user("q")], ())
+    ids = chat._encode("<think>hm</think>5<|im_end|>")
+    message = chat.read(ids, prompt_ids=prompt.ids)
+    assert (message.text, message.reasoning) == ("5", "hm")
+    said = conversations.record(prompt, sample(ids.tolist()[:-1], closed=False), message)
+    again = conversations.prompt([user("q"), back, user("r")], ())
+    assert (again.parent, again.new) == (said, (user("r"),))
+    assert extends(again.ids, said.turn.ids)
+
+
+def test_of_answers_that_mean_the_same_the_one_that_came_back_is_extended() -> None:
+    conversations = Conversations(CHAT)
+    prompt = conversations.prompt([user("q")], ())
+    first, _ = (conversations.record(prompt, sample([ord(c) for c in text]), assistant(text)) for text in ("5 ", "5"))
+    assert conversations.prompt([user("q"), assistant("5 "), user("r")], ()).parent is first
 
 
 def test_of_equal_answers_the_one_whose_calls_came_back_is_extended() -> None:
