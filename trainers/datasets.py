@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quintain.codec import pack, unpack
+from quintain.config import ExperimentConfig
 from quintain.config.dataset import DatasetConfig, satisfies
+from quintain.config.offline import OfflineConfig
 from quintain.failure import QuintainError, one_line
 from quintain.nearest import did_you_mean
 from quintain.records import read_rows
 from quintain.rollout.journal.parquet import Stored, read_trajectories
-from quintain.trainers.examples import Example, Item, Rendered, Renderer, RenderOptions
+from quintain.trainers.examples import Example, Item, Kind, Rendered, Renderer, RenderOptions, cut_examples, items_of
 from quintain.trajectory import to_segments
 
 SUFFIXES: Final = (".jsonl", ".json", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
@@ -33,6 +36,11 @@ CACHED_FILES: Final = 16
 """So many rendered data sets are kept."""
 FORMAT: Final = 1
 """Raised when rendering changes: what was cached before is not read."""
+
+ASKED: Final = ("completion_only_loss", "assistant_only_loss", "step_separator", "train_on_last_step_only")
+"""The options of trainers that say how rows become tokens."""
+CHOSEN: Final = ("tool_calls", "thinking", "chat_template_kwargs")
+"""The options of `rollout` that say how messages are shown."""
 
 Indices = NDArray[np.int64]
 
@@ -212,6 +220,136 @@ def packed(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             insort(rooms, left)
         room[left].append(number)
     return bins
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """Data sets as they were read: of each the items, or the examples where they are trajectories."""
+
+    sources: tuple[DatasetConfig, ...]
+    train: list[list[Item] | list[Example]]
+    heldout: list[list[Item] | list[Example]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """What a run trains on, what it is evaluated on, and what there is to say about it."""
+
+    source: ExampleSource
+    heldout: tuple[Example, ...]
+    steps: int
+    notes: tuple[str, ...]
+
+
+def read(config: ExperimentConfig) -> Read:
+    """The rows of the run's data sets, checked. Nothing heavy is loaded. QuintainError, one line, at a mistake."""
+    trainer, evaluation = config.offline, config.evaluation
+    assert trainer is not None
+    assert config.dataset is not None
+    kind = Kind(trainer.rows)
+    apart = (evaluation and evaluation.dataset) or ()
+    return Read(config.dataset, [_read(x, kind) for x in config.dataset], [_read(x, kind) for x in apart])
+
+
+def _read(source: DatasetConfig, kind: Kind) -> list[Item] | list[Example]:
+    return sampled_examples(source) if source.run is not None else items_of(rows_of(source), kind)
+
+
+def prepared(config: ExperimentConfig, found: Read, *, check: Callable[[], None] = lambda: None) -> Data:
+    """`found` as tokens of the model's, with the order of a run. Loads the tokenizer. QuintainError."""
+    from quintain.rollout.chat.load import load_chat, load_tokenizer
+
+    trainer, evaluation = config.offline, config.evaluation
+    assert trainer is not None
+    tokenizer = load_tokenizer(config.model.path)
+    options = RenderOptions(
+        max_length=_longest(config),
+        judged=trainer.head == "score",
+        **{name: getattr(trainer, name) for name in ASKED if hasattr(trainer, name)},
+    )
+    chat = json.dumps(config.rollout.model_dump(mode="json", include=set(CHOSEN)))
+
+    def made(part: list[Any]) -> Rendered:
+        if not part or isinstance(part[0], Example):
+            return cut_examples(part, options)
+        return rendered(
+            part,
+            lambda: Renderer(tokenizer, lambda: load_chat(config), options),
+            tokenizer=tokenizer,
+            options=options,
+            chat=chat,
+            check=check,
+        )
+
+    sets = [made(part) for part in found.train]
+    apart = [made(part) for part in found.heldout]
+    for each in (*sets, *apart):
+        _check_lost(each, trainer.max_dropped, options.max_length)
+    heldout = tuple(example for each in apart for example in each.examples)
+    train = [list(each.examples) for each in sets]
+    if evaluation is not None and not found.heldout:
+        heldout, train = held_back(train, evaluation.num_tasks or 0, seed=config.seed)
+    units = [_units(examples, trainer) for examples in train]
+    steps = trainer.max_steps
+    if trainer.num_train_epochs is not None:
+        steps = max(1, math.ceil(trainer.num_train_epochs * sum(map(len, units)) / trainer.train_batch_size))
+    weights = [source.weight or 1.0 for source in found.sources] if found.sources[0].weight else None
+    order = drawn([len(part) for part in units], weights, steps * trainer.train_batch_size, seed=config.seed)
+    source = ExampleSource([unit for part in units for unit in part], order, trainer.train_batch_size)
+    return Data(source, heldout, steps, tuple(_notes([*sets, *apart], train, heldout, options)))
+
+
+def _longest(config: ExperimentConfig) -> int | None:
+    """Most tokens of a sequence: `max_length`, and no more than the model has positions for."""
+    from transformers import AutoConfig
+
+    assert config.offline is not None
+    try:
+        room = getattr(AutoConfig.from_pretrained(config.model.path).get_text_config(), "max_position_embeddings", None)
+    except (OSError, ValueError) as error:
+        raise QuintainError(f"model.path: {one_line(str(error), 200)}") from None
+    limits = [limit for limit in (config.offline.max_length, room) if limit is not None]
+    return min(limits, default=None)
+
+
+def _check_lost(each: Rendered, most: float, limit: int | None) -> None:
+    total = len(each.examples) + each.dropped
+    if each.dropped > most * total:
+        raise QuintainError(
+            f"{each.lost}: nothing to train on is left within {limit} tokens, nor of {each.dropped} of {total} rows in"
+            " all: raise trainer.max_length, or say with trainer.max_dropped that so many may be left out"
+        )
+
+
+def held_back(sets: list[list[Example]], count: int, *, seed: int) -> tuple[tuple[Example, ...], list[list[Example]]]:
+    """(`count` examples of all `sets`, the others). QuintainError where none would be left."""
+    total = sum(map(len, sets))
+    if count >= total:
+        raise QuintainError(f"evaluation.num_tasks: {count} rows held back of {total} leave nothing to train on")
+    hidden = set(np.random.default_rng([seed, 3]).choice(total, count, replace=False).tolist())
+    places = iter(range(total))
+    marked = [[(next(places) in hidden, example) for example in part] for part in sets]
+    heldout = tuple(example for part in marked for is_hidden, example in part if is_hidden)
+    return heldout, [[example for is_hidden, example in part if not is_hidden] for part in marked]
+
+
+def _units(examples: list[Example], trainer: OfflineConfig) -> list[list[Example]]:
+    """What a step takes a number of: examples, or bins of them."""
+    if not getattr(trainer, "packing", False):
+        return [[example] for example in examples]
+    assert trainer.max_length is not None
+    bins = packed([example.tokens for example in examples], trainer.max_length)
+    return [[examples[at] for at in each] for each in bins]
+
+
+def _notes(
+    made: Sequence[Rendered], train: Sequence[Sequence[Example]], heldout: Sequence[Example], options: RenderOptions
+) -> Iterator[str]:
+    rows, tokens = sum(map(len, train)), sum(example.tokens for part in train for example in part)
+    yield f"data: {rows:,} rows of {tokens:,} tokens to train on, {len(heldout):,} held out"
+    cut, dropped = sum(each.cut for each in made), sum(each.dropped for each in made)
+    if cut or dropped:
+        yield f"data: {cut:,} rows were cut at {options.max_length} tokens; of {dropped:,} rows nothing is left"
 
 
 class ExampleSource:

@@ -249,23 +249,40 @@ class RenderOptions:
     """How items become tokens.
 
     max_length: what is longer is cut at its end. completion_only_loss: train on completions alone; None: where there
-    are prompts. assistant_only_loss: train on what assistants say alone. step_separator: put after each step.
+    are prompts. assistant_only_loss: train on what assistants say alone. judged: answers are judged whole, so that
+    none may be cut, and read up to their last token that is no padding. step_separator: put after each step.
     """
 
     max_length: int | None = None
     completion_only_loss: bool | None = None
     assistant_only_loss: bool = False
+    judged: bool = False
     step_separator: str = "\n"
     train_on_last_step_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rendered:
-    """Examples, how many sequences were cut, and how many items are left out: nothing was left to train on."""
+    """Examples, how many items were cut, and how many are left out: nothing was left to train on, first at `lost`."""
 
     examples: tuple[Example, ...]
     cut: int = 0
     dropped: int = 0
+    lost: str = ""
+
+
+def cut_examples(examples: Iterable[Example], options: RenderOptions) -> Rendered:
+    """`examples` within the longest that `options` allow."""
+    limit = options.max_length
+    kept, cut, lost = [], 0, []
+    for example in examples:
+        if limit is not None and any(len(ids) > limit for ids in example.ids):
+            example, cut = _cut(example, limit, whole=options.judged), cut + 1
+        if all(example.trained):
+            kept.append(example)
+        else:
+            lost.append(example.where)
+    return Rendered(tuple(kept), cut, len(lost), lost[0] if lost else "")
 
 
 class Renderer:
@@ -277,27 +294,22 @@ class Renderer:
 
     def render(self, items: Sequence[Item], *, check: Callable[[], None] = lambda: None) -> Rendered:
         """All of `items`; `check` is called now and then and may raise. QuintainError at an item that has no form."""
-        examples, cut, dropped = [], 0, 0
+        examples = []
         for number, item in enumerate(items):
             if number % 100 == 0:
                 check()
             try:
-                example = self._example(item)
+                examples.append(self._example(item))
             except FailureError as error:
                 raise QuintainError(f"{item.where}: {error.failure.message}") from None
-            limit = self._options.max_length
-            if limit is not None and any(len(ids) > limit for ids in example.ids):
-                example, cut = _cut(example, limit), cut + 1
-            if all(example.trained):
-                examples.append(example)
-            else:
-                dropped += 1
-        return Rendered(tuple(examples), cut, dropped)
+        return cut_examples(examples, self._options)
 
     def _example(self, item: Item) -> Example:
         if item.labels:
             return self._stepped(item)
         rendered = [self._ids(item, answer) for answer in item.answers]
+        if self._options.judged:
+            rendered = [(self._unpadded(ids), start, said) for ids, start, said in rendered]
         at = min(start for _, start, _ in rendered)
         trained = tuple(self._spans(item, ids, at, said) for ids, _, said in rendered)
         return Example(item.where, tuple(ids for ids, _, _ in rendered), trained, at, item.label, item.margin)
@@ -349,6 +361,11 @@ class Renderer:
             spans, labels = spans[-1:], labels[-1:]
         return Example(item.where, (as_ints(ids),), (tuple(spans),), prompt, labels=labels)
 
+    def _unpadded(self, ids: Ints) -> Ints:
+        """`ids` up to the last that is no padding, at which transformers' classifiers read their score."""
+        words = np.flatnonzero(ids != padding(self._tokenizer))
+        return ids[: words[-1] + 1] if len(words) else ids[:1]
+
     def _encode(self, text: str) -> Ints:
         return as_ints(self._tokenizer(text)["input_ids"])
 
@@ -369,6 +386,12 @@ class Renderer:
         return self._chat
 
 
+def padding(tokenizer: Any) -> int | None:
+    """What a classifier takes for padding: the tokenizer's own token for it, or its end of text where it has none."""
+    found: int | None = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return found
+
+
 def _shared(left: Ints, right: Ints) -> int:
     """How many ids `left` and `right` have in common at their beginning."""
     size = min(len(left), len(right))
@@ -376,10 +399,11 @@ def _shared(left: Ints, right: Ints) -> int:
     return int(differs[0]) if len(differs) else size
 
 
-def _cut(example: Example, limit: int) -> Example:
-    """`example` with sequences of at most `limit` tokens; of steps, those that are whole."""
+def _cut(example: Example, limit: int, *, whole: bool) -> Example:
+    """`example` with sequences of at most `limit` tokens; of steps, those that are whole; nothing of `whole` ones."""
     trained = tuple(
-        tuple((start, min(end, limit)) for start, end in spans if start < limit) for spans in example.trained
+        tuple((start, min(end, limit)) for start, end in spans if start < limit and not whole)
+        for spans in example.trained
     )
     labels = example.labels[: len(trained[0])]
     return replace(example, ids=tuple(ids[:limit] for ids in example.ids), trained=trained, labels=labels)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from quintain.config import EvaluationConfig
+from quintain.trainers.examples import Example
 from quintain.trajectory import Group, Trajectory
 
 
@@ -22,7 +23,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`heldout` is the mean reward over the `verified` trajectories, None where all failed; `failed` had none."""
+    """`heldout` is the mean reward over the `verified` trajectories, None where all failed; `failed` had none.
+
+    On a data set it is the loss over the `verified` rows, and `metrics` are what else was measured.
+    """
 
     step: int
     heldout: float | None
@@ -30,11 +34,33 @@ class Evaluation:
     failed: int
     elapsed_s: float
     samples: tuple[Sample, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """The figure as people read it."""
+        if self.metrics:
+            return f"loss {self.heldout:.4g}"
         return "no verdicts" if self.heldout is None else f"{self.heldout:.1%}"
+
+
+class Measures(Protocol):
+    """What an evaluation on a data set needs of the model's side (`Learner`)."""
+
+    def measure(self, data: Sequence[Example]) -> dict[str, float]: ...
+
+
+class HeldoutExamples:
+    """Examples that training never sees, and what the loss says of them."""
+
+    def __init__(self, learner: Measures, examples: Sequence[Example]) -> None:
+        self._learner, self._examples = learner, examples
+
+    def evaluate(self, step: int) -> Evaluation:
+        """The loss and the metrics after `step` steps."""
+        metrics = self._learner.measure(self._examples)
+        metrics.pop("num_tokens", None)  # the same each time
+        return Evaluation(step, metrics["loss"], len(self._examples), 0, 0.0, (), metrics)
 
 
 class PlaysTasks(Protocol):

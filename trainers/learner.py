@@ -31,6 +31,7 @@ from quintain.rollout.engines.dtypes import torch_dtype
 from quintain.trainers.algorithms.base import Algorithm, Data, Pass
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
+from quintain.trainers.examples import padding
 from quintain.trainers.losses.metrics import Metrics, combine, metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, supports_tree
 from quintain.trainers.model.policy import ReferenceModel, load_policy
@@ -145,6 +146,18 @@ class Learner(Generic[Data]):
                 break
         self._count_skips(skipped.rows if skipped is not None else (), figures["grad_norm"], step)
         return {**rows.metrics, **figures}
+
+    def measure(self, data: Data) -> dict[str, float]:
+        """The loss of the first trained model on all of `data`, and its metrics, without a gradient."""
+        name = self.algorithm.trains[0]
+        rows = self.algorithm.credit(self._passed(self.algorithm.rows(data, version=-1)))
+        work, trained = self._works(rows).get(name), self.trained[name]
+        if work is None:
+            return dict(rows.metrics)
+        trained.model.eval()
+        with torch.no_grad():
+            loss, metrics = accumulate(trained.scored, work, backward=lambda _: None, check=self._check)
+        return {"loss": loss, **rows.metrics, **metric_values(metrics)}
 
     def score(self, piece: MicroBatch, *, temperature: float) -> TokenLogprobs:
         """What the policy says of a piece's tokens, without a gradient."""
@@ -295,7 +308,8 @@ class Learner(Generic[Data]):
         trainer = self.config.trainer
         if trainer.head == "lm":
             return PolicyForward(self.model, temperature=self.config.rollout.temperature, mass=trainer.needs_mass)
-        plain_model(self.model).config.pad_token_id = self.tokenizer.pad_token_id
+        # By it transformers' classifiers, and the verifier `reward_model`, find the last token of a row.
+        plain_model(self.model).config.pad_token_id = self.tokenizer.pad_token_id = padding(self.tokenizer)
         return ValueForward(self.model)
 
     def _prepared(self, model: nn.Module, forward: nn.Module) -> Trained:

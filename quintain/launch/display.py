@@ -6,6 +6,7 @@ for long: each phase as it begins, how far it is every `EVERY_S`, and each step 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -163,7 +164,10 @@ class Display(Closing):
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` (0, 1, ...) is done."""
         done, self._stepped = step + 1, True
-        figures = f"reward {metrics.get('reward', float('nan')):.2f}  {metrics['tokens_per_s']:.0f} tok/s"
+        figure = (
+            f"reward {metrics['reward']:.2f}" if "reward" in metrics else f"loss {metrics.get('loss', math.nan):.4f}"
+        )
+        figures = f"{figure}  {metrics['tokens_per_s']:.0f} tok/s"
         left = self._pace(done) * (self.steps - done)
         self._drawn.update(self._task, completed=done, figures=figures, left_s=left)
         if self._plain is not None:
@@ -176,9 +180,14 @@ class Display(Closing):
 
 def before_after(before: Evaluation | None, after: Evaluation, *, shown: int) -> Sequence[Table]:
     """The tables at the end: the held-out figure, and a handful of the same questions before and after."""
-    figure = Table(title="Held-out tasks", title_justify="left")
+    figure = Table(title="Held-out rows" if after.metrics else "Held-out tasks", title_justify="left")
     for column in ("", "before", "after"):
         figure.add_column(column)
+    if after.metrics:
+        for name, value in after.metrics.items():
+            earlier_value = before.metrics.get(name) if before else None
+            figure.add_row(name, "–" if earlier_value is None else f"{earlier_value:.4g}", f"[bold]{value:.4g}")
+        return [figure]
     figure.add_row("mean reward", before.title if before else "–", f"[bold]{after.title}")
     figure.add_row("verified", str(before.verified) if before else "–", str(after.verified))
     figure.add_row("failed", str(before.failed) if before else "–", str(after.failed))

@@ -61,7 +61,8 @@ def first_evaluation(path: Path) -> Evaluation | None:
     """The evaluation before training as `metrics.jsonl` has it, without its samples."""
     for row in read_metrics(path):
         if row["kind"] == "eval" and row["step"] == 0:
-            return Evaluation(0, row["heldout"], row["verified"], row["failed"], row["elapsed_s"], ())
+            metrics = {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_") and v is not None}
+            return Evaluation(0, row["heldout"], row["verified"], row["failed"], row["elapsed_s"], (), metrics)
     return None
 
 
@@ -77,25 +78,33 @@ def _replace(path: Path, text: str) -> None:
 
 
 def draw_curve(metrics: Path, picture: Path, *, title: str) -> None:
-    """Draw training reward and held-out accuracy over the steps into the PNG `picture`."""
+    """Draw reward, or loss on a data set, in training and held out over the steps into the PNG `picture`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = list(read_metrics(metrics))
-    steps = [(row["step"] + 1, row["reward"]) for row in rows if row.get("reward") is not None]
+    name = "reward" if any("reward" in row for row in rows) else "loss"
+    steps = [(row["step"] + 1, row[name]) for row in rows if row["kind"] == "train" and row.get(name) is not None]
     evals = [(row["step"], row["heldout"]) for row in rows if row.get("heldout") is not None]
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if steps:
-        axes.plot(*zip(*steps, strict=True), color="#9db4c8", linewidth=1.0, label="training reward, sampled")
+        axes.plot(*zip(*steps, strict=True), color="#9db4c8", linewidth=1.0, label=f"training {name}")
     if evals:
-        axes.plot(*zip(*evals, strict=True), color="#b3261e", linewidth=2.0, marker="o", label="held-out, greedy")
+        axes.plot(*zip(*evals, strict=True), color="#b3261e", linewidth=2.0, marker="o", label="held-out")
         for step, value in {evals[0], evals[-1]}:
-            axes.annotate(f"{value:.0%}", (step, value), textcoords="offset points", xytext=(0, 8), ha="center")
+            axes.annotate(
+                f"{value:.0%}" if name == "reward" else f"{value:.3g}",
+                (step, value),
+                textcoords="offset points",
+                xytext=(0, 8),
+                ha="center",
+            )
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel("mean reward")
-    axes.set_ylim(-0.02, 1.08)
+    axes.set_ylabel(f"mean {name}")
+    if name == "reward":
+        axes.set_ylim(-0.02, 1.08)
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
     if steps or evals:

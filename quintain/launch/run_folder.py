@@ -84,13 +84,40 @@ def resumed_run(config: ExperimentConfig, at: Path | None) -> tuple[RunFolder, E
 
 
 def with_choices_of(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
-    """`config` with what `earlier` chose where it leaves the choice: number types, and how messages are shown."""
-    model, rollout = config.model, config.rollout
+    """`config` with what `earlier` chose where it leaves the choice: number types, how messages are shown, steps."""
+    model, rollout, trainer = config.model, config.rollout, config.trainer
+    if config.offline is not None and config.offline.num_train_epochs is not None:
+        trainer = trainer.model_copy(update={"max_steps": earlier.trainer.max_steps})
     if model.compute_dtype == "auto":
         model = model.model_copy(update={"compute_dtype": earlier.model.compute_dtype})
     left = [name for name in CHOSEN if getattr(rollout, name) in ("auto", None)]
     rollout = rollout.model_copy(update={name: getattr(earlier.rollout, name) for name in left})
-    return config.model_copy(update={"model": model, "rollout": rollout})
+    return config.model_copy(update={"model": model, "rollout": rollout, "trainer": trainer})
+
+
+def with_steps(config: ExperimentConfig, steps: int) -> ExperimentConfig:
+    """`config` with the number of steps that the data makes. QuintainError where they are too few."""
+    trainer = config.trainer.model_copy(update={"max_steps": steps})
+    if trainer.warmup_steps > steps:
+        raise QuintainError(
+            f"trainer.warmup_steps: {trainer.warmup_steps} are more than the {steps} steps of this data"
+        )
+    return config.model_copy(update={"trainer": trainer})
+
+
+def from_another_run(config: ExperimentConfig) -> ExperimentConfig:
+    """`config` with the checkpoint to start from where `model.path` is the folder of a run: its best, or its newest.
+
+    QuintainError where that run has none.
+    """
+    run = RunFolder(Path(config.model.path))
+    if not run.config.is_file() or (run.path / "config.json").is_file():
+        return config
+    found = sorted(path for path in run.checkpoints.glob("*") if (path / "config.json").is_file())
+    if not found:
+        raise QuintainError(f"model.path: the run {run.path} has no checkpoint yet: train it first")
+    best = next((path for path in found if path.name == "best"), found[-1])
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(best)})})
 
 
 def settle_dtypes(config: ExperimentConfig, *, say: Say, phase: Say) -> ExperimentConfig:

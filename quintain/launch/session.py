@@ -19,11 +19,12 @@ from quintain.rollout.client import RolloutClient
 from quintain.rollout.wire import BatchProgress
 from quintain.trainers.algorithms import algorithm_of
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
-from quintain.trainers.heldout import Evaluation, HeldoutTasks, heldout_at
+from quintain.trainers.datasets import Data
+from quintain.trainers.heldout import Evaluation, HeldoutExamples, HeldoutTasks, heldout_at
 from quintain.trainers.learner import Learner
-from quintain.trainers.loop import Hooks, Loop, Result, Stopped
+from quintain.trainers.loop import Evaluator, Hooks, Loop, Result, Stopped
 from quintain.trainers.publishing.publish import PolicyPublisher
-from quintain.trainers.sources import RolloutSource
+from quintain.trainers.sources import BatchSource, RolloutSource
 
 
 class Interrupted(Exception):
@@ -44,8 +45,9 @@ class TrainingRun:
     heldout: int
     began: float
 
-    def train(self, rollout: Callable[[], Address], *, resume: bool) -> dict[str, Any]:
-        """Train to the end and write what a run leaves; its summary. `rollout` waits for that server.
+    def train(self, trained_on: Callable[[], Address] | Data, *, resume: bool) -> dict[str, Any]:
+        """Train to the end and write what a run leaves; its summary. On data, or on what is sampled: then `trained_on`
+        waits for the rollout server.
 
         Raises Interrupted, QuintainError and FailureError with the last whole step saved.
         """
@@ -61,15 +63,15 @@ class TrainingRun:
             progress = self._progress(learner, resume)
             for line in learner.notes:
                 self.display.say(line)
-            with self._connected(learner, rollout()) as (client, publisher):
+            with self._connected(learner, trained_on) as (source, publisher, evaluator):
                 log = MetricsLog(self.run.metrics, from_step=progress.step)
                 self.display.begin(progress.step)
                 loop = Loop(
                     self.config,
-                    source=RolloutSource(client),
+                    source=source,
                     learner=learner,
                     publisher=publisher,
-                    evaluator=self._evaluator(client),
+                    evaluator=evaluator,
                     hooks=self._hooks(log, learner),
                     progress=progress,
                     began=self.began,
@@ -85,11 +87,21 @@ class TrainingRun:
         return learner.restore(checkpoint) if checkpoint is not None else Progress(0, 0, 0, 0.0)
 
     @contextmanager
-    def _connected(self, learner: Learner[Any], rollout: Address) -> Iterator[tuple[RolloutClient, PolicyPublisher]]:
+    def _connected(
+        self, learner: Learner[Any], trained_on: Callable[[], Address] | Data
+    ) -> Iterator[tuple[BatchSource[Any], PolicyPublisher | None, Evaluator | None]]:
+        if isinstance(trained_on, Data):
+            evaluator = HeldoutExamples(learner, trained_on.heldout) if trained_on.heldout else None
+            try:
+                yield trained_on.source, None, evaluator
+            finally:
+                learner.close()
+            return
+        rollout = trained_on()
         client = RolloutClient(rollout.url, rollout.token, poll=self._poll)
         publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
-            yield client, publisher
+            yield RolloutSource(client), publisher, self._evaluator(client)
         finally:
             publisher.close()
             learner.close()
@@ -111,11 +123,13 @@ class TrainingRun:
 
         def evaluated(result: Evaluation) -> None:
             display.away(result.elapsed_s)
-            display.say(
-                f"{heldout_at(result.step)}: {result.title} of {result.verified} verified,"
-                f" {result.failed} failed ({result.elapsed_s:.0f} s)"
+            over = (
+                f"{result.verified} rows" if result.metrics else f"{result.verified} verified, {result.failed} failed"
             )
-            figures = {name: value for name, value in asdict(result).items() if name not in ("step", "samples")}
+            display.say(f"{heldout_at(result.step)}: {result.title} of {over} ({result.elapsed_s:.0f} s)")
+            figures = asdict(result)
+            figures |= {f"eval_{name}": value for name, value in figures.pop("metrics").items()}
+            figures = {name: value for name, value in figures.items() if name not in ("step", "samples")}
             log.write("eval", result.step, figures)
 
         def stepped(step: int, metrics: dict[str, float]) -> None:
@@ -137,6 +151,7 @@ class TrainingRun:
             "versions": progress.version,
             "heldout_tasks": self.heldout,
             "consumed_groups": progress.consumed_groups,
+            **{f"eval_{name}": value for name, value in (result.after.metrics if result.after else {}).items()},
         }
         write_summary(self.run.summary, summary)
         draw_curve(self.run.metrics, self.run.curve, title=f"{self.config.name}, seed {self.config.seed}")

@@ -22,7 +22,7 @@ from quintain.config import ExperimentConfig
 from quintain.failure import FailureError, QuintainError
 from quintain.launch.checks import check_model, check_one_process, check_split, heldout_size
 from quintain.launch.display import Display
-from quintain.launch.run_folder import RunFolder, new_run, resumed_run, settle_dtypes
+from quintain.launch.run_folder import RunFolder, from_another_run, new_run, resumed_run, settle_dtypes, with_steps
 from quintain.launch.servers import Address, start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 
@@ -36,6 +36,7 @@ def train(config: ExperimentConfig, *, resume: bool, run_dir: Path | None, as_js
     share_cores()
     console = Console(stderr=as_json)
     check_one_process(os.environ)
+    config = from_another_run(config)
     check_model(config)
     run, config = resumed_run(config, run_dir) if resume else (new_run(config, run_dir), config)
     display = Display(console, steps=config.trainer.max_steps)
@@ -73,6 +74,8 @@ def _train(
     resume: bool,
 ) -> dict[str, Any] | int:
     """The run's summary, or the number of whole steps after which it was stopped."""
+    if config.offline is not None:
+        return _train_on_data(config, run, stopping, display, began=began, resume=resume)
     from quintain.envs.client import EnvClient
 
     display.phase("starting the environment server")
@@ -105,6 +108,39 @@ def _train(
         except BaseException:
             supervisor.stop()  # a server that is still coming up is not waited for
             raise
+
+
+def _train_on_data(
+    config: ExperimentConfig, run: RunFolder, stopping: list[int], display: Display, *, began: float, resume: bool
+) -> dict[str, Any] | int:
+    """As `_train`, of a trainer that samples nothing: no server is started, and the data is checked before all else."""
+    from quintain.trainers.datasets import prepared, read
+
+    display.phase("reading the data")
+    found = read(config)
+    config = settle_dtypes(config, say=display.say, phase=display.phase)
+    from quintain.launch.session import Interrupted, TrainingRun
+    from quintain.trainers.loop import Stopped
+
+    def check() -> None:
+        if stopping:
+            raise Stopped
+
+    display.phase("rendering the data")
+    try:
+        data = prepared(config, found, check=check)
+    except Stopped:
+        return 0
+    for line in data.notes:
+        display.say(line)
+    config = with_steps(config, data.steps)
+    display.steps = config.trainer.max_steps
+    run.keep(config)
+    display.phase("loading the model")
+    try:
+        return TrainingRun(config, run, display, check, len(data.heldout), began).train(data, resume=resume)
+    except Interrupted as stopped:
+        return stopped.step
 
 
 @contextmanager
