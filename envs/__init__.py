@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from quintain.envs.client import RemoteEnv as RemoteEnv
     from quintain.envs.judging import JudgingEnv as JudgingEnv
     from quintain.envs.local import LocalClient as LocalClient
+    from quintain.envs.mcp_tools import McpTools as McpTools
     from quintain.envs.registry import list_envs as list_envs
     from quintain.envs.registry import resolve as resolve
     from quintain.envs.serving.limits import EnvironmentLimits as EnvironmentLimits
@@ -72,6 +73,7 @@ _HOMES = {
     "quintain.envs.local": ("LocalClient",),
     "quintain.envs.builtin.math": ("MathEnv",),
     "quintain.envs.builtin.reasoning_gym": ("ReasoningGymEnv",),
+    "quintain.envs.mcp_tools": ("McpTools",),
     "quintain.envs.registry": ("list_envs", "resolve"),
     "quintain.envs.serving.serve": ("serve_env",),
     "quintain.envs.shell": ("ShellEnv", "WorkFolder"),

@@ -32,7 +32,7 @@ import json
 import re
 import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -81,6 +81,16 @@ class Toolbox(Protocol):
         """What the tool `name` says. Raises ToolError where the policy is to be told what is wrong."""
         ...
 
+    async def close(self) -> None:
+        """Let go of what it holds. Called once or more often."""
+        ...
+
+
+def unknown_tool(name: str, known: Collection[str]) -> ToolError:
+    """The error of a call of a tool that there is not."""
+    listed = ", ".join(known) or "none"
+    return ToolError("unknown_tool", f"there is no tool {name!r}{did_you_mean(name, known)} (tools: {listed})")
+
 
 class MethodTools:
     """The methods of `owner` that are marked `@tool`, those of its base classes first.
@@ -100,10 +110,7 @@ class MethodTools:
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
         """What the method `name` returns. Raises ToolError (unknown_tool, invalid_arguments, raised)."""
         if name not in self._tools:
-            known = ", ".join(self._tools) or "none"
-            raise ToolError(
-                "unknown_tool", f"there is no tool {name!r}{did_you_mean(name, self._tools)} (tools: {known})"
-            )
+            raise unknown_tool(name, self._tools)
         checked = self._tools[name].checked(arguments)
         try:
             said = self._tools[name].method(**checked)
@@ -117,6 +124,9 @@ class MethodTools:
         from quintain.codec import to_json
 
         return to_json(said)
+
+    async def close(self) -> None:
+        """Nothing: the methods are their owner's."""
 
 
 class _Described:
@@ -211,7 +221,7 @@ class ToolEnv(SingleTurnEnv):
 
     max_calls: int = 16
     max_calls_per_turn: int = 8
-    _toolbox: Toolbox
+    _toolbox: Toolbox | None = None
     _history: list[Message]
     _left: int
 
@@ -230,6 +240,7 @@ class ToolEnv(SingleTurnEnv):
 
     async def reset(self, task: Task, *, seed: int) -> Observation:
         """Show the task's prompt and the tools. A subclass with state of its own sets it up here first."""
+        await self._put_tools_away()
         self._toolbox, self._left = self.toolbox(), self.max_calls
         observation = await super().reset(task, seed=seed)
         self._history = list(observation.messages)
@@ -278,6 +289,15 @@ class ToolEnv(SingleTurnEnv):
         told = {**step.info, **info}
         return Step(Observation(said), reward + step.reward, not truncated, truncated=truncated, info=told)
 
+    async def close(self) -> None:
+        """Put the tools away, and close the verifiers unless they are shared."""
+        await self._put_tools_away()
+        await super().close()
+
+    async def _put_tools_away(self) -> None:
+        if self._toolbox is not None:
+            await self._toolbox.close()
+
     async def _result(self, call: ToolCall, place: int) -> ToolResult:
         """What comes of the turn's call number `place`."""
         self._left -= 1
@@ -287,6 +307,7 @@ class ToolEnv(SingleTurnEnv):
             if place >= self.max_calls_per_turn:
                 raise ToolError("too_many_calls", f"a turn has at most {self.max_calls_per_turn} calls")
             arguments = _arguments(call.function.arguments)
+            assert self._toolbox is not None  # there was a reset
             return ToolResult(call, await self._toolbox.call(call.function.name, arguments))
         except ToolError as error:
             return ToolResult(call, f"error: {error}", error.kind)

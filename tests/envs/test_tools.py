@@ -260,10 +260,16 @@ async def test_tools_may_come_from_elsewhere():
                 return f"{name} {arguments}"
             raise ToolError("gone", "the line is dead")
 
+        async def close(self):
+            closed.append(self)
+
+    closed: list[Any] = []
     env = await opened(type("Far", (Desk,), {"toolbox": lambda self: Elsewhere()})())
     step = await env.step(calls(call("book", {"seats": 9}), call("copy")))
     assert [message.text for message in step.observation.messages] == ["book {'seats': 9}", "error: the line is dead"]
     assert step.info["errors"] == {"gone": 1}
+    await env.close()
+    assert len(closed) == 1
 
 
 def bare(self, x):

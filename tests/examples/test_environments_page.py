@@ -14,7 +14,8 @@ import pytest
 from quintain.envs import Action, Environment, LocalClient, Message, check_environment
 from quintain.messages import FunctionCall, ToolCall
 
-PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -31,7 +32,8 @@ def page(tmp_path: Path) -> ModuleType:
     return module
 
 
-async def test_every_environment_of_the_page_is_sound(page: ModuleType) -> None:
+async def test_every_environment_of_the_page_is_sound(page: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     classes = [c for c in vars(page).values() if isinstance(c, type) and issubclass(c, Environment)]
     own = [cls for cls in classes if cls.__module__ == page.__name__]
     assert len(own) == len(re.findall(r"^class \w+\(\w*Env\):", "\n".join(BLOCKS), re.MULTILINE))
@@ -47,6 +49,16 @@ async def test_the_conversation_of_the_page_ends_as_it_is_told(page: ModuleType)
             assert first.messages[-1].text == "When is breakfast?"
             step = await env.step(Action.text(said))
             assert (step.reward, step.info["end"]) == (reward, end)
+
+
+async def test_the_server_of_the_page_adds(page: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    async with LocalClient(page.Adding) as client:
+        env = client.episode()
+        await env.reset(client.tasks("train")[0], seed=0)
+        call = ToolCall("c", FunctionCall("add", '{"a": 20, "b": 22}'))
+        told = await env.step(Action(Message("assistant", None, (call,))))
+        assert told.observation.messages[0].text == "42"
 
 
 async def test_the_shells_of_the_page_are_paid_for_what_is_left_in_the_folder(page: ModuleType) -> None:
