@@ -202,6 +202,13 @@ class EvaluationConfig(Section):
     """Sample answers shown at the end, before and after."""
 
 
+class GuardsConfig(Section):
+    """What stops a run that cannot learn."""
+
+    first_step: MayChange[Literal["stop", "warn"]] = "stop"
+    """What to do where all of the first step is alike: no call read, nothing sampled, all cut off, one reward."""
+
+
 class ExperimentConfig(Section):
     """One experiment: what `quintain train FILE.yaml` runs."""
 
@@ -218,6 +225,7 @@ class ExperimentConfig(Section):
     trainer: AlgorithmConfig = Field(default=GRPOConfig(), discriminator="algorithm")
     """How the policy learns: the options of `algorithm`, which is grpo where it is not named."""
     evaluation: MayChange[EvaluationConfig | None] = None
+    guards: GuardsConfig = GuardsConfig()
     output_dir: MayChange[str] = "runs"
     """Where run directories are made."""
 

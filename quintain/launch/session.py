@@ -12,6 +12,7 @@ from typing import Any
 
 from quintain.config import ExperimentConfig
 from quintain.launch.display import Display, before_after
+from quintain.launch.guards import Guarded
 from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
 from quintain.launch.run_folder import RunFolder
 from quintain.launch.servers import Address
@@ -101,7 +102,8 @@ class TrainingRun:
         client = RolloutClient(rollout.url, rollout.token, poll=self._poll)
         publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
-            yield RolloutSource(client), publisher, self._evaluator(client)
+            source = Guarded(RolloutSource(client), stop=self.config.guards.first_step == "stop", say=self.display.say)
+            yield source, publisher, self._evaluator(client)
         finally:
             publisher.close()
             learner.close()

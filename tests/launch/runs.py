@@ -71,6 +71,7 @@ class Run:
                 "engine": f"{ROOT / 'tests' / 'fake_engine.py'}:of_run", "canary_tolerance": 1e6, "dtype": "float32",
                 "max_completion_length": 8, "threads": 1,
             },
+            "guards": {"first_step": "warn"},
             "trainer": {
                 "max_steps": 3, "prompts_per_step": 2, "num_generations": 4, "learning_rate": 0.01, "threads": 1,
                 "save_steps": 1,

@@ -24,6 +24,14 @@ def error_line(output: str) -> str:
     return line
 
 
+def test_a_run_whose_first_rewards_are_all_the_same_stops_and_shows_one(run: Run) -> None:
+    run.set("environment.args", {"mode": "equal"}).set("guards", {"first_step": "stop"})
+    code, output = run.start().finish()
+    assert code == 1
+    assert "every reward of the first step is 0.5 (train-" in error_line(output)
+    assert "set guards.first_step: warn" in output
+
+
 @pytest.mark.parametrize(("server", "staleness"), [("env", 0), ("rollout", 0), ("rollout", 1)])
 def test_a_run_goes_on_when_a_server_is_killed(run: Run, server: str, staleness: int) -> None:
     run.set("trainer.max_steps", 5).set("rollout.max_staleness", staleness).start().wait_for_step(2)

@@ -1,0 +1,83 @@
+"""A first step that is all of something stops the run with one line, or is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from quintain.codec import as_floats, as_ints
+from quintain.failure import Failure, FailureKind, QuintainError, Stage
+from quintain.launch.guards import Guarded, first_step_problem
+from quintain.messages import FunctionCall, Message, ToolCall, assistant
+from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
+
+CALL = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+CALLED = Message("assistant", None, (ToolCall("c", FunctionCall("add", "{}")),))
+
+
+FOUR = assistant("4")
+
+
+def turn(message: Message = FOUR, *, tokens: int = 2, finish: Finish = Finish.STOP) -> Turn:
+    ids, spans = as_ints(range(tokens)), (VersionSpan(0, 0, tokens),) if tokens else ()
+    return Turn(as_ints([1]), ids, as_floats([-1.0] * tokens), finish, spans, message)
+
+
+def episode(*turns: Turn, reward: float | None = 1.0, ending: Ending = Ending.TERMINATED) -> Trajectory:
+    failure = None if reward is not None else Failure.of(FailureKind.TIMEOUT, Stage.STEP, "late")
+    ending = ending if reward is not None else Ending.FAILED
+    return Trajectory("e", "g", "train/7", 7, 0, 0, turns or (turn(),), ending, reward, failure)
+
+
+def groups(*episodes: Trajectory) -> list[Group]:
+    return [Group("g", 7, episodes)]
+
+
+@pytest.mark.parametrize(
+    ("episodes", "says"),
+    [
+        ([episode(turn(tokens=0), reward=r) for r in (0.0, 1.0)], "no token of the first step was sampled"),
+        ([episode(turn(assistant(CALL)), reward=r) for r in (0.0, 1.0)], "no tool call was read.*2 of 2 turns"),
+        ([episode(turn(finish=Finish.LENGTH), reward=r) for r in (0.0, 1.0)], "cut off.*train/7: “4”.*rollout.stop"),
+        ([episode(reward=r, ending=Ending.TRUNCATED) for r in (0.0, 1.0)], "was truncated.*rollout.max_turns"),
+        ([episode(reward=r) for r in (0.5, 0.5, None)], "every reward of the first step is 0.5.*“4”"),
+    ],
+)  # fmt: skip
+def test_a_first_step_of_which_all_is_alike_is_one_line_with_an_example(episodes: list[Trajectory], says: str) -> None:
+    problem = first_step_problem(groups(*episodes))
+    assert problem is not None
+    assert "\n" not in problem
+    with pytest.raises(QuintainError, match=f"{says}.*set guards.first_step: warn"):
+        Guarded(Batches(groups(*episodes)), stop=True, say=pytest.fail).batch(0)
+
+
+@pytest.mark.parametrize(
+    "episodes",
+    [
+        [episode(reward=0.0), episode(reward=1.0)],
+        [episode(turn(assistant(CALL)), turn(CALLED), reward=0.0), episode(reward=1.0)],
+        [episode(turn(finish=Finish.LENGTH), reward=0.0), episode(reward=1.0)],
+        [episode(reward=0.0, ending=Ending.TRUNCATED), episode(reward=1.0)],
+        [episode(reward=1.0)],
+    ],
+)
+def test_a_first_step_with_a_difference_in_it_goes_on(episodes: list[Trajectory]) -> None:
+    assert first_step_problem(groups(*episodes)) is None
+
+
+def test_only_the_first_step_is_looked_at_and_a_warning_lets_it_go_on() -> None:
+    said: list[str] = []
+    alike = groups(episode(reward=0.0), episode(reward=0.0))
+    assert Guarded(Batches(alike), stop=True, say=said.append).batch(1) == alike
+    assert Guarded(Batches(alike), stop=False, say=said.append).batch(0) == alike
+    assert len(said) == 1
+    assert said[0].startswith("warning: every reward of the first step is 0 ")
+
+
+class Batches:
+    def __init__(self, made: Sequence[Group]) -> None:
+        self.made = made
+
+    def batch(self, step: int) -> Sequence[Group]:
+        return self.made
