@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import combinations
 from typing import Literal
 
 from quintain.verifiers.math.compare import equality, real_sets, rounded
@@ -179,9 +180,9 @@ class Judge:
         if any(tree is None for side in trees for tree in side) or len(trees[0]) != len(trees[1]):
             return False
         one, other = ([tree for tree in side if tree is not None] for side in trees)
-        return all(
-            equality.equal(Node(Op.MUL, (one[0], second)), Node(Op.MUL, (first, other[0])), self.close)
-            for first, second in zip(one[1:], other[1:], strict=True)
+        return all(  # of all pairs: a part may be 0
+            equality.equal(Node(Op.MUL, (first, other_second)), Node(Op.MUL, (second, other_first)), self.close)
+            for (first, other_first), (second, other_second) in combinations(zip(one, other, strict=True), 2)
         )
 
     # Relations

@@ -16,7 +16,9 @@ The policy of `auto`; what is tried first stands first:
 | "the answer is", "answer:", "answer =" | the first mathematics after the last of these |
 | anything else | the last mathematics in the last sentence that has any with a digit or a command in it |
 | "25 or 26", "25, maybe 26", "25. Or 26." | the list of them all: it is not 25 |
-| "not 25 but 26", "less than 25" | 26; nothing |
+| "not 25 but 26", "less than 25", "half of 25", "not \\boxed{25}" | 26; nothing |
+| "25 more than 3", "2\\cdot\\boxed{25}", "\\boxed{25}^2" | nothing: it is a part of what is said |
+| "25 if n is even and 26 if n is odd" | both: it is not 25 |
 | a formula in `$…$` or `\\(…\\)` that runs over a line's end | broken, and no mathematics |
 | no mathematics, at most five words | the words |
 | a letter, where the reference is a choice from A to J | see `quintain.verifiers.rules.choices` |
@@ -91,6 +93,23 @@ _ANSWER = re.compile(
     r"|(?:答案|答え|정답|\b(?:Ответ|respuesta|réponse|Antwort|risposta|resposta)\b)[^\n:：=\d]{0,30}?(?:[:：=是为はは은는]|\b(?:es|est|ist|è|é)\b)\s*",
     re.IGNORECASE,
 )
+_DENIED = re.compile(
+    r"\b(?:not|never|cannot|no|non|não|nicht)\b|\b\w+n['’]t\b|\bn['’]est\b|不是|不为|ではな", re.IGNORECASE
+)
+_DOUBTED = re.compile(
+    r"\b(?:(?:not|n['’]t) (?:think|believe|say|mean|true|sure)|(?<!no )doubt"
+    r"|(?:unlikely|false|untrue|wrong|incorrect) that)\b[^.,;!?\n]*$",
+    re.IGNORECASE,
+)
+_DENIED_BEHIND = re.compile(
+    r"\s*(?:ではない|じゃない|ではありません|[가이]?\s*아니|[가이]?\s*아닙|不对|不正确)"
+    r"|[\s$*_)]*(?:is|was|are|seems)\s+(?:not|never|wrong|incorrect|false)\b|[\s$*_)]*(?:isn|wasn|can)['’]t\b"
+)
+_IN_EXPRESSION = re.compile(
+    r"(?:(?<![\s*-])|(?<=[=$({\[]\s)|^)[-/^]$|\\(?:cdot|times|div|pm)\s*$|(?<![A-Za-z}])\d$"
+    r"|\\(?:sqrt|[dt]?frac|[dt]?binom)\s*(?:\[[^\]]*\]\s*|\{[^{}]*\}\s*)?\{[^{}]*$"
+)
+_GOES_ON = re.compile(r"\s*\^|[!/]\s*[\d\\({]|\s*(?:\\cdot|\\times|\\div)(?![A-Za-z])|\s*[+*/]\s*[\d\\({]|-\d")
 _FINAL_ANSWER = re.compile(r"\bfinal\s+answer\b[^.\n:=]{0,40}?(?:\b(?:is|are)\b|:|=)\s*", re.IGNORECASE)
 _BROKEN = re.compile(r"(?<!\$)\$[ \t]*\n[^$A-Za-z]{1,80}\n[ \t]*\$(?!\$)|\\\([ \t]*\n[^$A-Za-z]{1,80}\n[ \t]*\\\)")
 _HEDGED = re.compile(
@@ -186,12 +205,22 @@ def boxes_of(text: str) -> str | None:
         if not _belong_together(text[box_before[1] : chosen[0][0]]):
             break
         chosen.insert(0, box_before)
+    before, after = text[: chosen[0][0]], text[chosen[-1][1] :]
+    if _IN_EXPRESSION.search(before[-40:]) or _GOES_ON.match(after) or is_denied_box(before, after):
+        return ""  # it is part of something, or said not to be it
     contents = [content for _, _, content in chosen]
-    contents[-1] += _behind(text[chosen[-1][1] :], contents[-1])
+    contents[-1] += _behind(after, contents[-1])
     contents = [_BOX.sub(lambda box: "{" if box["brace"] else box["bare"], content) for content in contents]
     if len(contents) == 1 or len({comparable(unwrapped(content)) for content in contents}) == 1:
         return contents[-1]
     return " , ".join(contents)
+
+
+def is_denied_box(before: str, after: str) -> bool:
+    """Whether the words on either side of a box say that this is not it."""
+    words = re.split(r"[.,;:!?\n]\s", before[-80:])[-1].replace("$", " ").lower().split()
+    said = tuple(word for word in words if word != "no")  # which takes back what came before it
+    return is_denied(MathRun("", said)) or _DENIED_BEHIND.match(after) is not None
 
 
 def formulas_of(text: str) -> list[str]:
@@ -247,6 +276,7 @@ def _final_answer(body: str) -> Extracted | None:
 
 
 def _from_prose(body: str) -> Extracted | None:
+    body = _ANSWER.sub(_unless_denied, body)
     body = _CJK.sub(r" \g<0> ", body)
     lines, answers = joined(body).strip(), list(_ANSWER.finditer(body))
     if not answers and "\n" not in lines and (reads_whole(lines) or _is_value_and_words(lines)):
@@ -278,6 +308,14 @@ def _from_prose(body: str) -> Extracted | None:
         return _extracted(weak.text, "last", groups=weak.groups)
     words = unwrapped(body.strip(EMPHASIS + " \n"))
     return Extracted(words, "words") if 0 < len(words.split()) <= MAX_WORDS else None
+
+
+def _unless_denied(phrase: re.Match[str]) -> str:
+    """The phrase before an answer, or "not", where it is said not to be one."""
+    before, after = phrase.string[: phrase.start()], phrase.string[phrase.end() :]
+    value = re.match(r"\S*?[\d\w$}]+?(?=[\s.,;!?]|[^\x00-\x7f]|$)", after)
+    denied = _DENIED.search(phrase[0]) or _DOUBTED.search(before[-80:])
+    return "not " if denied or (value and _DENIED_BEHIND.match(after, value.end())) else phrase[0]
 
 
 def _rival(body: str, answers: list[re.Match[str]]) -> str | None:

@@ -56,9 +56,19 @@ _HEDGES: Final = word_set(
 )
 _CORRECTIONS: Final = word_set("no wait actually instead rather")
 _DENIALS: Final = word_set("not isn't never rather instead because since as where when for if")
-_NEGATIONS: Final = word_set("not isn't isnt aren't wasn't never neither nor cannot can't no")
-_COMPARISONS: Final = frozenset(("than", "least", "most"))
-_OTHERWISE = re.compile(r"\b(?:otherwise|else)\W*$", re.IGNORECASE)
+_NEGATIONS: Final = word_set(
+    "not isn't isnt aren't wasn't never neither nor cannot can't no nicht kein keine pas non não не"
+)
+_CHANGED = re.compile(
+    r"(?:\b(?:than|least|most|over|under|above|below|beyond|few|nearly|almost|minus|negative|half|twice|double|triple"
+    r"|except|from|point|step|question|problem|case|up to|one in|(?:any\w*|all|every\w*) but|divi\w+ by|multipl\w+ by"
+    r"|(?:root|cube|square|log\w*|(?:co)?sine|tangent|reciprocal|inverse|opposite|multiple|divisor|half|third|quarter"
+    r"|power|factorial|percent) of(?: the)?)|[%°])$"
+)
+"""Right before a number these words make it another one, or none."""
+_OPERATIONS: Final = word_set("more less fewer greater than minus plus times over point divided multiplied by of from")
+"""Two numbers with nothing but these between them are an expression in words."""
+_OTHERWISE = re.compile(r"\b(?:otherwise|else)\W*$|\b(?:if|when)\b.*\b(?:if|when)\b", re.IGNORECASE | re.DOTALL)
 MAX_HEDGE_WORDS: Final = 6
 MAX_DENIAL_WORDS: Final = 3
 """A negation denies what stands so many words behind it."""
@@ -92,7 +102,17 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def runs(sentence: str) -> Iterator[MathRun]:
-    """The runs of mathematics in `sentence`, in order."""
+    """The runs of mathematics in `sentence`, in order; "5 more than 3" is one, and not worked out."""
+    found: list[MathRun] = []
+    for run in _runs(sentence):
+        if found and run.before and set(run.before) <= _OPERATIONS:
+            before = found.pop()
+            run = MathRun(" ".join((before.text, *run.before, run.text)), before.before)
+        found.append(run)
+    yield from found
+
+
+def _runs(sentence: str) -> Iterator[MathRun]:
     run: list[str] = []
     prose: list[str] = []
     groups = True
@@ -129,9 +149,7 @@ def first(sentence: str, following: str = "") -> MathRun | None:
     Nothing is what it is said not to be ("not 5 but 4"), or to be less or more than. `following` is the next
     sentence, which may have second thoughts ("Or 4.").
     """
-    found = [
-        run for run in runs(sentence) if not (is_denied(run) or _COMPARISONS & set(run.before[1:][-1:]))
-    ]  # "less than"
+    found = [run for run in runs(sentence) if not is_denied(run)]
     start = next((place for place, run in enumerate(found) if STRONG.search(run.text)), 0)
     found = found[start:]
     if not found:
@@ -183,7 +201,9 @@ def _hedged(run: MathRun) -> bool:
 
 
 def is_denied(run: MathRun) -> bool:
-    """Whether the words before `run` say that this is not it."""
+    """Whether the words before `run` say that this is not it, or that it is more or less, or so many times it."""
+    if _CHANGED.search(" ".join(run.before[-3:])):
+        return True
     near = run.before[-MAX_DENIAL_WORDS:]
     return bool(_NEGATIONS & set(near[near.index(",") + 1 :] if "," in near else near))
 

@@ -324,6 +324,8 @@ class Primaries(Cursor, ABC):
         if name in _INVERSES and power is not None and power in (number(-1), Node(Op.NEG, (ONE,))):
             name, power = _INVERSES[name], None
         args = self._function_arguments()
+        if name in ("max", "min", "gcd", "lcm") and len(args) < 2:
+            raise Unreadable(f"the {name} of one thing")  # `max at x` has words in it
         if base is not None:
             if name != "log":
                 raise Unreadable(f"a base of {name}")

@@ -54,10 +54,9 @@ BEYOND: Final = re.compile(
 MAX_ITEMS: Final = 200
 MAX_DEPTH: Final = 8
 
-_AND = re.compile(
-    r"\\(?:text|mathrm|textrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
-    r"|\\(?:lor|vee|land|wedge)(?![A-Za-z])"
-)
+_AND = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
+_LOGIC = re.compile(r"\\(?:(lor|vee)|land|wedge)(?![A-Za-z])")
+"""Between relations these are words; between propositions they are what is said."""
 _RELATION = re.compile(
     r"\\(?:leqslant|geqslant|leq?|geq?|neq?|lt|gt|in|approx|simeq|sim|equiv|coloneqq)(?![A-Za-z])|!=|<=|>=|:=|≈|[=<>]"
 )
@@ -86,7 +85,8 @@ def read(text: str, *, braces_group: bool = False, depth: int = 0, inside: bool 
     """
     if depth == 0:
         check_size(text)
-        return _whole(_logical(text, braces_group) or read(_tidied(text), braces_group=braces_group, depth=1), text)
+        said = _LOGIC.sub(lambda sign: " or " if sign[1] else " and ", text) if _RELATION.search(text) else text
+        return _whole(_logical(said, braces_group) or read(_tidied(said), braces_group=braces_group, depth=1), text)
     if depth > MAX_DEPTH:
         raise Undecided(f"an answer has at most {MAX_DEPTH} lists in each other")
     text = text.strip()
@@ -124,8 +124,8 @@ def _logical(text: str, braces_group: bool) -> Combined | None:
     """Inequalities joined by `or` or by `and`: the union, or the intersection, of their solutions."""
     pieces = [piece.strip() for piece in split_at(text, _AND)]
     words = {re.sub(r"[^a-z]", "", re.sub(r"\\(?:text|mathrm|textrm|mbox)", "", word)) for word in pieces[1::2]}
-    op: Literal["cup", "cap"] = "cup" if words <= {"or", "lor", "vee"} else "cap"
-    if len(pieces) < 3 or len(pieces) > 9 or (op == "cap" and not words <= {"and", "land", "wedge"}):
+    op: Literal["cup", "cap"] = "cup" if words == {"or"} else "cap"
+    if len(pieces) < 3 or len(pieces) > 9 or len(words) > 1:
         return None
     parts = [_relation(piece.strip(" ,"), braces_group, 1) for piece in pieces[::2]]
     if not all(isinstance(part, Relation) and not set(part.ops) & {"=", "~", "in"} for part in parts):

@@ -91,7 +91,7 @@ _SIMPLE = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _DELIMITERS: Final = (*_MATHEMATICS, ("**", "**"), ("`", "`"))
 _FIRST: Final = ("$", "\\", "*", "`", "{")
 _SEPARATOR = re.compile(r"[,;]|\\mid(?![A-Za-z])|\|")
-_UNENDED = re.compile(r",\s*\.{2,}$")  # 1, 2, ... names more than two numbers
+_UNENDED = re.compile(r",\s*\.{2,}$|(?<![\d.])\d+\.{2,}$")  # 1, 2, ... names more than two numbers
 _WRAPPERS = re.compile(r"\\(?:boxed|fbox|underline|text|textbf|textrm|textit|mathrm|mathbf|mbox|ensuremath)\s*\{")
 
 
