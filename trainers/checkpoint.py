@@ -13,7 +13,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ _TENSORS = "state.pt"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands: `step` optimiser steps done, weights of `version` in force."""
+    """Where a run stands: `step` optimiser steps done, weights of `version` in force; `state` is the algorithm's."""
 
     step: int
     version: int
     consumed_groups: int
     train_wall_s: float
     heldout_before: float | None = None
+    state: dict[str, float] = field(default_factory=dict)
 
 
 Models = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]

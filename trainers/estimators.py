@@ -178,6 +178,27 @@ def whitened(values: Floats) -> Floats:
     return scaled
 
 
+def gae(rewards: Floats, values: Floats, after: float, *, gamma: float, lam: float) -> Floats:
+    """[T]: generalised advantage estimates of an episode's policy tokens, in order (arXiv 1506.02438, eq. 16).
+
+    δ_t = r_t + γV_{t+1} − V_t, A_t = δ_t + γλA_{t+1}. values [T] are of the states before each token; what the
+    environment wrote in between is part of the next state, and no step. after: the value of what follows the last
+    token, 0 where the episode ended there.
+    """
+    advantages, ahead, following = np.empty(len(rewards)), 0.0, after
+    for t in range(len(rewards) - 1, -1, -1):
+        advantages[t] = ahead = rewards[t] + gamma * following - values[t] + gamma * lam * ahead
+        following = values[t]
+    return advantages
+
+
+def explained_variance(values: Floats, returns: Floats) -> float:
+    """1 − var(returns − values) / var(returns): 1 is perfect, 0 no better than a constant, below 0 worse than one; 0
+    where there is nothing to explain."""
+    spread = float(returns.var()) if len(returns) else 0.0
+    return 1.0 - float((returns - values).var()) / spread if spread > 0 else 0.0
+
+
 def _checked(rewards: ArrayLike, group: ArrayLike, failed: ArrayLike | None) -> tuple[Floats, NDArray[np.intp], Bools]:
     """Rewards [N, K] with zeros where failed, groups numbered from 0 [N], and who did not fail [N]."""
     table = np.array(rewards, dtype=np.float64)

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -24,18 +24,19 @@ from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
 from quintain.config import ExperimentConfig
+from quintain.config.ppo import CRITIC
 from quintain.failure import QuintainError
 from quintain.rollout.chat.load import quiet_transformers
 from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.dtypes import torch_dtype
-from quintain.trainers.algorithms.base import Algorithm, Data, Pass
+from quintain.trainers.algorithms.base import NEXT_VALUE, Algorithm, Data, Pass, Remembers
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.examples import padding
 from quintain.trainers.losses.metrics import Metrics, combine, metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, supports_tree
 from quintain.trainers.model.policy import ReferenceModel, load_policy
-from quintain.trainers.model.value import ValueForward
+from quintain.trainers.model.value import ValueForward, followed, load_critic
 from quintain.trainers.rows import Floats, Row, Rows
 from quintain.trainers.schedule import learning_rate
 from quintain.trainers.streams import Streams, draws_random_numbers
@@ -98,11 +99,14 @@ class Learner(Generic[Data]):
         _check_length(config, self.model)
         self.reference = ReferenceModel(self.model) if Pass.REF in algorithm.passes else None
         self.notes: list[str] = [*notes, *trainer.warnings()]
+        critic = load_critic(config, self.tokenizer) if CRITIC in algorithm.trains else None
         try:
-            self.layout = self._layout()
+            self.layout = self._layout([self.model] if critic is None else [self.model, critic])
             forward = self._forward()
             self._parity_tokens = forward.parity_tokens
             self.trained = {algorithm.trains[0]: self._prepared(self.model, forward)}
+            if critic is not None:
+                self.trained[CRITIC] = self._prepared(critic, ValueForward(critic))
         except ValueError as error:
             raise QuintainError(f"model: {error}") from None
 
@@ -113,21 +117,23 @@ class Learner(Generic[Data]):
         rows = self.algorithm.credit(self._passed(self.algorithm.rows(data, version=step)))
         rate = learning_rate(trainer, step)
         figures: dict[str, float] = {"learning_rate": rate, "loss": 0.0, "grad_norm": 0.0, "skipped_steps": 0.0}
-        for trained in self.trained.values():
+        rates = {name: trainer.rate_of(name, rate, step) for name in self.algorithm.trains}
+        for name, trained in self.trained.items():
             trained.model.train()
             for group in trained.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rates[name] or 0.0
+        trains = [name for name, of_model in rates.items() if of_model is not None]
         works: list[dict[str, Work]] = []
-        updated, skipped = False, None
+        updated, skipped, norm = False, None, 0.0
         for epoch in range(trainer.epochs):
             if epoch == 0 or trainer.minibatches > 1:
                 dealt = rows.dealt(trainer.minibatches, seed=(self.config.seed, step, epoch))
-                works = [found for part in dealt if (found := self._works(part))]
+                works = [found for part in dealt if (found := self._works(part, trains))]
             if epoch == 0:
-                first = [work[self.algorithm.trains[0]] for work in works]
+                first = [work[trains[0]] for work in works]
                 figures["rows_trained"] = float(sum(len(work.rows) for work in first))
                 figures["microbatches"] = float(sum(len(work.pieces) for work in first))
-            losses: dict[str, list[tuple[float, Metrics]]] = {name: [] for name in self.algorithm.trains}
+            losses: dict[str, list[tuple[float, Metrics]]] = {name: [] for name in trains}
             norms: dict[str, float] = {}
             for name, work in [pair for each in works for pair in each.items()]:
                 losses[name].append(self._gradient(self.trained[name], work, check=not updated))
@@ -144,14 +150,17 @@ class Learner(Generic[Data]):
             if skipped is not None:
                 figures["skipped_steps"] = 1.0
                 break
-        self._count_skips(skipped.rows if skipped is not None else (), figures["grad_norm"], step)
-        return {**rows.metrics, **figures}
+        self._count_skips(skipped.rows if skipped is not None else (), norm, step)
+        figures = {**rows.metrics, **figures}
+        if isinstance(self.algorithm, Remembers):
+            self.algorithm.remember(figures)
+        return figures
 
     def measure(self, data: Data) -> dict[str, float]:
         """The loss of the first trained model on all of `data`, and its metrics, without a gradient."""
         name = self.algorithm.trains[0]
         rows = self.algorithm.credit(self._passed(self.algorithm.rows(data, version=-1)))
-        work, trained = self._works(rows).get(name), self.trained[name]
+        work, trained = self._works(rows, [name]).get(name), self.trained[name]
         if work is None:
             return dict(rows.metrics)
         trained.model.eval()
@@ -168,6 +177,8 @@ class Learner(Generic[Data]):
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint. QuintainError where the disk refuses."""
+        if isinstance(self.algorithm, Remembers):
+            progress = replace(progress, state=dict(self.algorithm.state))
         save_checkpoint(
             self.checkpoints,
             progress,
@@ -180,7 +191,10 @@ class Learner(Generic[Data]):
 
     def restore(self, checkpoint: Path) -> Progress:
         """Go back to `checkpoint`."""
-        return restore(checkpoint, self._saved())
+        progress = restore(checkpoint, self._saved())
+        if isinstance(self.algorithm, Remembers):
+            self.algorithm.state.update(progress.state)
+        return progress
 
     def track(self, step: int, metrics: dict[str, float]) -> None:
         """Give a step's figures to the trackers that `trainer.report_to` names."""
@@ -234,13 +248,14 @@ class Learner(Generic[Data]):
         trained.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _works(self, rows: Rows) -> dict[str, Work]:
-        """A minibatch cut into pieces, with the loss of each trained model; empty where nothing is to be trained on."""
+    def _works(self, rows: Rows, trains: Sequence[str]) -> dict[str, Work]:
+        """A minibatch cut into pieces, with the loss of each model of `trains`; empty where there is nothing to train
+        on."""
         live = rows.trained(self.algorithm.inert)
         pieces = self._pieces(live)
         return {
             name: Work(pieces, live, rows.totals, partial(self.algorithm.loss, name), self.share)
-            for name in (self.algorithm.trains if pieces else ())
+            for name in (trains if pieces else ())
         }
 
     def _passed(self, rows: Rows) -> Rows:
@@ -251,10 +266,23 @@ class Learner(Generic[Data]):
             return rows
         pieces = self._pieces([rows.rows[i] for i in live])
         columns: list[dict[str, Floats]] = [{} for _ in rows.rows]
-        for name, values in self._scores(passes, pieces).items():
-            for at, column in by_row(pieces, values).items():
+        found = {str(name): by_row(pieces, values) for name, values in self._scores(passes, pieces).items()}
+        if Pass.VALUE in passes:
+            found |= self._values([rows.rows[i] for i in live])
+        for name, of_rows in found.items():
+            for at, column in of_rows.items():
                 columns[live[at]][name] = column
         return rows.having(columns)
+
+    def _values(self, rows: Sequence[Row]) -> dict[str, dict[int, Floats]]:
+        """What the critic expects before each policy token [T] of `rows`, and before what follows it."""
+        pieces = self._pieces([replace(row, segment=followed(row.segment)) for row in rows])
+        scored = score(self.trained[CRITIC].scored, pieces, self.share)
+        values = by_row(pieces, {i: tokens.value for i, tokens in scored.items() if tokens.value is not None})
+        return {
+            Pass.VALUE: {at: value[:-1] for at, value in values.items()},
+            NEXT_VALUE: {at: value[1:] for at, value in values.items()},
+        }
 
     def _scores(self, passes: Set[Pass], pieces: Sequence[MicroBatch]) -> dict[Pass, dict[int, Tensor]]:
         """What each of `passes` says of the tokens [T] of the pieces, by the index of the piece."""
@@ -294,10 +322,10 @@ class Learner(Generic[Data]):
             return None
         return Streams(count, self._threads, parameters_of(model))
 
-    def _layout(self) -> Layout:
-        """The layout that the model allows; says so where it is not the one wanted."""
+    def _layout(self, models: Sequence[nn.Module]) -> Layout:
+        """The layout that all `models` allow; says so where it is not the one wanted."""
         wanted = self.config.trainer.layout
-        reason = supports_tree(self.model)
+        reason = next((found for model in models if (found := supports_tree(model)) is not None), None)
         if reason is None or wanted == "padded":
             return "tree" if wanted == "auto" else wanted
         self.notes.append(f"layout: padded rows, because {reason}")

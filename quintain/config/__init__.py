@@ -2,6 +2,7 @@
 
 from quintain.config.algorithms import GRPOConfig, OnlineDPOConfig, ReinforceConfig, RLOOConfig
 from quintain.config.load import dump_config, load_config, parse_config, write_config
+from quintain.config.ppo import PPOConfig
 from quintain.config.schema import (
     EnvironmentConfig,
     EvaluationConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "OnlineConfig",
     "OnlineDPOConfig",
+    "PPOConfig",
     "RLOOConfig",
     "ReinforceConfig",
     "RolloutConfig",

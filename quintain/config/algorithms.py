@@ -21,6 +21,7 @@ from quintain.config.offline import (
     RewardConfig,
     SFTConfig,
 )
+from quintain.config.ppo import PPOConfig
 from quintain.config.preference import PreferenceOptions
 from quintain.config.section import Fraction, Positive, Rate
 from quintain.config.trainer import GroupConfig, OnlineConfig
@@ -125,6 +126,7 @@ AlgorithmConfig: TypeAlias = (
     | RLOOConfig
     | ReinforceConfig
     | OnlineDPOConfig
+    | PPOConfig
     | SFTConfig
     | DPOConfig
     | CPOConfig

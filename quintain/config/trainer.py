@@ -85,6 +85,10 @@ class TrainerConfig(Section):
         """Whether the loss reads log Σ p² of the policy's distributions."""
         return False
 
+    def rate_of(self, model: str, rate: float, step: int) -> float | None:
+        """The learning rate of `model`, by its name, at `step`, where the run's is `rate`; None: it is not trained."""
+        return rate
+
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but rarely meant, one line each, starting with the field."""
         return ()

@@ -136,4 +136,17 @@ CASES: dict[str, Case] = {
         "online_dpo",
         {"pairs": "all", "pair_margin": 0.1, "loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.1], "ld_alpha": 0.5},
     ),
+    "ppo": Case("ppo"),
+    "ppo with everything": Case(
+        "ppo",
+        {
+            "gamma": 0.9,
+            "whiten_rewards": True,
+            "kl_estimator": "k3",
+            "kl_target": 0.1,
+            "kl_horizon": 10,
+            "critic_learning_rate": 0.02,
+            "num_mini_batches": 2,
+        },
+    ),
 }

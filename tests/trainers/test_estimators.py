@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from quintain.trainers.estimators import (
     discounted,
+    explained_variance,
+    gae,
     group_advantages,
     leave_one_out,
     pass_at_k_advantages,
@@ -238,3 +240,34 @@ def test_returns_are_discounted_from_each_token_on_and_whitened_ones_have_mean_0
     assert whitened(values).mean() == pytest.approx(0, abs=1e-12)
     assert whitened(values).std(ddof=1) == pytest.approx(1, rel=1e-6)
     assert not whitened(np.ones(1)).any()
+
+
+@given(
+    st.lists(st.tuples(REWARD, REWARD), min_size=1, max_size=12),
+    REWARD,
+    st.floats(0, 1),
+    st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+)
+def test_generalised_advantages_are_the_sum_of_what_each_token_was_better_by(
+    steps: list[tuple[float, float]], after: float, gamma: float, lam: float
+) -> None:
+    rewards, values = np.array([r for r, _ in steps]), np.array([v for _, v in steps])
+    following = [*values[1:], after]
+    better = [r + gamma * n - v for r, v, n in zip(rewards, values, following, strict=True)]
+    expected = [sum((gamma * lam) ** (k - t) * better[k] for k in range(t, len(steps))) for t in range(len(steps))]
+    found = gae(rewards, values, after, gamma=gamma, lam=lam)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    if lam == 1:  # then what the critic says of later tokens cancels out, but for what follows the last
+        returns = [
+            sum(gamma ** (k - t) * rewards[k] for k in range(t, len(steps))) + gamma ** (len(steps) - t) * after
+            for t in range(len(steps))
+        ]
+        np.testing.assert_allclose(found + values, returns, rtol=1e-9, atol=1e-9)
+
+
+def test_explained_variance_is_1_of_a_perfect_critic_0_of_a_constant_one_and_negative_of_a_worse_one() -> None:
+    returns = np.array([1.0, 2.0, 4.0])
+    assert explained_variance(returns, returns) == 1.0
+    assert explained_variance(np.full(3, 9.0), returns) == 0.0
+    assert explained_variance(-returns, returns) == pytest.approx(-3.0)
+    assert explained_variance(returns, np.ones(3)) == 0.0

@@ -10,6 +10,7 @@ from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.algorithms.kto import BCO, KTO
 from quintain.trainers.algorithms.online_dpo import OnlineDPO
 from quintain.trainers.algorithms.orpo import ORPO
+from quintain.trainers.algorithms.ppo import PPO
 from quintain.trainers.algorithms.reinforce import ReinforcePlusPlus
 from quintain.trainers.algorithms.reward import ProcessRewardModel, RewardModel
 from quintain.trainers.algorithms.rloo import RLOO
@@ -27,6 +28,7 @@ ALGORITHMS: dict[str, Any] = {
     "prm": ProcessRewardModel,
     "rloo": RLOO,
     "online_dpo": OnlineDPO,
+    "ppo": PPO,
     "reinforce_plus_plus": ReinforcePlusPlus,
     "reinforce_plus_plus_baseline": ReinforcePlusPlus,
 }

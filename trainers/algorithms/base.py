@@ -1,14 +1,14 @@
 """What an algorithm is to the learner: rows out of data, their credit, and a loss on them.
 
-The learner and the loop know this file and no algorithm. Invariants: an algorithm has no state, credit and loss are
-pure functions, and the loss's parts over the micro-batches of a batch add up.
+The learner and the loop know this file and no algorithm. Invariants: an algorithm has no state but the numbers of one
+that `Remembers`, credit and loss change nothing, and the loss's parts over the micro-batches of a batch add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -29,11 +29,25 @@ class Pass(StrEnum):
     REF = "ref"
     """Log-probabilities under the reference: the policy before training."""
     VALUE = "value"
-    """What the critic expects at each policy token, before it is sampled."""
+    """What the critic expects at each policy token, before it is sampled; in `NEXT_VALUE` what it expects after it."""
     TEACHER = "teacher"
     """Log-probabilities under the teacher."""
     ENTROPY = "entropy"
     """Entropies under the policy."""
+
+
+NEXT_VALUE = "next_value"
+"""The column of what the critic expects before the policy token that follows, or after the row's last."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """An algorithm with numbers that change from batch to batch; they are in the checkpoint."""
+
+    state: dict[str, float]
+
+    def remember(self, figures: Mapping[str, float]) -> None:
+        """Change `state` by the figures of a step that is done."""
 
 
 class DatasetAlgorithm:

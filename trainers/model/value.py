@@ -1,19 +1,26 @@
-"""Models with a number for each token in place of an LM head: reward models, judged at the tokens that ask for it.
+"""Models with a number for each token in place of an LM head: reward models, judged at the tokens that ask for it, and
+critics.
 
 What is said of a policy token is what the model says before it, as of log-probabilities.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quintain.config import ExperimentConfig, PPOConfig
+from quintain.failure import QuintainError
 from quintain.trainers.batches.batch import PARITY_TOKENS, MicroBatch
 from quintain.trainers.model import attention
 from quintain.trainers.model.forward import TokenLogprobs, in_blocks, plain_model, predicting_states
+from quintain.trainers.model.policy import load_policy
 from quintain.trainers.model.precision import keep_exact
+from quintain.trajectory import Segment
 
 
 class ValueForward(nn.Module):
@@ -54,3 +61,42 @@ def value_head(base: Any) -> nn.Linear:
     if not isinstance(head, nn.Linear) or head.out_features > 2:
         raise ValueError(f"{type(base).__name__} has no linear head of one or two labels, called 'score'")
     return head
+
+
+def load_critic(config: ExperimentConfig, tokenizer: Any) -> nn.Module:
+    """The critic that `trainer.critic` names, or the policy's own weights with a head that says 0.
+
+    It is trained in full, next to an adapter too. QuintainError where it reads other tokens than `tokenizer`'s, or is
+    no model that a number can be had from.
+    """
+    from transformers import AutoTokenizer
+
+    assert isinstance(config.trainer, PPOConfig)
+    path = config.trainer.critic
+    if path is not None:
+        try:
+            vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
+        except (OSError, ValueError) as error:
+            raise QuintainError(f"trainer.critic: no tokenizer in '{path}': {str(error).splitlines()[0]}") from None
+        if vocabulary != tokenizer.get_vocab():
+            raise QuintainError(
+                f"trainer.critic: '{path}' reads other tokens ({len(vocabulary)}) than {config.model.path}"
+                f" ({len(tokenizer.get_vocab())}): take a critic with the policy's tokenizer, or leave it out"
+            )
+    source = config.model.model_copy(update={"path": path or config.model.path, "lora": None})
+    try:
+        critic, _ = load_policy(source, seed=config.seed, head="score")
+        head = value_head(critic)
+    except (ValueError, QuintainError) as error:
+        raise QuintainError(f"trainer.critic: {str(error).removeprefix('model.path: ')}") from None
+    critic.config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
+    if path is None:
+        nn.init.zeros_(head.weight)
+    return critic
+
+
+def followed(segment: Segment) -> Segment:
+    """`segment` with one policy token more, whatever it is: what a model says before that is what it says after the
+    last."""
+    arrays = {f.name: getattr(segment, f.name) for f in fields(segment)}  # the last token is a policy token
+    return replace(segment, **{name: np.append(values, values[-1:]) for name, values in arrays.items()})

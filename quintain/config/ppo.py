@@ -1,0 +1,84 @@
+"""The options of PPO: names and defaults as in TRL 1.12's `PPOConfig` where the meaning is the same.
+
+TRL's `num_ppo_epochs` is `num_iterations` here, as for every algorithm that goes over a batch several times. There is
+no `vf_coef`: policy and critic have an optimiser each, and a learning rate (`critic_learning_rate`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, model_validator
+
+from quintain.config.section import Count, Fraction, Positive, Rate
+from quintain.config.trainer import OnlineConfig
+
+CRITIC: Final = "critic"
+"""The critic's name among the models that are trained."""
+CRITIC_RATE: Final = 10.0
+"""How many times the policy's learning rate a critic's is, unless it is given."""
+
+
+class PPOConfig(OnlineConfig):
+    """PPO: what came is compared with what a critic expected."""
+
+    algorithm: Literal["ppo"] = "ppo"
+    """Which algorithm makes rows and a loss out of data."""
+    prompts_per_step: Positive = 64
+    """Groups of a batch."""
+    num_generations: Positive = 1
+    """Trajectories of a group (G)."""
+    num_iterations: Positive = 4
+    """How often a batch is gone over (mu of the GRPO paper, PPO's epochs)."""
+    critic: str | None = None
+    """A folder with the model that the critic begins as, a reward model say; null: the policy's, with a head that
+    says 0. It has the policy's tokenizer, is trained in full, and is saved in each checkpoint's folder `critic`."""
+    critic_learning_rate: Rate | None = None
+    """Peak learning rate of the critic; null is ten times the policy's."""
+    critic_warmup_steps: Count = 0
+    """The first so many steps train the critic alone."""
+    gamma: Fraction = 1.0
+    """Discount per token of what is still to come."""
+    lam: Fraction = 0.95
+    """GAE's lambda: 1 compares with what came, 0 with what the critic expects a token later."""
+    whiten_rewards: bool = False
+    """Divide the tokens' rewards, the KL included, by their standard deviation over the batch."""
+    cliprange: Rate = 0.2
+    """The ratio is clipped outside 1 - cliprange to 1 + cliprange."""
+    cliprange_value: Rate = 0.2
+    """The critic is not rewarded for moving further than this from what it said of the batch at first."""
+    kl_coef: Rate = 0.05
+    """Weight of the estimate of KL(policy || reference), subtracted from the reward at every token; 0 loads no
+    reference."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """k1: log(policy / reference), unbiased. k3: never negative, of less variance."""
+    kl_target: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Let the weight begin at kl_coef and follow this KL per episode (arXiv 1909.08593, 2.2); null keeps it."""
+    kl_horizon: Positive = 10_000
+    """With kl_target: in so many episodes the weight changes by up to a fifth, e-fold."""
+
+    @model_validator(mode="after")
+    def _weight_can_follow(self) -> PPOConfig:
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target: the weight of the KL begins at kl_coef, which is 0: give it a positive one")
+        if self.critic_learning_rate is not None and self.learning_rate == 0:
+            raise ValueError("critic_learning_rate follows the schedule of learning_rate, which is 0: give that too")
+        if self.critic_warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"critic_warmup_steps ({self.critic_warmup_steps}) leaves the policy no step of max_steps"
+                f" ({self.max_steps})"
+            )
+        return self
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss or the credit reads the reference model's log-probabilities."""
+        return self.kl_coef > 0
+
+    def rate_of(self, model: str, rate: float, step: int) -> float | None:
+        """The learning rate of `model`, by its name, at `step`, where the run's is `rate`; None: it is not trained."""
+        if model != CRITIC:
+            return rate if step >= self.critic_warmup_steps else None
+        if self.critic_learning_rate is None:
+            return CRITIC_RATE * rate
+        return rate * self.critic_learning_rate / self.learning_rate
