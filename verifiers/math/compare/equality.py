@@ -26,7 +26,6 @@ from typing import Any, Final
 import mpmath
 
 from quintain.verifiers.math.compare.evaluate import Approximation
-from quintain.verifiers.math.compare.matrices import matrix
 from quintain.verifiers.math.read.exact import Undefined, exact
 from quintain.verifiers.math.read.numbers import is_within, rounds_to
 from quintain.verifiers.math.read.tree import (
@@ -35,6 +34,7 @@ from quintain.verifiers.math.read.tree import (
     Undecided,
     Unreadable,
     has_decimals,
+    mentions,
     number,
     substituted,
     symbols,
@@ -284,3 +284,54 @@ def infinite(node: Node) -> int | None:
     while node.op is Op.NEG:
         node, sign = node.args[0], -sign
     return sign if node.op is Op.CONSTANT and node.value == "inf" else None
+
+
+# Matrices: their sums, products and multiples are carried out on the trees of their entries
+
+
+def matrix(node: Node) -> list[list[Node]] | None:
+    """The entries of a matrix, sums and products of matrices carried out; None for anything else.
+
+    Raises `Unreadable` for matrices that cannot be added or multiplied.
+    """
+    if node.op is Op.MATRIX:
+        return [list(row.args) for row in node.args]
+    if not mentions(node, Op.MATRIX):
+        return None
+    if node.op is Op.NEG:
+        inside = matrix(node.args[0])
+        return None if inside is None else [[Node(Op.NEG, (cell,)) for cell in row] for row in inside]
+    if node.op is Op.ADD:
+        parts = [matrix(arg) for arg in node.args]
+        total = parts[0]
+        for part in parts[1:]:
+            if total is None or part is None or (len(total), len(total[0])) != (len(part), len(part[0])):
+                raise Unreadable("matrices of different sizes are added")
+            total = [[Node(Op.ADD, pair) for pair in zip(*rows, strict=True)] for rows in zip(total, part, strict=True)]
+        return total
+    if node.op is Op.MUL:
+        product: list[list[Node]] | None = None
+        scalars: list[Node] = []
+        for arg in node.args:
+            part = matrix(arg)
+            if part is None:
+                scalars.append(arg)
+            else:
+                product = part if product is None else _times(product, part)
+        assert product is not None
+        return [[Node(Op.MUL, (*scalars, cell)) if scalars else cell for cell in row] for row in product]
+    if node.op is Op.DIV:
+        above = matrix(node.args[0])
+        if above is not None and not mentions(node.args[1], Op.MATRIX):
+            return [[Node(Op.DIV, (cell, node.args[1])) for cell in row] for row in above]
+    raise Unreadable("a function of a matrix")
+
+
+def _times(left: list[list[Node]], right: list[list[Node]]) -> list[list[Node]]:
+    if len(left[0]) != len(right):
+        raise Unreadable("matrices of different sizes are multiplied")
+    columns = list(zip(*right, strict=True))
+    return [
+        [Node(Op.ADD, tuple(Node(Op.MUL, pair) for pair in zip(row, column, strict=True))) for column in columns]
+        for row in left
+    ]

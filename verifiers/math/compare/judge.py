@@ -23,18 +23,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations
-from typing import Literal
+from typing import Final, Literal
 
-from quintain.verifiers.math.compare import equality, real_sets, rounded
-from quintain.verifiers.math.compare.equality import Closeness
+from quintain.verifiers.math.compare import equality, real_sets
+from quintain.verifiers.math.compare.equality import Closeness, real_value
 from quintain.verifiers.math.compare.equations import FLIPPED, same_zeros
-from quintain.verifiers.math.read.naming import is_name
 from quintain.verifiers.math.read.numbers import parse_plain
+from quintain.verifiers.math.read.reading import is_name
 from quintain.verifiers.math.read.shapes import Combined, Ratio, Relation, Shape, ShapeGroup, Span, Value, Words
 from quintain.verifiers.math.read.spelling import are_words, comparable, keeps_words, same_words, tokens_of
-from quintain.verifiers.math.read.tree import PI, Node, Op, Unreadable, number, symbols, walk
+from quintain.verifiers.math.read.tree import PI, Node, Op, Unreadable, has_decimals, number, symbols, walk
 from quintain.verifiers.math.read.units import conversion, split_unit
 
+LEAST_PLACES: Final = 2
+"""A decimal of fewer places behind an `\\approx` is too rough to stand for the number that it rounds: `14/3 \\approx 5`
+would be two answers, and right beside either."""
+NEAR: Final = Fraction(1, 20)
+"""What is not written as a plain decimal is near where it is within this share of the exact value."""
+
+_DECIMAL = re.compile(r"-?\d+(?:\.(\d+))?")
 Fallback = Callable[[str, str], bool]
 """Compares the texts of two expressions that this grammar cannot read: the answer's and the reference's."""
 
@@ -189,21 +196,14 @@ class Judge:
 
     def _unwrapped(self, answer: Shape, reference: Shape) -> bool:
         """One side is a relation, the other a value or a set."""
-        if isinstance(reference, Relation):
-            found = self._claimed(reference, trusted=True)
-            if found is not None:
-                return any(self.same(answer, claim) for claim in found)
-            return self._solves(reference, answer)
-        assert isinstance(answer, Relation)
-        found = self._claimed(answer, trusted=False)
+        trusted = isinstance(reference, Relation)
+        relation, other = (reference, answer) if trusted else (answer, reference)
+        assert isinstance(relation, Relation)
+        found = self._claimed(relation, trusted=trusted)
         if found is not None:
-            return any(self.same(claim, reference) for claim in found)
-        return self.relations_are_sets and self._solves(answer, reference)
-
-    def _solves(self, relation: Relation, other: Shape) -> bool:
-        if not isinstance(other, Span | Combined | ShapeGroup):
-            return False
-        return real_sets.same(relation, other)
+            return any(self.same(answer, claim) if trusted else self.same(claim, reference) for claim in found)
+        is_set = isinstance(other, Span | Combined | ShapeGroup) and (trusted or self.relations_are_sets)
+        return is_set and real_sets.same(relation, other)
 
     def _claimed(self, relation: Relation, *, trusted: bool) -> tuple[Shape, ...] | None:
         """The value, with its rounded decimal, that a chain of equalities claims; None where it claims none."""
@@ -219,9 +219,9 @@ class Judge:
         exactly = relation.sides[last]
         claims: tuple[Shape, ...] = (exactly,)
         for approximate in relation.sides[last + 1 :]:
-            if not (trusted or named or rounded.is_near(approximate, exactly)):
+            if not (trusted or named or is_near(approximate, exactly)):
                 return None
-            if rounded.stands_for(approximate, exactly):
+            if stands_for(approximate, exactly):
                 claims = (*claims, approximate)
         steps = [side for side, text in zip(relation.sides[:last], relation.texts, strict=False) if not is_name(text)]
         if named and not all(self._is_step(side, exactly) for side in steps):
@@ -290,8 +290,7 @@ class Judge:
         if {op, expected} <= {"=", "~"} or op == expected or FLIPPED.get(op) == expected:
             one, other = _difference(answer), _difference(reference)
             if one is None or other is None:
-                sides = zip(answer.sides, reference.sides, strict=True)
-                return op == expected and all(self._is(*pair) for pair in sides)
+                return self._same_chain(answer, reference)
             return same_zeros(one, other, op, expected, rename=self.close.rename)
         return False
 
@@ -373,3 +372,36 @@ def _difference(relation: Relation) -> Node | None:
 def _reversed(relation: Relation) -> Relation:
     ops = tuple(FLIPPED.get(op, op) for op in reversed(relation.ops))
     return Relation(ops, tuple(reversed(relation.sides)), tuple(reversed(relation.texts)))
+
+
+def is_near(approximate: Shape, exact: Shape) -> bool:
+    """Whether `approximate` is `exact`, rounded or cut off at its last place."""
+    values = _values(approximate, exact)
+    if values is None:
+        return False
+    one, other = values
+    places = _places(approximate)
+    return abs(one - other) < (NEAR * abs(other) if places is None else Fraction(1, 10**places))
+
+
+def stands_for(approximate: Shape, exact: Shape) -> bool:
+    """Whether `approximate` is a decimal that correctly rounds `exact`, which is no decimal itself."""
+    values, places = _values(approximate, exact), _places(approximate)
+    if values is None or places is None or places < LEAST_PLACES:
+        return False
+    if isinstance(exact, Value) and exact.tree is not None and has_decimals(exact.tree):
+        return False
+    return bool(abs(values[0] - values[1]) * 2 * 10**places <= 1)
+
+
+def _places(shape: Shape) -> int | None:
+    """How many decimal places a plain decimal has."""
+    found = _DECIMAL.fullmatch(shape.text.replace(",", "")) if isinstance(shape, Value) else None
+    return len(found[1] or "") if found else None
+
+
+def _values(*shapes: Shape) -> list[Fraction] | None:
+    """The real values of numbers; None where one of them has none."""
+    trees = [shape.tree for shape in shapes if isinstance(shape, Value) and shape.tree is not None]
+    values = [value for value in map(real_value, trees) if value is not None]
+    return values if len(values) == len(shapes) else None

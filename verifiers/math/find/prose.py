@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Final
 
 from quintain.verifiers.math.read.numbers import SCALES
-from quintain.verifiers.math.read.spelling import unwrapped, word_set
+from quintain.verifiers.math.read.spelling import FUNCTIONS, unwrapped, word_set
 from quintain.verifiers.math.read.units import UNITS, parse_unit
 
 _DISPLAY = re.compile(r"\$\$.{1,600}?\$\$|\\\[.{1,600}?\\\]|\\begin\{(\w{1,20}\*?)\}.{1,600}?\\end\{\1\}", re.DOTALL)
@@ -42,9 +42,6 @@ _ORDINAL = re.compile(r"\d(?:st|nd|rd|th)$")
 _NUMBER_END = re.compile(r"[\d})\]%]$")
 
 _SHORT_PROSE = re.compile("am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|oh|ok|on|so|to|up|us|we")
-_FUNCTION = re.compile(
-    "(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|cbrt|lim|max|min|gcd|lcm|mod|det|abs|inf(?:inity)?"
-)
 _COMPARISON = re.compile(r"[<>]|\\(?:[lg]eq?|neq?|[lg]t)(?![A-Za-z])")
 """Between inequalities it matters whether there is "and" or "or"; between values both make a list."""
 _LOOSE_ENDS = re.compile(r"^(?:(?:and|or)\b[\s,]{0,3})+|(?:[\s,]{0,3}\b(?:and|or))+$")
@@ -273,4 +270,4 @@ def _is_name(letters: str) -> bool:
     """Whether `letters` are a variable, two of them, or a function, and no word."""
     if len(letters) <= 2:
         return len(letters) == 1 or not _SHORT_PROSE.fullmatch(letters.lower())
-    return _FUNCTION.fullmatch(letters) is not None
+    return FUNCTIONS.fullmatch(letters) is not None

@@ -15,14 +15,72 @@ parenthesis are functions, other letters are factors.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Final
 
-from quintain.verifiers.math.read.lexer import check_size, tokens
-from quintain.verifiers.math.read.primaries import Primaries
-from quintain.verifiers.math.read.tree import ONE, PI, Ambiguous, Node, Op, Undecided, Unreadable, number
+from quintain.verifiers.math.read.lexer import MAX_LITERAL_DIGITS, Cursor, Token, check_size, literal, tokens
+from quintain.verifiers.math.read.spelling import word_set
+from quintain.verifiers.math.read.tree import (
+    INFINITY,
+    ONE,
+    PI,
+    Ambiguous,
+    Node,
+    Op,
+    Undecided,
+    Unreadable,
+    number,
+    symbol,
+)
 
 MAX_MATRIX_SIDE: Final = 12
 MAX_ALTERNATIVES: Final = 4
+FUNCTIONS: Final = word_set(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh ln log lg exp abs floor ceil gcd "
+    "lcm max min binom gamma factorial re im conj"
+)
+_INVERSES: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
+_NAMED: Final = {
+    "pi": PI,
+    "infty": INFINITY,
+    "infinity": INFINITY,
+    "inf": INFINITY,
+    "mathrm{e}": Node(Op.CONSTANT, (), "e"),
+}
+_BASE_WORDS: Final = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASES: Final = {
+    f"{opening}{word}{closing}": str(base)
+    for base, word in enumerate(_BASE_WORDS.split(), 2)
+    for opening, closing in (("", ""), ("text{", "}"), ("mathrm{", "}"))
+}
+_GREEK: Final = word_set(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho "
+    "sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega "
+    "ell hbar emptyset mathbb{R} mathbb{Z} mathbb{N} mathbb{Q} mathbb{C}"
+)
+_ACCENTS: Final = word_set(
+    "vec overline bar hat tilde mathbf boldsymbol bm overrightarrow widehat mathcal mathbb mathfrak mathit"
+)
+_FONTS: Final = word_set("mathrm text textrm textbf mathbf rm operatorname operatorname* mathit mathsf")
+_OTHER_NAMES: Final = {
+    "arsinh": "arcsinh",
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "tg": "tan",
+    "varphi": "phi",
+    "varepsilon": "epsilon",
+    "vartheta": "theta",
+    "varrho": "rho",
+    "varsigma": "sigma",
+}
+_FIGURES: Final = word_set("triangle angle measuredangle square odot parallelogram")
+"""What says what the letters behind it name: `\\triangle ABC` is one thing."""
+_NOT_PRIMARY: Final = word_set(
+    "cdot times ast div pm mp rfloor rceil rvert right le ge leq geq ne neq in cup cap setminus circ degree mid"
+)
+_OPENING: Final = {"(": ")", "[": "]", "{": "}"}
+_DELIMITED: Final = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs")}
 
 
 def parse(text: str) -> Node:
@@ -35,8 +93,8 @@ def parse(text: str) -> Node:
     return node
 
 
-class _Parser(Primaries):
-    """Recursive descent; one method for each level of binding."""
+class _Parser(Cursor):
+    """Recursive descent: a method for each level of binding, then one for each kind of operand."""
 
     def sum(self) -> Node:
         terms = [self._signed()]
@@ -149,6 +207,276 @@ class _Parser(Primaries):
         if len(found) > MAX_MATRIX_SIDE or len(found[0]) > MAX_MATRIX_SIDE:
             raise Undecided(f"a matrix has at most {MAX_MATRIX_SIDE} rows and columns")
         return Node(Op.MATRIX, tuple(Node(Op.ROW, row) for row in found))
+
+    # Operands
+
+    def _primary(self) -> Node:
+        self._deeper()
+        node = self._value(self._take())
+        self._depth -= 1
+        return node
+
+    def _value(self, token: Token) -> Node:
+        if token.kind == "number":
+            return self._number(token.text)
+        if token.kind == "matrix":
+            return self._matrix(token.text)
+        if token.kind == "letter":
+            return self._letter(token.text)
+        if token.kind in ("name", "command"):
+            return self._command(token.text, latex=token.kind == "command")
+        if token.kind == "sign" and token.text in _OPENING:
+            self._place -= 1
+            return self._group(token.text)
+        if token.kind == "sign" and token.text == "|" and not self._bars:
+            inside = self._inside(self._bars + 1)
+            self._expect("|")
+            return Node(Op.CALL, (inside,), "abs")
+        raise Unreadable(f"{token.text!r} in the place of a value")
+
+    def _starts_primary(self) -> bool:
+        token = self.next
+        if token.kind in ("number", "letter", "name", "matrix"):
+            return True
+        if token.kind == "sign":
+            return token.text in "([{" or (token.text == "|" and not self._bars)
+        if token.kind == "command":
+            return token.text not in _NOT_PRIMARY
+        return False
+
+    def _group(self, opening: str) -> Node:
+        self._expect(opening)
+        inside = self._inside(0)
+        self._expect(_OPENING[opening])
+        return inside
+
+    def _inside(self, bars: int) -> Node:
+        """A whole expression within so many open bars, of which the next one closes the last."""
+        before, self._bars = self._bars, bars
+        inside = self.sum()
+        self._bars = before
+        return inside
+
+    def _argument(self) -> Node:
+        """The argument of a LaTeX command: a group, or one digit, letter or command."""
+        if self._is("{"):
+            return self._group("{")
+        token = self.next
+        if token.kind == "number":
+            if len(token.text) > 1 and token.text.isdigit():
+                self._tokens[self._place] = Token("number", token.text[1:])
+                return number(int(token.text[0]))
+            self._take()
+            return literal(token.text)
+        if token.kind in ("letter", "name", "command"):
+            return self._primary()
+        raise Unreadable(f"expected an argument, not {token.text!r}")
+
+    def _argument_or_group(self) -> Node:
+        return self._group("(") if self._is("(") else self._argument()
+
+    # Numbers and names
+
+    def _number(self, text: str) -> Node:
+        if self._is("_"):
+            self._take()
+            base = self._index()
+            return symbol(f"{text}_{_BASES.get(base, base)}")  # digits in another base: a name, equal to itself
+        if text.isdigit() and self._is("frac"):
+            mixed = self._mixed(int(text) if len(text) <= MAX_LITERAL_DIGITS else 0)
+            if mixed is not None:
+                return mixed
+        if self._is("overline") and "." in text:
+            self._take()
+            repeat = self._index()
+            if not repeat.isdigit() or len(repeat) + len(text) > MAX_LITERAL_DIGITS:
+                raise Unreadable("a repeating decimal has digits under its bar")
+            places = len(text.partition(".")[2])
+            start = Fraction(text.rstrip(".") if places == 0 else text)
+            return number(start + Fraction(int(repeat), (10 ** len(repeat) - 1) * 10**places))
+        return literal(text)
+
+    def _mixed(self, whole: int) -> Node | None:
+        """The mixed number that ends here with a proper fraction of whole numbers, or None."""
+        start = self._place
+        texts = [token.text for token in self._tokens[start : start + 7]]
+        if texts[1:2] == ["{"] and len(texts) == 7 and (texts[3], texts[4], texts[6]) == ("}", "{", "}"):
+            top, bottom, length = texts[2], texts[5], 7
+        elif self._tokens[start + 1].kind == "number" and len(texts[1]) == 2:
+            top, bottom, length = texts[1][0], texts[1][1], 2
+        else:
+            return None
+        if not (top.isdigit() and bottom.isdigit() and len(top) + len(bottom) < 40 and 0 < int(top) < int(bottom)):
+            return None
+        self._place += length
+        return number(whole + Fraction(int(top), int(bottom)))
+
+    def _letter(self, letter: str) -> Node:
+        if self._is("_"):
+            self._take()
+            index = self._index()
+            if letter == "C" and (chosen := self._chosen(index)) is not None:
+                return chosen
+            name = symbol(f"{letter}_{index}")
+        elif letter in "ei":
+            return Node(Op.CONSTANT, (), letter)
+        else:
+            name = symbol(letter)
+        name = self._primed(name)
+        if letter in "fgh" and self._is("("):
+            return Node(Op.APPLY, self._arguments(), name.value)
+        return name
+
+    def _primed(self, name: Node) -> Node:
+        """`name` with the primes behind it, which make it another."""
+        while self._is("'"):
+            self._take()
+            name = symbol(f"{name.value}'")
+        return name
+
+    def _chosen(self, index: str) -> Node | None:
+        """`C_{10}^3`, the binomial coefficient of 10 and 3; None where it cannot be one."""
+        texts = [token.text for token in self._tokens[self._place : self._place + 4]]
+        upper = texts[2] if texts[1:2] == ["{"] and texts[3:] == ["}"] else (texts[1:2] or [""])[0]
+        if texts[:1] != ["^"] or not (index.isdigit() and upper.isdigit() and len(index) < 6):
+            return None
+        if int(upper) > int(index):
+            return None
+        self._place += 4 if texts[1] == "{" else 2
+        return Node(Op.CALL, (number(int(index)), number(int(upper))), "binom")
+
+    def _arguments(self) -> tuple[Node, ...]:
+        self._expect("(")
+        args = [self._inside(0)]
+        while self._is(","):
+            self._take()
+            args.append(self._inside(0))
+        self._expect(")")
+        return tuple(args)
+
+    def _index(self) -> str:
+        """The text of a subscript, or of what stands under a bar; fonts and braces aside."""
+        if not self._is("{"):
+            token = self._take()
+            if token.kind not in ("number", "letter", "command", "name"):
+                raise Unreadable("an index is a number or a name")
+            if token.text in _FONTS and self._is("{"):
+                return self._index()
+            return _OTHER_NAMES.get(token.text, token.text)
+        depth, parts = 0, list[str]()
+        while True:
+            token = self._take()
+            if token.kind == "end":
+                raise Unreadable("an index that does not end")
+            depth += (token.text == "{") - (token.text == "}")
+            if depth == 0:
+                return "".join(parts)
+            if token.text not in "{}" and token.text not in _FONTS:
+                parts.append(_OTHER_NAMES.get(token.text, token.text))
+
+    # Commands and functions
+
+    def _command(self, name: str, *, latex: bool) -> Node:
+        name = _OTHER_NAMES.get(name, name)
+        if name in _NAMED:
+            return _NAMED[name]
+        if name == "frac":
+            above, below = self._argument(), self._argument()
+            if above == symbol("d") and below.op is Op.MUL and below.args[0] == above:
+                raise Unreadable("a derivative")
+            return Node(Op.DIV, (above, below))
+        if name == "sqrt":
+            return self._root()
+        if name == "cbrt":
+            return Node(Op.ROOT, (self._argument_or_group(), number(3)))
+        if name in ("binom", "dbinom", "tbinom") and latex:
+            return Node(Op.CALL, (self._argument(), self._argument()), "binom")
+        if name in _DELIMITED:
+            closing, function = _DELIMITED[name]
+            inside = self._inside(0)
+            self._expect(closing)
+            return Node(Op.CALL, (inside,), function)
+        if name == "Gamma" and self._is("("):
+            return Node(Op.CALL, self._arguments(), "gamma")
+        if name in FUNCTIONS and name not in ("gamma", "factorial"):
+            return self._function(name)
+        if name in _FONTS and self._is("{"):
+            return self._upright()
+        if name in _ACCENTS:
+            return symbol(f"{name}({self._index()})")
+        if name in _GREEK:
+            if self._is("_"):
+                self._take()
+                name += "_" + self._index()
+            return self._primed(symbol(name))
+        if name in _FIGURES:
+            letters = ""
+            while self.next.kind == "letter" and not letters[3:]:
+                letters += self._take().text
+            return symbol(f"{name} {letters}")
+        raise Unreadable(f"the command \\{name}")
+
+    def _upright(self) -> Node:
+        """What is in `\\mathrm{}` or `\\operatorname{}`: a function, a constant, or a name."""
+        name = self._index()
+        if name in FUNCTIONS:
+            return self._function(name)
+        if name in ("e", "i"):
+            return Node(Op.CONSTANT, (), name)
+        if name.isdigit():
+            return literal(name)
+        if name.isalpha():
+            return symbol(name)
+        raise Unreadable(f"the name {name!r}")
+
+    def _root(self) -> Node:
+        index = number(2)
+        if self._is("["):
+            index = self._group("[")
+        if self._is("("):
+            return Node(Op.ROOT, (self._group("("), index))
+        if self.next.kind == "number":  # \sqrt 12 and \sqrt12 are what their writers say: the root of 12
+            return Node(Op.ROOT, (literal(self._take().text), index))
+        return Node(Op.ROOT, (self._argument(), index))
+
+    def _function(self, name: str) -> Node:
+        power = base = None
+        for _ in range(2):
+            if self._is("_") and base is None:
+                self._take()
+                base = self._argument()
+            elif self._is("^") and power is None:
+                self._take()
+                power = self._exponent()
+        if name in _INVERSES and power is not None and power in (number(-1), Node(Op.NEG, (ONE,))):
+            name, power = _INVERSES[name], None
+        args = self._function_arguments()
+        if name in ("max", "min", "gcd", "lcm") and len(args) < 2:
+            raise Unreadable(f"the {name} of one thing")  # `max at x` has words in it
+        if base is not None:
+            if name != "log":
+                raise Unreadable(f"a base of {name}")
+            args = (*args, base)
+        elif name == "lg":
+            name, args = "log", (*args, number(10))
+        call = Node(Op.CALL, args, name)
+        return call if power is None else Node(Op.POW, (call, power))
+
+    def _function_arguments(self) -> tuple[Node, ...]:
+        if self._is("("):
+            return self._arguments()
+        if self._is("{"):
+            return (self._group("{"),)
+        if self._is("["):
+            return (self._group("["),)
+        sign = self._is("-") and self._take().text == "-"
+        arg = self._power()
+        while self._starts_primary() and self.next.kind != "number" and not self._starts_function():
+            arg = Node(Op.MUL, (arg, self._power()))
+        return (Node(Op.NEG, (arg,)) if sign else arg,)
+
+    def _starts_function(self) -> bool:
+        return self.next.kind in ("name", "command") and self.next.text in FUNCTIONS
 
 
 def _degrees(node: Node) -> Node:
