@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -43,6 +44,7 @@ from quintain.serving.listen import bound_socket
 from quintain.trainers.checkpoint import Progress
 from quintain.trainers.heldout import Evaluation
 from quintain.trainers.loop import Hooks, Loop
+from quintain.trainers.sources import RolloutSource
 from quintain.trajectory import Group
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -56,8 +58,8 @@ class Waits:
     def __init__(self, seconds: float) -> None:
         self.seconds, self.oldest = seconds, 0
 
-    def update(self, groups: list[Group], *, step: int) -> dict[str, float]:
-        spans = (s for g in groups for t in g.trajectories for turn in t.turns for s in turn.versions)
+    def update(self, data: Sequence[Group], *, step: int) -> dict[str, float]:
+        spans = (s for g in data for t in g.trajectories for turn in t.turns for s in turn.versions)
         self.oldest = max(self.oldest, *(step - span.version for span in spans))
         time.sleep(self.seconds)
         return {}
@@ -75,6 +77,9 @@ class Publishes:
     def publish(self, version: int, *, admit: bool) -> PublishAnswer:
         canary = Canary((as_ints([1, 2]),), (as_floats([-1.0]),), 1e-3)  # what the latency model says of any row
         return self.client.publish(Weights(self.folder, version), canary, admit=admit)
+
+    def admit(self, version: int) -> None:
+        self.client.admit(version)
 
 
 def run(folder: Path, url: str, *, staleness: int, steps: int, train_s: float) -> tuple[float, float, int]:
@@ -122,12 +127,12 @@ def _train(rollout: RolloutClient, folder: Path, *, steps: int, train_s: float) 
     hooks = Hooks(nothing, nothing, stepped, evaluated, nothing)
     loop = Loop(
         config,
-        rollout=rollout,
-        policy=policy,
+        source=RolloutSource(rollout),
+        learner=policy,
         publisher=Publishes(rollout, folder),
+        evaluator=None,
         hooks=hooks,
         progress=Progress(0, 0, 0, 0.0),
-        heldout=0,
     )
     loop.run()
     per_step = (ends[-1] - ends[WARM_UP - 1]) / (steps - WARM_UP)

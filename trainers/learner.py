@@ -38,7 +38,7 @@ from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_
 from quintain.trainers.model.policy import ReferenceModel, load_policy
 from quintain.trainers.model.value import ValueForward, followed, load_critic
 from quintain.trainers.rows import Floats, Row, Rows
-from quintain.trainers.schedule import learning_rate
+from quintain.trainers.schedule import learning_rate, optimizer_of
 from quintain.trainers.streams import Streams, draws_random_numbers
 from quintain.trainers.update import Share, Work, accumulate, by_row, parameters_of, score
 
@@ -342,15 +342,7 @@ class Learner(Generic[Data]):
 
     def _prepared(self, model: nn.Module, forward: nn.Module) -> Trained:
         """`model` with the optimiser of its own, both as Accelerate wraps them; `forward` runs it on a piece."""
-        trainer = self.config.trainer
-        optimizer = torch.optim.AdamW(
-            parameters_of(model),
-            lr=trainer.learning_rate,
-            weight_decay=trainer.weight_decay,
-            betas=(trainer.adam_beta1, trainer.adam_beta2),
-            eps=trainer.adam_epsilon,
-            fused=True,
-        )
+        optimizer = optimizer_of(self.config.trainer, parameters_of(model))
         prepared: tuple[Any, Any] = self.accelerator.prepare(forward, optimizer)
         return Trained(model, *prepared, self._streams(model))
 

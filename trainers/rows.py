@@ -177,6 +177,13 @@ def episode_rows(
     return Rows(rows, totals, described(trajectories, rows, version), episodes)
 
 
+def turns_of(row: Row) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which turn of `row` each policy token is of [T], and each turn's reward. A turn is an unbroken run of tokens."""
+    at = np.flatnonzero(row.segment.mask)
+    turn = (np.cumsum(np.diff(at, prepend=-2) > 1) - 1).astype(np.int64)
+    return turn, np.bincount(turn, weights=row.segment.rewards[at]).astype(np.float64)
+
+
 def _rewards(rows: Sequence[Trajectory], names: Sequence[str]) -> NDArray[np.float64]:
     """[N, K]: the named parts, or the whole reward; NaN where the trajectory failed."""
     table = np.full((len(rows), max(1, len(names))), np.nan)

@@ -39,6 +39,11 @@ class GRPOConfig(LossOptions, GroupConfig):
     their group (MaxRL, for rewards that are not negative)."""
     pass_at_k: Positive | None = None
     """Train for one success in so many tries: advantages of pass@k, of rewards that pass from 0.5 on."""
+    credit: Literal["episode", "turn"] = "episode"
+    """What a token's advantage is made of: the episode's reward, or that of its turn and those after it, compared with
+    the same turn of the group's other members."""
+    discount: Fraction = 1.0
+    """With credit turn: what a reward counts one turn earlier."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Several rewards: add, then normalise (GRPO); or normalise each, then add (GDPO)."""
 
@@ -46,6 +51,10 @@ class GRPOConfig(LossOptions, GroupConfig):
     def _has_rewards_to_normalise(self) -> GRPOConfig:
         if self.rewards_apart and self.reward_weights is None:
             raise ValueError("normalize_then_sum needs reward_weights, which name the rewards to normalise")
+        if self.credit == "turn" and (self.reward_weights is not None or self.pass_at_k is not None):
+            raise ValueError("credit turn takes the rewards of turns: leave out reward_weights and pass_at_k")
+        if self.credit == "episode" and self.discount != 1.0:
+            raise ValueError("discount is between turns: set credit: turn, or leave it out")
         if self.pass_at_k is not None and not 1 < self.pass_at_k < self.num_generations:
             raise ValueError(
                 f"pass_at_k ({self.pass_at_k}) must be above 1 and below num_generations ({self.num_generations})"

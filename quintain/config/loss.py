@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from quintain.config.section import Fraction, Rate, Section
 
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "gmpo", "dppo_tv", "dppo_kl"]
 LOSS_TYPES: tuple[LossType, ...] = get_args(LossType)
 CLIPPED: frozenset[LossType] = frozenset(("grpo", "bnpo", "dr_grpo", "dapo", "luspo"))
 """The loss types whose core is PPO's clipped ratio; they differ in the reduction only."""
@@ -64,6 +64,10 @@ class LossOptions(ClipOptions):
     """SAPO's temperature where the advantage is positive."""
     sapo_temperature_neg: Above0 = 1.05
     """SAPO's temperature elsewhere."""
+    dppo_threshold: Above0 = 0.15
+    """DPPO's bound of the divergence from the sampler at a token: total variation (dppo_tv) or KL (dppo_kl)."""
+    entropy_coef: Rate = 0.0
+    """Weight of the policy's mean entropy per token, which is added to what is maximised."""
     vespo_k_pos: Rate = 2.0
     """VESPO's exponent where the advantage is not negative."""
     vespo_lambda_pos: Above0 = 3.0
@@ -102,9 +106,10 @@ class LossOptions(ClipOptions):
         """True when a row with advantage 0 has no loss and no gradient, so that it need not be run at all.
 
         It still counts in the global denominators, its entropies in the threshold of `top_entropy_quantile`, and
-        leaving it out changes the metrics. Not so with a KL term, nor for `bnpo`, whose local mean counts it.
+        leaving it out changes the metrics. Not so with a KL term or an entropy bonus, nor for `bnpo`, whose local mean
+        counts it.
         """
-        return self.beta == 0.0 and self.loss_type != "bnpo"
+        return self.beta == 0.0 and self.entropy_coef == 0.0 and self.loss_type != "bnpo"
 
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but rarely meant, one line each, starting with the field."""

@@ -5,7 +5,7 @@ Names follow TRL's trainers where the meaning is the same. Those of one algorith
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,9 +22,16 @@ class TrainerConfig(Section):
     (lr_scheduler_type)."""
 
     learning_rate: Rate = 1e-6
-    """Peak learning rate of AdamW."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
-    """How the rate falls after the warm-up: not, to zero in a line, to zero in half a cosine."""
+    """Peak learning rate."""
+    optim: Literal["adamw", "sgd", "adafactor", "adamw_8bit"] = "adamw"
+    """The optimiser: torch's, or bitsandbytes' 8-bit AdamW where that is installed."""
+    lr_scheduler_type: Literal[
+        "constant", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "linear"  # fmt: skip
+    """How the rate falls after the warm-up: not, to zero in a line, in half a cosine, or as transformers has it."""
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """More options of that schedule, as transformers names them (num_cycles, min_lr, num_decay_steps, ...)."""
     warmup_steps: Count = 0
     """Steps in which the rate rises from zero."""
     weight_decay: Rate = 0.0
@@ -95,7 +102,7 @@ class TrainerConfig(Section):
 
     def fixed(self, name: str) -> str | None:
         """As for any section; `max_steps` is fixed where the learning rate falls to it."""
-        if name == "max_steps" and self.lr_scheduler_type != "constant":
+        if name == "max_steps" and self.lr_scheduler_type not in ("constant", "inverse_sqrt"):
             return (
                 f"the {self.lr_scheduler_type} learning rate falls to zero there and would jump; to train on, start a"
                 " new run with a checkpoint as model.path"

@@ -42,6 +42,8 @@ def test_overrides_are_yaml_values_at_paths() -> None:
         ),
         (BASE + "trainer: {algorithm: rloo, num_generations: 1}", "greater than or equal to 2, got 1"),
         (BASE + "trainer: {algorithm: rloo, reward_clip_range: [1, 0]}", "expected a low and a higher bound"),
+        (BASE + "trainer: {discount: 0.9}", "discount is between turns: set credit: turn"),
+        (BASE + "trainer: {credit: turn, reward_weights: {a: 1}}", "credit turn takes the rewards of turns"),
         (BASE + "trainer: {pass_at_k: 8}", "pass_at_k (8) must be above 1 and below num_generations (8)"),
         (BASE + "trainer: {algorithm: gpro}", "trainer.algorithm: no such algorithm: 'gpro': did you mean 'grpo'?"),
         (

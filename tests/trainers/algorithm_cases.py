@@ -74,6 +74,19 @@ def positive(seed: int) -> Any:
     return [replace(group, trajectories=tuple(map(moved, group.trajectories))) for group in sampled(seed)]
 
 
+def by_turn(seed: int) -> Any:
+    """The same with the reward at the last turn."""
+
+    def placed(member: Trajectory) -> Trajectory:
+        *before, last = member.turns
+        return replace(member, turns=(*before, replace(last, reward=member.reward or 0.0)))
+
+    return [replace(group, trajectories=tuple(map(placed, group.trajectories))) for group in sampled(seed)]
+
+
+ONLINE = (sampled, positive, by_turn)
+
+
 @dataclass(frozen=True)
 class Case:
     """An algorithm, its options and what makes a batch from a seed."""
@@ -149,4 +162,8 @@ CASES: dict[str, Case] = {
             "num_mini_batches": 2,
         },
     ),
+    "gmpo with an entropy bonus": Case("grpo", {"loss_type": "gmpo", "entropy_coef": 0.05}),
+    "dppo": Case("grpo", {"loss_type": "dppo_tv"}),
+    "grpo by turns": Case("grpo", {"credit": "turn", "discount": 0.9}, by_turn),
+    "grpo with another optimiser": Case("grpo", {"optim": "adafactor"}),
 }

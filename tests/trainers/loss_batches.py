@@ -152,7 +152,7 @@ def trl_options(options: LossOptions) -> dict[str, Any]:
     named = {
         name: getattr(options, name)
         for name in LossOptions.model_fields
-        if not name.startswith("importance_sampling_clip") and name != "off_policy_correction"
+        if not name.startswith("importance_sampling_clip") and name not in ("off_policy_correction", "dppo_threshold")
     }
     return named | {
         "vllm_importance_sampling_mode": {"tis": "token_truncate", "icepop": "token_mask"}.get(

@@ -16,7 +16,7 @@ from quintain.trainers.algorithms import ALGORITHMS, algorithm_of
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.learner import Learner
 
-from .algorithm_cases import CASES, Case, positive, sampled
+from .algorithm_cases import CASES, ONLINE, Case
 from .test_learner import model as model
 from .test_learner import weights
 
@@ -30,7 +30,7 @@ def made(model: Path, tmp_path: Path) -> Iterator[Made]:
     learners: list[Learner[Any]] = []
 
     def make(case: Case, **more: Any) -> Learner[Any]:
-        source = "environment: {name: math}" if case.data in (sampled, positive) else "dataset: rows.jsonl"
+        source = "environment: {name: math}" if case.data in ONLINE else "dataset: rows.jsonl"
         text = f"model: {{path: {model}, compute_dtype: float32}}\n{source}\n"
         options = {"algorithm": case.algorithm, "learning_rate": 0.01, "threads": 1} | case.options | more
         config = parse_config(text, [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()])

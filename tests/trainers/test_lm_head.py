@@ -236,3 +236,29 @@ def test_arguments_that_do_not_fit_are_refused(
             rows=None if rows is None else torch.zeros(rows, dtype=torch.int64),
             temperature=temperature,
         )
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_logp", [False, True])
+def test_entropies_have_the_gradient_of_the_naive_ones(softcap: float | None, with_logp: bool) -> None:
+    """Several tokens of one hidden state, some without a gradient of either kind."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*size, generator=g, dtype=torch.float64) for size in ((7, 5), (23, 5), (23,)))
+    rows, targets = torch.tensor([0, 0, 1, 3, 4, 4, 6]), torch.randint(0, 23, (7,), generator=g)
+    pull = torch.randn(7, generator=g, dtype=torch.float64) * torch.tensor([1, 1, 0, 1, 0, 1, 0])
+    push = torch.randn(7, generator=g, dtype=torch.float64) * with_logp
+    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
+    found = chunked_logprobs(
+        hidden, weight, targets, rows=rows, bias=bias, temperature=0.7, softcap=softcap, entropy=True,
+        blocks=Blocks(rows=3, words=8),
+    )  # fmt: skip
+    assert found.entropy is not None
+    ours = torch.autograd.grad((found.entropy * pull).sum() + (found.logp * push).sum(), inputs)
+    logits = hidden @ weight.t() + bias
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    scores = torch.log_softmax(logits / 0.7, -1)[rows]
+    entropy = -(scores.exp() * scores).sum(-1)
+    logp = scores[torch.arange(7), targets]
+    naive = torch.autograd.grad((entropy * pull).sum() + (logp * push).sum(), inputs)
+    for one, other in zip(ours, naive, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -197,7 +197,7 @@ def test_a_truncated_row_leaves_the_token_count_and_stays_in_the_row_count(loss_
     (alone,) = torch.autograd.grad(
         reduce(policy_loss(five, options), five, options.loss_type, totals(five)), whole.logp
     )
-    by_rows = options.loss_type in ("grpo", "sapo", "dr_grpo", "luspo")
+    by_rows = options.loss_type in ("grpo", "sapo", "dr_grpo", "luspo", "gmpo")
     torch.testing.assert_close(gradient, alone * (5 / 6 if by_rows else 1.0), rtol=1e-10, atol=1e-14)
 
 

@@ -11,9 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from trl.experimental.gmpo import GMPOTrainer
 
-from quintain.config.loss import LOSS_TYPES, LossOptions
+from quintain.config.loss import LOSS_TYPES as ALL_LOSS_TYPES
+from quintain.config.loss import LossOptions
 from quintain.trainers.losses.metrics import metric_values
+from quintain.trainers.losses.policy import entropy_bonus
 
 from . import trl_oracle
 from .loss_batches import (
@@ -25,11 +28,16 @@ from .loss_batches import (
     random_advantages,
     rows_of,
     run,
+    totals,
     trl_options,
     whole_run,
 )
 
 torch.set_num_threads(1)
+
+OURS = ("gmpo", "dppo_tv", "dppo_kl")
+"""Loss types that TRL's GRPOTrainer does not have: against its GMPOTrainer, and in closed form."""
+LOSS_TYPES = [name for name in ALL_LOSS_TYPES if name not in OURS]
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -261,3 +269,67 @@ def test_metrics_are_those_of_trl(loss_type: Any, level: Any) -> None:
     assert set(ours) - shared == {"sampling/effective_sample_size"}
     for name in shared:
         assert ours[name] == pytest.approx(theirs[name], rel=2e-6, abs=1e-9), name
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"beta": 0.2, "use_bias_correction_kl": False}, {"epsilon": 0.05, "epsilon_high": 0.4}], ids=str
+)
+def test_gmpo_is_that_of_trls_gmpo_trainer(more: dict[str, Any]) -> None:
+    options = LossOptions(loss_type="gmpo", **more)
+    for seed in range(4):
+        batch, advantages = make_batch(seed, truncated=True, drift=0.5), random_advantages(seed)
+        value, gradient, metrics = whole_run(flat(batch, advantages, options), options)
+        names = trl_options(options)
+        inputs, _ = trl_oracle.score(batch, **names)
+        inputs["advantages"] = advantages
+        expected, expected_gradient, theirs = trl_oracle.loss(batch, inputs, trainer_class=GMPOTrainer, **names)
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, check_dtype=False)
+        torch.testing.assert_close(gradient, expected_gradient.flatten(), rtol=1e-9, atol=1e-12)
+        ours = metric_values(metrics)
+        for name in ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "entropy"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["dppo_tv", "dppo_kl"])
+def test_dppo_drops_a_token_exactly_where_a_step_leads_further_away_than_the_threshold(kind: Any) -> None:
+    """Token by token in Python: −ρ·A unless the divergence is above the threshold and the step makes it larger."""
+    options = LossOptions(loss_type=kind, dppo_threshold=0.05)
+    for seed in range(4):
+        batch, advantages = make_batch(seed, sampler=True, drift=0.5), random_advantages(seed)
+        assert batch.sampler_logp is not None
+        batch = replace(batch, logp=batch.logp - 0.01, sampler_logp=batch.sampler_logp.clamp(max=-0.01))
+        inputs = flat(batch, advantages, options)
+        value, gradient, _ = whole_run(inputs, options)
+        total, slopes, dropped = 0.0, torch.zeros_like(gradient), 0
+        assert inputs.old_logp is not None
+        assert inputs.sampler_logp is not None
+        for t in inputs.mask.nonzero()[:, 0].tolist():
+            a, p, q = (
+                float(inputs.advantage[t]),
+                float(inputs.logp[t].detach().exp()),
+                float(inputs.sampler_logp[t].exp()),
+            )
+            ratio = math.exp(float(inputs.logp[t].detach() - inputs.old_logp[t]))
+            tv, kl = abs(p - q), q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+            if (tv if kind == "dppo_tv" else kl) > 0.05 and ((a > 0 and ratio > 1) or (a <= 0 and ratio < 1)):
+                dropped += a != 0
+                continue
+            total -= ratio * a
+            slopes[t] = -ratio * a
+        count = int(inputs.mask.sum())
+        assert float(value) == pytest.approx(total / count, rel=1e-6)
+        torch.testing.assert_close(gradient, slopes / count, rtol=1e-6, atol=1e-9)
+    assert dropped
+
+
+def test_the_entropy_bonus_is_the_mean_over_the_tokens_of_the_batch_whatever_the_loss_and_the_cut() -> None:
+    options = LossOptions(entropy_coef=0.3)
+    inputs = flat(make_batch(0), random_advantages(0), options)
+    entropy = torch.rand(len(inputs.logp), dtype=torch.float64, requires_grad=True)
+    whole = replace(inputs, entropy=entropy)
+    counts = totals(whole)
+    for parts in ([whole], [rows_of(whole, [0, 3]), rows_of(whole, [1, 2, 4, 5])]):
+        bonus = torch.stack([entropy_bonus(part, options, counts) for part in parts]).sum()
+        (gradient,) = torch.autograd.grad(bonus, entropy)
+        assert float(bonus) == pytest.approx(-0.3 * float(entropy[inputs.mask].mean()))
+        torch.testing.assert_close(gradient, torch.where(inputs.mask, -0.3 / inputs.mask.sum(), 0.0).double())

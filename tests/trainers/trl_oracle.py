@@ -124,7 +124,9 @@ def score(batch: Batch, **options: Any) -> tuple[dict[str, Any], dict[str, float
     return inputs, {name: values[-1] for name, values in trainer._metrics["train"].items()}
 
 
-def loss(batch: Batch, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, Tensor, dict[str, float]]:
+def loss(
+    batch: Batch, inputs: dict[str, Any], *, trainer_class: Any = GRPOTrainer, **options: Any
+) -> tuple[Tensor, Tensor, dict[str, float]]:
     """TRL's loss, its gradient with respect to `logp` [B, L], and its metrics."""
     logp = batch.logp.clone().requires_grad_()
     use_vllm = "importance_sampling_ratio" in inputs
@@ -137,7 +139,7 @@ def loss(batch: Batch, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, 
         }
         | options,
     )
-    value = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    value = trainer_class._compute_loss(trainer, trainer.model, inputs)
     value.backward()
     assert logp.grad is not None
     return value.detach(), logp.grad, {name: values[-1] for name, values in trainer._metrics["train"].items()}

@@ -11,16 +11,17 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quintain.config import GRPOConfig, ReinforceConfig
 from quintain.trainers.algorithms.base import Pass
-from quintain.trainers.estimators import group_advantages, pass_at_k_advantages
+from quintain.trainers.estimators import discounted, group_advantages, pass_at_k_advantages
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics
 from quintain.trainers.losses.offpolicy import entropy_threshold
-from quintain.trainers.losses.policy import policy_loss, reduce
-from quintain.trainers.rows import Row, Rows, Totals, episode_rows
+from quintain.trainers.losses.policy import entropy_bonus, policy_loss, reduce
+from quintain.trainers.rows import Row, Rows, Totals, episode_rows, turns_of
 from quintain.trajectory import Group
 
 Options = TypeVar("Options", bound=GRPOConfig | ReinforceConfig)
@@ -64,7 +65,10 @@ class PolicyLoss(Generic[Options]):
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """The policy loss of `losses`, reduced."""
         per_token = policy_loss(inputs, self.config, entropy_threshold=totals.entropy_threshold)
-        return reduce(per_token, inputs, self.config.loss_type, totals), per_token.metrics
+        loss = reduce(per_token, inputs, self.config.loss_type, totals)
+        if self.config.entropy_coef > 0:
+            loss = loss + entropy_bonus(inputs, self.config, totals)
+        return loss, per_token.metrics
 
 
 class GRPO(PolicyLoss[GRPOConfig]):
@@ -86,4 +90,24 @@ class GRPO(PolicyLoss[GRPOConfig]):
                 multi_objective_aggregation=config.multi_objective_aggregation,
                 names=episodes.names or None,
             )
-        return self.thresholded(rows.crediting(advantages.advantage, advantages.metrics))
+        credited = rows.crediting(advantages.advantage, advantages.metrics)
+        return self.thresholded(self._by_turn(credited) if config.credit == "turn" else credited)
+
+    def _by_turn(self, rows: Rows) -> Rows:
+        """`rows` with the advantages of turns: of what is still to come, among those of the group that got so far."""
+        of_episode: dict[int, list[int]] = {}
+        for i, row in enumerate(rows.rows):
+            of_episode.setdefault(row.trajectory, []).append(i)
+        returns: list[float] = []
+        labels: list[str] = []
+        turns: dict[int, NDArray[np.int64]] = {}
+        for n, indices in of_episode.items():
+            rewards: list[float] = []
+            for i in indices:
+                turn, found = turns_of(rows.rows[i])
+                turns[i] = len(labels) + len(rewards) + turn
+                rewards += found.tolist()
+            returns += discounted(np.array(rewards), self.config.discount).tolist()
+            labels += [f"{rows.episodes.group[n]}/{at}" for at in range(len(rewards))]
+        advantage = group_advantages(returns, labels, scale_rewards=self.config.scale_rewards).advantage
+        return rows.having([{"advantage": advantage[turns[i]]} for i in range(len(rows.rows))])

@@ -6,7 +6,7 @@ definition is local, is the one exception).
 
     inputs       what a loss is given: `LossInputs`, and sums and means per row
     policy       `policy_loss` and `reduce`; one table says which core and which reduction a loss type has
-    cores        the four cores: clipped ratio, CISPO, SAPO, VESPO
+    cores        the cores: clipped ratio, CISPO, SAPO, VESPO, GMPO, DPPO
     offpolicy    sampler correction, off-policy row mask, entropy threshold, truncated rows
     preference   losses on pairs, on labelled completions and on scores
     reduction    from per-token values to the scalar that `backward` is called on

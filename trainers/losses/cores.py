@@ -1,4 +1,4 @@
-"""The four cores of the policy-gradient losses: from ratios and advantages to one value per token.
+"""The cores of the policy-gradient losses: from ratios and advantages to one value per token.
 
 Invariants: a core is a pure function of cleaned inputs; it knows neither masks, corrections and KL, which
 `policy.policy_loss` puts around it, nor how its values are reduced.
@@ -75,6 +75,42 @@ def cispo_core(x: CoreInputs) -> tuple[Tensor, dict[str, Draft]]:
     loss = -x.ratio.detach().clamp(max=bound) * advantage * x.tokens.logp
     is_clipped = ((x.ratio > bound) & (advantage > 0)).to(loss.dtype)
     return loss, {"cispo_clip_ratio": x.mean(is_clipped)}
+
+
+def gmpo_core(x: CoreInputs) -> tuple[Tensor, dict[str, Draft]]:
+    """−exp(mean of the row's clipped log-ratios)·A (arXiv 2507.20673): bounds −ε_low and ε_high of log ρ, one-sided."""
+    low, high = -x.options.epsilon, x.options.clip_high
+    advantage, clipped = x.tokens.advantage, x.log_ratio.clamp(low, high)
+    one_sided = torch.where(advantage > 0, torch.minimum(x.log_ratio, clipped), torch.maximum(x.log_ratio, clipped))
+    loss = -bounded_exp(x.tokens.row_mean(one_sided))[x.tokens.row] * advantage
+    is_low = ((x.log_ratio < low) & (advantage < 0)).to(loss.dtype)
+    is_high = ((x.log_ratio > high) & (advantage > 0)).to(loss.dtype)
+    return loss, {
+        "clip_ratio/low_mean": draft(Kind.MEAN, is_low, x.tokens.mask),
+        "clip_ratio/high_mean": draft(Kind.MEAN, is_high, x.tokens.mask),
+        "clip_ratio/region_mean": draft(Kind.MEAN, is_low + is_high, x.tokens.mask),
+    }
+
+
+def dppo_core(x: CoreInputs) -> tuple[Tensor, dict[str, Draft]]:
+    """−M·ρ·A (arXiv 2602.04879): M is 0 where the step leads further away from the sampler μ than the threshold allows.
+
+    How far is the divergence of the two-valued distributions (this token, any other): |π − μ|, or KL(μ ‖ π).
+    """
+    tokens, advantage = x.tokens, x.tokens.advantage
+    sampler = tokens.proximal_logp
+    if tokens.sampler_logp is not None:
+        sampler = torch.where(torch.isnan(tokens.sampler_logp), sampler, tokens.sampler_logp)
+    policy, sampled = tokens.logp.detach().exp(), sampler.exp()
+    if x.options.loss_type == "dppo_tv":
+        apart = (policy - sampled).abs()
+    else:
+        rest, rest_sampled = (1 - p.clamp(max=1 - 1e-6) for p in (policy, sampled))
+        apart = sampled * (sampler - tokens.logp.detach()) + rest_sampled * (rest_sampled.log() - rest.log())
+    away = torch.where(advantage > 0, x.ratio > 1, x.ratio < 1)
+    dropped = (apart > x.options.dppo_threshold) & away
+    loss = -x.ratio * advantage * ~dropped
+    return loss, {"dppo/dropped_mean": draft(Kind.MEAN, dropped, tokens.mask)}
 
 
 def sapo_core(x: CoreInputs) -> tuple[Tensor, dict[str, Draft]]:

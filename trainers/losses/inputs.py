@@ -32,7 +32,8 @@ class LossInputs:
     old_logp: under the proximal policy, or None for exactly on-policy (then the detached `logp`).
     sampler_logp: μ, under the sampler; NaN where it gave none (such a token is not corrected, nor evidence).
     ref_logp: under the reference model; needed when `beta` > 0.
-    entropy: of the policy's distribution, in nats; needed for `top_entropy_quantile`, otherwise only logged.
+    entropy: of the policy's distribution, in nats; needed for `top_entropy_quantile` and, with a gradient, for
+        `entropy_coef`, otherwise only logged.
     best: the policy's highest log-probability there, without a gradient; `logp` where the token is the likeliest.
     log_mass: log Σ p² of the policy's distribution, without a gradient.
     value: of a model with a value head, what it expects before each token, with a gradient.

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from quintain.config.loss import LossOptions, LossType
 from quintain.trainers.losses import offpolicy
-from quintain.trainers.losses.cores import Core, CoreInputs, cispo_core, clipped_core, row_draft, sapo_core, vespo_core
+from quintain.trainers.losses.cores import (
+    Core,
+    CoreInputs,
+    cispo_core,
+    clipped_core,
+    dppo_core,
+    gmpo_core,
+    row_draft,
+    sapo_core,
+    vespo_core,
+)
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs, bounded_exp, cleaned
 from quintain.trainers.losses.metrics import Draft, Kind, Metrics, draft, fetched
 from quintain.trainers.losses.reduction import (
@@ -59,6 +69,9 @@ LOSSES: Final[Mapping[LossType, LossDefinition]] = MappingProxyType(
         "cispo": LossDefinition(cispo_core, sum_over_tokens),
         "sapo": LossDefinition(sapo_core, row_mean_of_means),
         "vespo": LossDefinition(vespo_core, sum_over_tokens),
+        "gmpo": LossDefinition(gmpo_core, row_mean_of_means),
+        "dppo_tv": LossDefinition(dppo_core, sum_over_tokens),
+        "dppo_kl": LossDefinition(dppo_core, sum_over_tokens),
     }
 )
 
@@ -102,6 +115,12 @@ def policy_loss(inputs: LossInputs, options: LossOptions, *, entropy_threshold: 
 def reduce(per_token: PerToken, inputs: LossInputs, loss_type: LossType, totals: Totals) -> Tensor:
     """The micro-batch's part of the batch loss, a scalar with a gradient; the parts add up (`reduction`)."""
     return LOSSES[loss_type].reduction(per_token.loss, inputs, totals)
+
+
+def entropy_bonus(inputs: LossInputs, options: LossOptions, totals: Totals) -> Tensor:
+    """The micro-batch's part of −`entropy_coef` · the mean entropy of the batch's tokens, whatever the loss type."""
+    entropy = _needed(inputs.entropy, "entropy", f"entropy_coef is {options.entropy_coef}")
+    return -options.entropy_coef * torch.where(inputs.mask, entropy, 0.0).sum() / max(totals.tokens, 1)
 
 
 def _k3(logp: Tensor, ref_logp: Tensor) -> Tensor:

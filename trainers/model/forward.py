@@ -26,7 +26,7 @@ from quintain.trajectory import Segment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLogprobs:
-    """Of T policy tokens, in (segment, position) order: logp [T] and, without a gradient, entropy [T] in nats, the
+    """Of T policy tokens, in (segment, position) order: logp [T], entropy [T] in nats and, without a gradient, the
     highest log-probability there, best [T], and log_mass [T], log Σ p².
 
     value [T]: of a model with a value head, what it says before each token; logp is 0 where it has no LM head.

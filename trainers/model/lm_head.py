@@ -80,8 +80,8 @@ def chunked_logprobs(
 
     hidden [U, H]; weight [V, H]; bias [V]; targets [T] int64; rows [T] int64 says which hidden state predicts each
     token (None: T = U, in order). logits = scale · (hidden @ weightᵀ + bias), then softcap · tanh(logits / softcap)
-    where a soft cap is given (Gemma 2). Results are float32 (float64 for float64 inputs). The log-probabilities are
-    differentiable in hidden, weight and bias, once; entropies carry no gradient.
+    where a soft cap is given (Gemma 2). Results are float32 (float64 for float64 inputs). Log-probabilities and
+    entropies are differentiable in hidden, weight and bias, once.
     Raises ValueError for shapes that do not fit and a temperature that is not positive.
     """
     if rows is None:
@@ -197,25 +197,27 @@ class _ChunkedLogprobs(torch.autograd.Function):
         # In this order a near-certain token keeps its digits: its logit minus the maximum is exactly zero.
         logp = (picked - highest[rows]) - log_total[rows]
         about = -log_total, log_total - moment / total, squares.log() - 2 * log_total
-        ctx.save_for_backward(hidden, weight, bias, targets, rows, highest + log_total)
+        ctx.save_for_backward(hidden, weight, bias, targets, rows, highest + log_total, about[1])
         ctx.options, ctx.low = options, run.low
-        ctx.mark_non_differentiable(*about)
+        ctx.mark_non_differentiable(about[0], about[2])
         return (logp, *about)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, rows, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, _: Tensor, pull: Tensor, __: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, rows, normaliser, level = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Only tokens with a gradient, and only the hidden states that predict them.
         live = grad.nonzero()[:, 0]
         grad, targets = grad[live], targets[live]
-        states, rows = torch.unique(rows[live], return_inverse=True)
+        pulled = pull.nonzero()[:, 0]  # hidden states whose entropy has a gradient
+        states, places = torch.unique(torch.cat([rows[live], pulled]), return_inverse=True)
+        rows = places[: len(live)]
         with torch.autocast(hidden.device.type, dtype=ctx.low, enabled=ctx.low is not None):
             run = _Pass(hidden[states], weight, bias, targets, rows, ctx.options)
         grad = grad.to(run.wide)
         mass = torch.zeros(len(states), dtype=run.wide, device=grad.device).index_add_(0, rows, grad)
-        normaliser = normaliser[states]
+        normaliser, level, pull = normaliser[states], level[states], pull[states].to(run.wide)
         grad_hidden = torch.zeros(run.hidden.shape, dtype=run.wide, device=grad.device) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias) if need_bias else None
@@ -226,8 +228,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 for j, row_start in enumerate(run.row_starts):
                     part = run.part(row_start)
                     x, slope = run.logits(part, words, piece)
-                    # d loss / d logit = grad · (1[word = target] − p), summed over the tokens of a hidden state.
-                    x.sub_(normaliser[part, None]).clamp_(min=FAINTEST).exp_().mul_(-mass[part, None])
+                    # d logp / d logit = 1[word = target] − p, summed over the tokens of a hidden state, and
+                    # d entropy / d logit = −p · (log p + entropy).
+                    x.sub_(normaliser[part, None]).clamp_(min=FAINTEST)
+                    factor = -mass[part, None]
+                    if len(pulled):
+                        factor = (x + level[part, None]).mul_(-pull[part, None]).add_(factor)
+                    x.exp_().mul_(factor)
                     tokens = run.tokens(i, j)
                     x.index_put_(
                         (rows[tokens] - row_start, targets[tokens] - word_start), grad[tokens], accumulate=True

@@ -1,0 +1,170 @@
+"""Does every online algorithm learn? From one tiny model and one small verifiable task, at several seeds.
+
+The task: of the two digits of a prompt, say the larger one. The model has random weights (a tenth of its answers is
+right by chance); it is trained by the learner that `quintain train` uses, and samples in this process. The final reward
+is the mean over the last five batches.
+
+    python benchmarks/learning.py [--seeds 3] [--steps N] [--only NAME ...] [--plot FILE.png]
+
+The last line is JSON: ratio `worst_final_reward`, the lowest final reward of all algorithms and seeds (aim: 0.8), and
+in detail for each algorithm the median, lowest and highest of first and final rewards, and the steps to 0.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _side import report
+
+from quintain.config import ExperimentConfig, OnlineConfig
+from quintain.messages import assistant
+from quintain.trainers.algorithms import algorithm_of
+from quintain.trainers.learner import Learner
+from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
+
+DIGITS, START = 10, 10
+WORDS = START + 1
+GOOD = 0.8
+LAST = 5
+
+RUNS: dict[str, dict[str, Any]] = {
+    "grpo": {"algorithm": "grpo"},
+    "dr_grpo": {"algorithm": "grpo", "loss_type": "dr_grpo", "scale_rewards": "none"},
+    "gspo": {"algorithm": "grpo", "loss_type": "grpo", "importance_sampling_level": "sequence"},
+    "gmpo": {"algorithm": "grpo", "loss_type": "gmpo", "epsilon": 0.4},
+    "cispo": {"algorithm": "grpo", "loss_type": "cispo", "epsilon_high": 5.0},
+    "sapo": {"algorithm": "grpo", "loss_type": "sapo"},
+    "vespo": {"algorithm": "grpo", "loss_type": "vespo"},
+    "dppo": {"algorithm": "grpo", "loss_type": "dppo_tv"},
+    "maxrl": {"algorithm": "grpo", "scale_rewards": "mean"},
+    "pass_at_k": {"algorithm": "grpo", "pass_at_k": 2},
+    "rloo": {"algorithm": "rloo", "beta": 0.001},
+    "reinforce++": {"algorithm": "reinforce_plus_plus"},
+    "reinforce++ baseline": {"algorithm": "reinforce_plus_plus_baseline"},
+    "online_dpo": {"algorithm": "online_dpo", "beta": 0.05},
+}
+
+
+def make_model(folder: Path, seed: int) -> None:
+    """Save a Llama of two small layers with random weights, and a tokenizer for form's sake."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, max_position_embeddings=16, **sizes)).save_pretrained(folder)
+    words = Tokenizer(WordLevel({str(word): word for word in range(WORDS)}))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+
+
+def sampled(model: Any, options: OnlineConfig, rng: np.random.Generator, version: int) -> tuple[list[Group], float]:
+    """A batch of groups that `model` samples, and its mean reward."""
+    digits = rng.integers(0, DIGITS, (options.prompts_per_step, 2))
+    prompts = np.concatenate([np.full((len(digits), 1), START), digits], 1)
+    model.eval()
+    with torch.no_grad():
+        scores = torch.log_softmax(model(torch.from_numpy(prompts)).logits[:, -1].float(), -1).numpy()
+    groups, rewards = [], []
+    for g, (prompt, score) in enumerate(zip(prompts, scores, strict=True)):
+        chance = np.exp(score.astype(np.float64))
+        answers = rng.choice(WORDS, options.num_generations, p=chance / chance.sum())
+        members = []
+        for member, answer in enumerate(answers.tolist()):
+            reward = float(answer == prompt[1:].max())
+            rewards.append(reward)
+            spans = (VersionSpan(version, 0, 1),)
+            turn = Turn(
+                prompt.tolist(), [answer], [score[answer]], Finish.STOP, spans, assistant(str(answer)), reward=reward
+            )
+            members.append(Trajectory(f"{g}/{member}", str(g), "max", g, member, 0, (turn,), Ending.TERMINATED, reward))
+        groups.append(Group(str(g), g, tuple(members)))
+    return groups, statistics.mean(rewards)
+
+
+def run(name: str, seed: int, steps: int, folder: Path) -> list[float]:
+    """The mean reward of each batch of one run."""
+    model = folder / f"model-{seed}"
+    if not model.exists():
+        make_model(model, seed)
+    trainer = {"max_steps": steps, "learning_rate": 4e-3, "prompts_per_step": 16, "threads": 1} | RUNS[name]
+    config = ExperimentConfig.model_validate(
+        {
+            "seed": seed,
+            "model": {"path": str(model), "compute_dtype": "float32"},
+            "environment": {"name": "math"},
+            "rollout": {"max_completion_length": 1},
+            "trainer": trainer,
+        }
+    )
+    learner = Learner(config, algorithm_of(config), checkpoints=folder / "checkpoints", logs=folder / "logs")
+    rng = np.random.default_rng(seed)
+    rewards = []
+    for step in range(steps):
+        groups, reward = sampled(learner.model, config.online, rng, step)
+        rewards.append(reward)
+        learner.update(groups, step=step)
+    learner.close()
+    return rewards
+
+
+def steps_to(rewards: Sequence[float], good: float) -> int | None:
+    """After how many steps the mean of five batches in a row is `good`; None: never."""
+    means = np.convolve(rewards, np.full(LAST, 1 / LAST), "valid")
+    return int(np.argmax(means >= good)) + LAST if (means >= good).any() else None
+
+
+def described(curves: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """One line of the table: median, lowest and highest over the seeds."""
+    first, final = [statistics.mean(c[:LAST]) for c in curves], [statistics.mean(c[-LAST:]) for c in curves]
+    spread = {"first": first, "final": final}
+    figures = {k: [round(f(v), 3) for f in (statistics.median, min, max)] for k, v in spread.items()}
+    return {**figures, "steps": [steps_to(c, GOOD) for c in curves]}
+
+
+def plot(curves: dict[str, list[list[float]]], path: Path) -> None:
+    """The median curve of each algorithm, and the band of its seeds."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(9, 5), layout="constrained")).subplots()
+    for name, found in curves.items():
+        smooth = np.array([np.convolve(c, np.full(LAST, 1 / LAST), "valid") for c in found])
+        (line,) = axes.plot(np.median(smooth, 0), label=name)
+        axes.fill_between(np.arange(smooth.shape[1]), smooth.min(0), smooth.max(0), alpha=0.1, color=line.get_color())
+    axes.set(xlabel="step", ylabel="reward", ylim=(0, 1))
+    axes.legend(ncols=2, fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME")
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    curves: dict[str, list[list[float]]] = {}
+    print(f"{'algorithm':22} {'first':>6} {'final: median':>14} {'lowest':>7} {'highest':>8}  steps to {GOOD}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.only:
+            curves[name] = [run(name, seed, args.steps, Path(folder)) for seed in range(args.seeds)]
+            line = described(curves[name])
+            median, low, high = line["final"]
+            print(
+                f"{name:22} {line['first'][0]:6.2f} {median:14.2f} {low:7.2f} {high:8.2f}  {line['steps']}", flush=True
+            )
+    if args.plot:
+        plot(curves, args.plot)
+    table = {name: described(found) for name, found in curves.items()}
+    report("learning", {"worst_final_reward": min(line["final"][1] for line in table.values())}, table)
+
+
+if __name__ == "__main__":
+    main()
