@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quintain.envs.builtin.calculator import CalculatorEnv as CalculatorEnv
     from quintain.envs.builtin.code import CodeEnv as CodeEnv
     from quintain.envs.builtin.data import DataEnv as DataEnv
+    from quintain.envs.builtin.gymnasium import GymnasiumEnv as GymnasiumEnv
     from quintain.envs.builtin.math import MathEnv as MathEnv
     from quintain.envs.builtin.reasoning_gym import ReasoningGymEnv as ReasoningGymEnv
     from quintain.envs.builtin.shell import ShellTasksEnv as ShellTasksEnv
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from quintain.envs.tools import ToolError as ToolError
     from quintain.envs.tools import ToolResult as ToolResult
     from quintain.envs.tools import tool as tool
+    from quintain.envs.wrappers import ObservationLimit as ObservationLimit
+    from quintain.envs.wrappers import ShapedReward as ShapedReward
+    from quintain.envs.wrappers import TurnLimit as TurnLimit
     from quintain.failure import Failure as Failure
     from quintain.failure import FailureError as FailureError
     from quintain.messages import Message as Message
@@ -71,6 +75,7 @@ _HOMES = {
     "quintain.envs.judging": ("JudgingEnv",),
     "quintain.envs.serving.limits": ("EnvironmentLimits",),
     "quintain.envs.local": ("LocalClient",),
+    "quintain.envs.builtin.gymnasium": ("GymnasiumEnv",),
     "quintain.envs.builtin.math": ("MathEnv",),
     "quintain.envs.builtin.reasoning_gym": ("ReasoningGymEnv",),
     "quintain.envs.mcp_tools": ("McpTools",),
@@ -79,6 +84,7 @@ _HOMES = {
     "quintain.envs.shell": ("ShellEnv", "WorkFolder"),
     "quintain.envs.single_turn": ("SingleTurnEnv",),
     "quintain.envs.tools": ("ToolEnv", "ToolError", "ToolResult", "Toolbox", "tool"),
+    "quintain.envs.wrappers": ("ObservationLimit", "ShapedReward", "TurnLimit"),
     "quintain.failure": ("Failure", "FailureError"),
     "quintain.messages": ("Message", "assistant", "system", "user"),
     "quintain.task": ("EndlessTasks", "Task", "TaskSource"),

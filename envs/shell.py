@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from quintain.envs.base import Observation, invalid
 from quintain.envs.single_turn import Score
 from quintain.envs.tools import ToolEnv, ToolError, tool
+from quintain.envs.wrappers import without_middle
 from quintain.failure import FailureError, QuintainError
 from quintain.messages import Message
 from quintain.task import Task
@@ -157,7 +158,7 @@ class ShellEnv(ToolEnv):
             command: What to run, such as "ls -l".
         """
         done = await self._run(Program.command("bash", "-c", _SHELL, "bash", command))
-        text = _cut((done.stdout + done.stderr).decode("utf-8", "replace").rstrip("\n"), self._shown_chars)
+        text = without_middle((done.stdout + done.stderr).decode("utf-8", "replace").rstrip("\n"), self._shown_chars)
         if done.status is Status.OK:
             return text or "(no output)"
         said = done.reason if done.status is Status.RUNTIME_ERROR else f"killed: {done.reason}"
@@ -170,7 +171,7 @@ class ShellEnv(ToolEnv):
         Args:
             path: The file, from the working folder on.
         """
-        return _cut(await self._read(path), self._shown_chars)
+        return without_middle(await self._read(path), self._shown_chars)
 
     @tool
     async def write_file(self, path: str, content: str) -> str:
@@ -287,14 +288,6 @@ def _settled(done: Execution) -> Execution:
     if done.failure is not None:
         raise FailureError(done.failure)
     return done
-
-
-def _cut(text: str, limit: int) -> str:
-    """`text` without its middle where it is longer than `limit`."""
-    if len(text) <= limit:
-        return text
-    head = limit // 2
-    return f"{text[:head]}\n({len(text) - limit} characters left out)\n{text[head - limit :]}"
 
 
 def _fenced(files: Mapping[str, bytes]) -> str:

@@ -1,4 +1,4 @@
-"""Arithmetic questions, judged by the math verifier: 1.0 where correct, else 0.0.
+"""Arithmetic questions, bare or as word problems, judged by the math verifier: 1.0 where correct, else 0.0.
 
 What always holds: `heldout` of all the ordered questions "a op b" are chosen by `seed` and
 make the finite split `heldout`; the endless split `train` never asks one of them ("17 + 8" held out leaves "8 + 17"
@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Mapping
 
 from quintain.envs.builtin.numbered import numbered
+from quintain.envs.builtin.word_problems import word_problems
 from quintain.envs.single_turn import SingleTurnEnv
 from quintain.failure import QuintainError
 from quintain.messages import user
@@ -33,17 +34,22 @@ class MathEnv(SingleTurnEnv):
         operations: str = "+",
         low: int = 1,
         high: int = 30,
+        word: bool = False,
+        steps: int = 2,
         heldout: int = 200,
         seed: int = 0,
     ) -> TaskSource:
         """The tasks of `split`.
 
-        `operations` are any of + - *, the operands whole numbers from `low` to `high`.
+        `operations` are any of + - *, the operands whole numbers from `low` to `high`. With `word` they are in a story
+        of so many `steps`.
         """
         if not operations or set(operations) - set(_OPERATIONS) or len(set(operations)) < len(operations):
             raise QuintainError(f"operations must be some of + - *, each once, not {operations!r}")
         if low > high:
             raise QuintainError(f"low must not be more than high, but {low} > {high}")
+        if word:
+            return word_problems(split, operations, low, high, steps, heldout=heldout, seed=seed)
         questions = _Questions(operations, low, high)
         return numbered(split, questions.size, questions.task, heldout=heldout, seed=seed)
 

@@ -8,30 +8,43 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from quintain.failure import QuintainError
 from quintain.task import EndlessTasks, Task, TaskSource
 
 T = TypeVar("T")
+DRAWS: Final = 100
+"""How often another task is drawn in place of one that asks what is held out."""
 
 
 def numbered(split: str, size: int, task: Callable[[int], Task], *, heldout: int, seed: int) -> TaskSource:
     """The tasks of `split`: `heldout` of the numbers below `size`, chosen by `seed`, are the finite split "heldout".
 
-    The endless split "train" never has one of them. Raises QuintainError where that cannot be.
+    The endless split "train" never has one of them, nor one of another number that asks the same. Raises QuintainError
+    where that cannot be.
     """
     if not 1 <= heldout < size:
         raise QuintainError(f"heldout must be at least 1 and leave some of the {size} tasks, not be {heldout}")
     hidden = draw(heldout, size, f"{seed}:heldout")
+    tasks = [task(number) for number in hidden]
     if split == "heldout":
-        return [task(number) for number in hidden]
-    skipped = sorted(hidden)
+        return tasks
+    skipped, taken = sorted(hidden), set(map(_content, tasks))
 
     def make(index: int) -> Task:
-        return task(nth_without(skipped, hashed(f"{seed}:{index}", size - len(skipped))))
+        for again in range(DRAWS):
+            key = f"{seed}:{index}:{again}" if again else f"{seed}:{index}"
+            made = task(nth_without(skipped, hashed(key, size - len(skipped))))
+            if _content(made) not in taken:
+                return made
+        raise QuintainError(f"there are too few different tasks for heldout: {heldout}, with these options")
 
     return EndlessTasks(make)
+
+
+def _content(task: Task) -> str:
+    return repr((task.prompt, task.reference, task.info, task.seed))
 
 
 def hashed(key: str, below: int) -> int:

@@ -89,7 +89,16 @@ def gives_up(task: Task) -> list[Message]:
     return [assistant(f"Is it a {task.reference['thing'][-1]}?")] * 2
 
 
+def crosses(task: Task) -> list[Message]:
+    words = ["hm", *["down", "down", "right", "right", "down", "right"]]
+    return [assistant(f"I go {word}") for word in words]
+
+
+LAKE = {"game": "FrozenLake-v1", "kwargs": {"is_slippery": False}, "actions": ["left", "down", "right", "up"]}
+
 GAMES = [
+    Game("gymnasium", crosses, 1.0, LAKE),
+    Game("math", lambda task: [assistant(f"So it is {task.reference}.")], 1.0, {"word": True, "operations": "+-*"}),
     Game("calculator", calculates, 1.0),
     Game("twenty_questions", guesses, 1.0),
     Game("twenty_questions", gives_up, 0.2 / 3, {"max_turns": 2}),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintain.envs import Action, FailureError, LocalClient, MathEnv, Task, user
-from quintain.envs.builtin.numbered import draw, hashed, nth_without
+from quintain.envs.builtin.numbered import draw, hashed, nth_without, numbered
 from quintain.failure import QuintainError
 from quintain.task import EndlessTasks
 
@@ -129,3 +129,64 @@ def test_number_of_questions_is_what_combinatorics_says():
     train = MathEnv.tasks("train", operations="+*", low=1, high=4, heldout=31)
     assert len(heldout) == 2 * math.prod((4, 4)) - 1
     assert len(set(questions(train, 50))) == 1
+
+
+READINGS = {
+    "+": r"finds (\d+) more|gives \w+ (\d+) \w+\.|buys (\d+)|gets another (\d+)|(\d+) more \w+ come",
+    "-": r"loses (\d+)|gives (\d+) \w+ to a friend|(\d+) of the \w+ are lost|sells (\d+)|throws (\d+)",
+    "*": r"makes (\d+) times|trades every one of them for (\d+)|each of the \w+ into (\d+)|has (\d+) times as many",
+}
+
+
+def answer_of(story: str) -> int:
+    """The answer to a word problem, by reading it sentence by sentence."""
+    opening, *told, asked = re.split(r"(?<=[.?]) ", story)
+    first = count = int(re.findall(r"\d+", opening)[0])
+    for sentence in told:
+        ((operation, n),) = (
+            (operation, int(next(filter(None, found.groups()))))
+            for operation, pattern in READINGS.items()
+            if (found := re.search(pattern, sentence))
+        )
+        count = {"+": count + n, "-": count - n, "*": count * n}[operation]
+        assert count >= 0, story
+    return count - first if "more" in asked or "grown" in asked else count
+
+
+@given(
+    st.sampled_from(["+", "-", "*", "+-", "+-*"]), st.integers(0, 9), st.integers(0, 40), st.integers(1, 8), st.data()
+)
+def test_word_problems_are_answered_by_what_they_tell(operations, low, width, steps, data):
+    train = MathEnv.tasks("train", operations=operations, low=low, high=low + width, word=True, steps=steps, heldout=1)
+    task = train[data.draw(st.integers(0, 10**6), label="index")]
+    assert task.reference == str(answer_of(task.prompt[0].text)), task.prompt[0].text
+    assert not re.search(r"[{}]|\b[a-z]+ing [a-z]+ing\b", task.prompt[0].text)
+
+
+def test_word_problems_come_in_many_shapes_and_never_those_held_out():
+    options = {"operations": "+-*", "word": True}
+    train = [MathEnv.tasks("train", **options)[n].prompt[0].text for n in range(500)]
+    heldout = {task.prompt[0].text for task in MathEnv.tasks("heldout", **options)}
+    assert not heldout & set(train)
+    assert len({re.sub(r"\d+", "n", text) for text in train}) > 450
+    shapes = {"".join(answer for answer in re.findall(r"more|times|gives|now|end|grown", text)) for text in train}
+    assert len(shapes) > 30
+
+
+def test_a_task_that_asks_what_is_held_out_is_not_trained_on_whatever_its_number():
+    def task(number):
+        return Task(str(number), (user(f"What is {number % 10}?"),), number % 10)
+
+    heldout = {t.reference for t in numbered("heldout", 1000, task, heldout=5, seed=0)}
+    train = numbered("train", 1000, task, heldout=5, seed=0)
+    assert not heldout & {train[n].reference for n in range(200)}
+    with pytest.raises(QuintainError, match="too few different tasks for heldout: 200"):
+        numbered("train", 1000, task, heldout=200, seed=0)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"), [({"steps": 0}, "steps must be 1 to 8, not 0"), ({"low": -1}, "low must be at least 0")]
+)
+def test_a_word_problem_that_cannot_be_is_one_line(options, complaint):
+    with pytest.raises(QuintainError, match=complaint):
+        MathEnv.tasks("train", word=True, **options)

@@ -36,9 +36,21 @@ async def test_every_environment_of_the_page_is_sound(page: ModuleType, monkeypa
     monkeypatch.chdir(ROOT)
     classes = [c for c in vars(page).values() if isinstance(c, type) and issubclass(c, Environment)]
     own = [cls for cls in classes if cls.__module__ == page.__name__]
-    assert len(own) == len(re.findall(r"^class \w+\(\w*Env\):", "\n".join(BLOCKS), re.MULTILINE))
+    assert len(own) == len(re.findall(r"^class \w+\([\w, ]*Env\):", "\n".join(BLOCKS), re.MULTILINE))
     for cls in own:
         assert await check_environment(cls) == [], cls
+
+
+async def test_the_wrapped_calculator_of_the_page_is_in_a_hurry(page: ModuleType) -> None:
+    async with LocalClient(page.Hurried) as client:
+        task = client.tasks("train")[0]
+        call = Message("assistant", None, (ToolCall("c", FunctionCall("calculate", '{"expression": "1"}')),))
+        for turns, reward in (([call, call, call], -0.3), ([call, task.reference], 0.9)):
+            env = client.episode()
+            await env.reset(task, seed=0)
+            steps = [await env.step(Action(t) if isinstance(t, Message) else Action.text(t)) for t in turns]
+            assert steps[-1].ended
+            assert sum(step.reward for step in steps) == pytest.approx(reward)
 
 
 async def test_the_conversation_of_the_page_ends_as_it_is_told(page: ModuleType) -> None:
