@@ -48,7 +48,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "rloo": {"algorithm": "rloo", "beta": 0.001},
     "reinforce++": {"algorithm": "reinforce_plus_plus"},
     "reinforce++ baseline": {"algorithm": "reinforce_plus_plus_baseline"},
-    "online_dpo": {"algorithm": "online_dpo", "beta": 0.05},
+    "online_dpo": {"algorithm": "online_dpo", "beta": 0.1, "pairs": "all"},
+    "ppo": {"algorithm": "ppo"},
 }
 
 
@@ -146,7 +147,7 @@ def plot(curves: dict[str, list[list[float]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME")
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
