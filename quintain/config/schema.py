@@ -207,6 +207,9 @@ class GuardsConfig(Section):
 
     first_step: MayChange[Literal["stop", "warn"]] = "stop"
     """What to do where all of the first step is alike: no call read, nothing sampled, all cut off, one reward."""
+    every_step: MayChange[Literal["stop", "warn"]] = "warn"
+    """What to do where figures say, several steps in a row, that training comes apart: the KL, the policy's move within
+    a step, the critic's values and how much they explain, the entropy."""
 
 
 class ExperimentConfig(Section):

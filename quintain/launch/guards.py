@@ -1,12 +1,13 @@
-"""What a run's first step is looked at for: that it is all of something, or none, and so teaches nothing.
+"""What a run is looked at for: a first step that is all of something, or none, and so teaches nothing; and figures that
+say, several steps in a row, that training comes apart.
 
-Such a run goes on for hours and looks like one that learns slowly. Pure but for `Guarded`, which stops the run or says
-so once, as `guards.first_step` has it.
+Such a run goes on for hours and looks like one that learns slowly. Pure but for `Guarded` and `Steps`, which stop the
+run or say so once, as `guards.first_step` and `guards.every_step` have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from quintain.failure import QuintainError, one_line
 from quintain.tool_calls import looks_like_a_call
@@ -14,6 +15,8 @@ from quintain.trainers.sources import BatchSource
 from quintain.trajectory import Ending, Finish, Group, Trajectory
 
 EXAMPLE_CHARS = 160
+PATIENCE = 5
+"""So many steps in a row have the same trouble before it is told: one may be an accident."""
 
 
 class Guarded:
@@ -31,6 +34,66 @@ class Guarded:
         if problem is not None:
             self._say(f"warning: {problem}")
         return groups
+
+
+class Steps:
+    """The figures of one step after the other; a trouble that stays is told to `say` once, or raised."""
+
+    def __init__(self, *, stop: bool, say: Callable[[str], None]) -> None:
+        self._stop, self._say = stop, say
+        self._times: dict[str, int] = {}
+        self._told: set[str] = set()
+
+    def see(self, metrics: Mapping[str, float]) -> None:
+        """Look at a step. QuintainError, one line, where that is what it is to be."""
+        found = step_problems(metrics)
+        self._times = {name: self._times.get(name, 0) + 1 for name in found}
+        for name in [name for name, times in self._times.items() if times >= PATIENCE and name not in self._told]:
+            self._told.add(name)
+            problem = f"{PATIENCE} steps in a row {found[name]}"
+            if self._stop:
+                raise QuintainError(f"{problem}; to train on all the same set guards.every_step: warn")
+            self._say(f"warning: {problem}")
+
+
+def step_problems(metrics: Mapping[str, float]) -> dict[str, str]:
+    """What a step's figures say is coming apart, by the figure, with the reason and what helps."""
+    none = float("nan")  # compares false
+
+    def figure(name: str) -> float:
+        return metrics.get(name, none)
+
+    kl, moved, entropy = figure("kl"), figure("policy/approxkl_avg"), figure("entropy")
+    value, reward = figure("critic/value_largest"), figure("critic/reward_largest")
+    explained = figure("critic/explained_variance")
+    troubles = {
+        "kl": (
+            kl > 5,
+            f"the policy was {kl:.3g} nats a token from where it began (kl): it forgets what it could; raise the weight"
+            " of the KL, or lower trainer.learning_rate",
+        ),
+        "policy/approxkl_avg": (
+            moved > 0.5,
+            f"the policy left the batch that it learned from ({moved:.3g} nats, policy/approxkl_avg): lower"
+            " trainer.learning_rate or trainer.num_iterations",
+        ),
+        "critic/value_largest": (
+            value > 10 * reward + 1,
+            f"the critic expected up to {value:.3g} where episodes give {reward:.3g} at most: lower"
+            " trainer.critic_learning_rate, or scale the rewards down",
+        ),
+        "critic/explained_variance": (
+            explained < 0,
+            f"the critic was worse than a constant (explained variance {explained:.2g}), so advantages are noise: give"
+            " it critic_warmup_steps, larger batches, or another critic_learning_rate",
+        ),
+        "entropy": (
+            entropy < 0.01 and figure("reward_std") > 0,
+            f"the policy was nearly certain of every token (entropy {entropy:.2g} nats) and still not always right:"
+            " nothing new is tried; raise rollout.temperature or the weight of the KL, or lower trainer.learning_rate",
+        ),
+    }
+    return {name: text for name, (holds, text) in troubles.items() if holds}
 
 
 def first_step_problem(groups: Sequence[Group]) -> str | None:

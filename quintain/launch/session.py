@@ -12,7 +12,7 @@ from typing import Any
 
 from quintain.config import ExperimentConfig
 from quintain.launch.display import Display, before_after
-from quintain.launch.guards import Guarded
+from quintain.launch.guards import Guarded, Steps
 from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
 from quintain.launch.run_folder import RunFolder
 from quintain.launch.servers import Address
@@ -134,10 +134,13 @@ class TrainingRun:
             figures = {name: value for name, value in figures.items() if name not in ("step", "samples")}
             log.write("eval", result.step, figures)
 
+        steps = Steps(stop=self.config.guards.every_step == "stop", say=display.say)
+
         def stepped(step: int, metrics: dict[str, float]) -> None:
             log.write("train", step, metrics)
             learner.track(step, metrics)
             display.step(step, metrics)
+            steps.see(metrics)
 
         return Hooks(display.say, display.phase, stepped, evaluated, self.check)
 

@@ -1,14 +1,15 @@
-"""A first step that is all of something stops the run with one line, or is told."""
+"""A first step that is all of something, and figures that come apart, stop the run with one line, or are told."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
 
 from quintain.codec import as_floats, as_ints
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
-from quintain.launch.guards import Guarded, first_step_problem
+from quintain.launch.guards import PATIENCE, Guarded, Steps, first_step_problem, step_problems
 from quintain.messages import FunctionCall, Message, ToolCall, assistant
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
@@ -81,3 +82,52 @@ class Batches:
 
     def batch(self, step: int) -> Sequence[Group]:
         return self.made
+
+
+WELL = {
+    "kl": 0.1, "policy/approxkl_avg": 0.01, "critic/value_largest": 1.5, "critic/reward_largest": 1.0,
+    "critic/explained_variance": 0.4, "entropy": 0.5, "reward_std": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "says"),
+    [
+        ("kl", 6.0, "raise the weight of the KL, or lower trainer.learning_rate"),
+        ("policy/approxkl_avg", 0.6, "lower trainer.learning_rate or trainer.num_iterations"),
+        (
+            "critic/value_largest",
+            30.0,
+            "expected up to 30 where episodes give 1 at most: lower trainer.critic_l",
+        ),
+        ("critic/explained_variance", -0.1, "worse than a constant .* critic_warmup_steps"),
+        ("entropy", 0.001, "nothing new is tried; raise rollout.temperature"),
+    ],
+)
+def test_a_trouble_that_stays_is_told_once_with_what_helps_or_stops_the_run(
+    figure: str, value: float, says: str
+) -> None:
+    assert not step_problems(WELL)
+    assert not step_problems({})
+    assert step_problems(WELL | {figure: value}).keys() == {figure}
+    said: list[str] = []
+    steps = Steps(stop=False, say=said.append)
+    for _ in range(PATIENCE - 1):
+        steps.see(WELL | {figure: value})
+    steps.see(WELL)  # a step without it begins the count again
+    for _ in range(PATIENCE - 1):
+        steps.see(WELL | {figure: value})
+    assert not said
+    for _ in range(2 * PATIENCE):
+        steps.see(WELL | {figure: value})
+    (line,) = said
+    assert re.search(says, line), line
+    stopping = Steps(stop=True, say=said.append)
+    for _ in range(PATIENCE - 1):
+        stopping.see(WELL | {figure: value})
+    with pytest.raises(QuintainError, match=r"guards\.every_step: warn"):
+        stopping.see(WELL | {figure: value})
+
+
+def test_a_policy_that_is_certain_and_always_right_is_no_trouble() -> None:
+    assert not step_problems(WELL | {"entropy": 0.0, "reward_std": 0.0})

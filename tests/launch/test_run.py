@@ -229,3 +229,23 @@ def test_a_hub_name_is_the_same_model_to_engine_and_trainer(tmp_path: Path, tiny
     environ = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", CACHED], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ppo_trains_a_critic_beside_the_policy_and_keeps_both(run: Run) -> None:
+    run.set("trainer.algorithm", "ppo").set("trainer.critic_warmup_steps", 1).set("trainer.num_iterations", 2)
+    run.set("trainer.kl_target", 1.0).train()
+    run.assert_books_balance(3)
+    rows = [row for row in run.metrics() if row["kind"] == "train"]
+    for figure in ("reward", "kl", "kl_coef", "critic/loss", "critic/grad_norm", "critic/explained_variance"):
+        assert all(math.isfinite(row[figure]) for row in rows), figure
+    assert [row["loss"] == row["grad_norm"] == 0 for row in rows] == [True, False, False]
+    checkpoint = sorted((run.path / "checkpoints").glob("step-*"))[-1]
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    AutoModelForCausalLM.from_pretrained(checkpoint)
+    critic = AutoModelForSequenceClassification.from_pretrained(checkpoint / "critic")
+    assert critic.score.weight.shape[0] == 1
+    assert critic.score.weight.any()
+    assert json.loads((checkpoint / "trainer.json").read_text())["state"]["kl_coef"] == pytest.approx(
+        rows[-1]["kl_coef"], rel=0.3
+    )

@@ -75,7 +75,7 @@ class PPO:
         logged |= {
             "critic/explained_variance": explained_variance(value, returns),
             "critic/value_largest": float(np.abs(value).max()),
-            "critic/return_largest": float(np.abs(returns).max()),
+            "critic/reward_largest": float(np.abs(total[~episodes.failed]).max()),
         }
         if config.needs_reference:
             summed = float(kl.sum() / len(spans))
