@@ -106,7 +106,7 @@ def guard(fd: int | None = None) -> None:
         os.setpgid(0, 0)
     child = os.fork()
     if child == 0:
-        _die_with_parent()
+        die_with_parent()
         if fd is not None:
             os.close(fd)
         return
@@ -121,8 +121,8 @@ def guard(fd: int | None = None) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that forked it ends."""
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that forked it ends (Linux)."""
     import ctypes
 
     parent = os.getppid()

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from quintain.failure import QuintainError
-from quintain.trainers.model.policy import check_saved, restore_policy, save_policy
+from quintain.trainers.model.policy import check_saved, restore_policy, save_policy, to_save
+from quintain.trainers.ranks import ALONE, Ranks, mine, placed, whole
 
 _STATE = "trainer.json"
 _TENSORS = "state.pt"
@@ -52,9 +53,10 @@ def save_checkpoint(
     *,
     keep: int,
     prove: bool = False,
-) -> Path:
+    ranks: Ranks = ALONE,
+) -> None:
     """Write `step-000040` under `root` and remove all but the `keep` newest. The first model is in that folder, each
-    other one in a folder within it that has its name.
+    other one in a folder within it that has its name. Every rank calls this, and rank 0 alone writes.
 
     With `prove` it is in place only once it has been loaded back and found equal. QuintainError where the disk
     refuses, where something is not finite, or where it does not load back.
@@ -62,17 +64,20 @@ def save_checkpoint(
     final = root / f"step-{progress.step:06d}"
     draft = root / f".draft-{progress.step:06d}"
     try:
-        for model, optimizer in models.values():
-            _check_finite(model, optimizer)
+        _check_finite(models, ranks)
+        saved = {name: to_save(model) for name, (model, _) in models.items()}
+        optimizers = {name: _optimizer_state(*pair) for name, pair in models.items()}
+        state = {"optimizers": optimizers, "rng": ranks.gathered(_rng_state())}
+        if not ranks.leads:
+            return
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        for folder, (model, _) in _folders(draft, models):
-            save_policy(model, tokenizer, folder)
+        for name, folder in _folders(draft, models).items():
+            save_policy(models[name][0], tokenizer, folder, saved[name])
             if prove:
-                check_saved(model, folder)
-        optimizers = {name: optimizer.state_dict() for name, (_, optimizer) in models.items()}
-        torch.save({"optimizers": optimizers, "rng": _rng_state()}, draft / _TENSORS)
+                check_saved(models[name][0], folder, saved[name])
+        torch.save(state, draft / _TENSORS)
         (draft / _STATE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
         _sync(draft)
         if final.exists():  # of the same step: what is complete stays until what replaces it is
@@ -90,7 +95,6 @@ def save_checkpoint(
         ) from None
     for old in [*root.glob(".draft-*"), *sorted(root.glob("step-*"))[:-keep]]:
         shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def latest_checkpoint(root: Path) -> Path | None:
@@ -104,33 +108,69 @@ def load_progress(checkpoint: Path) -> Progress:
     return Progress(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
 
 
-def restore(checkpoint: Path, models: Models) -> Progress:
-    """Put weights, optimiser and random states back into place. QuintainError where they cannot be read."""
+def restore(checkpoint: Path, models: Models, ranks: Ranks = ALONE) -> Progress:
+    """Put weights, optimisers and random states back into place, on as many ranks as there are now.
+
+    A rank that the checkpoint knows no random state of (there were fewer) keeps its own. QuintainError where they
+    cannot be read.
+    """
     try:
         state = torch.load(checkpoint / _TENSORS, weights_only=True, map_location="cpu")
         progress = load_progress(checkpoint)
-        for folder, (model, _) in _folders(checkpoint, models):
+        for name, folder in _folders(checkpoint, models).items():
+            model, optimizer = models[name]
             restore_policy(model, folder)
-        for name, (_, optimizer) in models.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        _set_rng_state(state["rng"])
+            _restore_optimizer(model, optimizer, state["optimizers"][name])
+        for rng in state["rng"][ranks.rank : ranks.rank + 1]:
+            _set_rng_state(rng)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
         raise QuintainError(f"cannot read the checkpoint {checkpoint}: {str(error).splitlines()[0]}") from None
     return progress
 
 
-def _folders(checkpoint: Path, models: Models) -> list[tuple[Path, tuple[nn.Module, torch.optim.Optimizer]]]:
-    """Where each model of a checkpoint is, and the model with its optimiser."""
-    return [(checkpoint / name if at else checkpoint, pair) for at, (name, pair) in enumerate(models.items())]
+def _folders(checkpoint: Path, models: Models) -> dict[str, Path]:
+    """Where each model of a checkpoint is."""
+    return {name: checkpoint / name if at else checkpoint for at, name in enumerate(models)}
 
 
-def _check_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """QuintainError unless every trained weight, and all that the optimiser knows of it, is finite."""
-    for name, parameter in model.named_parameters():
-        known = {"weight": parameter.detach(), **optimizer.state.get(parameter, {})} if parameter.requires_grad else {}
-        for what, value in known.items():
-            if isinstance(value, Tensor) and not bool(value.isfinite().all()):
-                raise QuintainError(f"{name} ({what}) is not finite: training has diverged before this step")
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """What the optimiser knows of each parameter, by its name: the same however the model is spread over ranks."""
+    known = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    return {
+        name: {key: whole(value) if isinstance(value, Tensor) else value for key, value in of.items()}
+        for name, of in known.items()
+        if of
+    }
+
+
+def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
+    """Give the optimiser what `_optimizer_state` said. KeyError where `model` has no such parameter."""
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for name, known in state.items():
+        like = parameters[name]
+        optimizer.state[like] = {
+            key: placed(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
+            for key, value in known.items()
+        }
+
+
+def _check_finite(models: Models, ranks: Ranks) -> None:
+    """QuintainError, on every rank, unless every trained weight and all that its optimiser knows of it is finite."""
+    found = next(filter(None, ranks.gathered(_not_finite(models))), None)
+    if found is not None:
+        raise QuintainError(f"{found} is not finite: training has diverged before this step")
+
+
+def _not_finite(models: Models) -> str | None:
+    """The first of this rank's numbers that are trained and not finite."""
+    for model, optimizer in models.values():
+        for name, parameter in model.named_parameters():
+            known = {"weight": parameter.detach(), **optimizer.state.get(parameter, {})}
+            for what, value in known.items() if parameter.requires_grad else ():
+                if isinstance(value, Tensor) and not bool(mine(value).isfinite().all()):
+                    return f"{name} ({what})"
+    return None
 
 
 def _rng_state() -> dict[str, Any]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from quintain.config import ExperimentConfig
@@ -35,8 +37,9 @@ from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.examples import padding
 from quintain.trainers.losses.metrics import Metrics, combine, metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, supports_tree
-from quintain.trainers.model.policy import ReferenceModel, load_policy
+from quintain.trainers.model.policy import ReferenceModel, load_policy, published
 from quintain.trainers.model.value import ValueForward, followed, load_critic
+from quintain.trainers.ranks import ALONE, Ranks, number, shard
 from quintain.trainers.rows import Floats, Row, Rows
 from quintain.trainers.schedule import learning_rate, optimizer_of
 from quintain.trainers.streams import Streams, draws_random_numbers
@@ -62,7 +65,10 @@ class Trained:
 
 
 class Learner(Generic[Data]):
-    """Trains the models that `algorithm` names. `check` may raise to give up a step under way."""
+    """Trains the models that `algorithm` names. `check` may raise to give up a step under way.
+
+    Of several `ranks` the others `follow`: whatever rank 0 does that needs them, it tells them first.
+    """
 
     def __init__(
         self,
@@ -72,14 +78,16 @@ class Learner(Generic[Data]):
         checkpoints: Path,
         logs: Path,
         check: Callable[[], None] = lambda: None,
+        ranks: Ranks = ALONE,
     ) -> None:
         from transformers import AutoTokenizer
 
         quiet_transformers()
         trainer = config.trainer
-        self._threads = trainer.threads or os.cpu_count() or 1
-        torch.set_num_threads(self._threads)
-        self.config, self.checkpoints, self.logs, self._check = config, checkpoints, logs, check
+        self._threads = trainer.threads or max(1, (os.cpu_count() or 1) // ranks.world)
+        self.config, self.checkpoints, self.logs, self.ranks = config, checkpoints, logs, ranks
+        # Others would wait for ever within a step that one gave up.
+        self._check = (lambda: None) if ranks.several else check
         self.algorithm = algorithm
         self._skipped = 0  # batches in a row
         self._proven = False  # a checkpoint of this process has been loaded back and found equal
@@ -90,10 +98,13 @@ class Learner(Generic[Data]):
             cpu=not torch.cuda.is_available(),
             log_with=_trackers(trainer.report_to),
             project_dir=logs,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        torch.set_num_threads(self._threads)  # after Accelerate, which sets it too where there are several ranks
         if trainer.report_to:
             self.accelerator.init_trackers(config.name)
-        self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
+        self.share, self._shards = Share(ranks.rank, ranks.world), ranks.several and trainer.parallel == "fsdp"
+        self._frozen: tuple[nn.Module, Any] | None = None  # the reference and its forward pass
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.model, notes = load_policy(config.model, seed=config.seed, head=trainer.head)
         _check_length(config, self.model)
@@ -113,6 +124,7 @@ class Learner(Generic[Data]):
     def update(self, data: Data, *, step: int) -> dict[str, float]:
         """Train on a batch: an optimiser update of each trained model for each minibatch, as often as the batch is gone
         over. The figures to log, by TRL's names."""
+        self._tell("update", step, None if self.config.offline is None else data)
         trainer = self.config.trainer
         rows = self.algorithm.credit(self._passed(self.algorithm.rows(data, version=step)))
         rate = learning_rate(trainer, step)
@@ -158,6 +170,7 @@ class Learner(Generic[Data]):
 
     def measure(self, data: Data) -> dict[str, float]:
         """The loss of the first trained model on all of `data`, and its metrics, without a gradient."""
+        self._tell("measure", data)
         name = self.algorithm.trains[0]
         rows = self.algorithm.credit(self._passed(self.algorithm.rows(data, version=-1)))
         work, trained = self._works(rows, [name]).get(name), self.trained[name]
@@ -165,20 +178,50 @@ class Learner(Generic[Data]):
             return dict(rows.metrics)
         trained.model.eval()
         with torch.no_grad():
-            loss, metrics = accumulate(trained.scored, work, backward=lambda _: None, check=self._check)
+            loss, metrics = self._of_all(accumulate(trained.scored, work, backward=lambda _: None, check=self._check))
         return {"loss": loss, **rows.metrics, **metric_values(metrics)}
 
     def score(self, piece: MicroBatch, *, temperature: float) -> TokenLogprobs:
         """What the policy says of a piece's tokens, without a gradient."""
+        self._tell("score", piece, temperature)
         self.model.eval()
         with torch.no_grad():
-            scored: TokenLogprobs = self.trained["policy"].forward(piece, temperature=temperature)
+            scored: TokenLogprobs = _alone(self.trained["policy"].forward)(piece, temperature=temperature)
         return scored
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights to sample with (`model.policy.published`)."""
+        self._tell("weights")
+        yield from published(self.model)
+
+    def follow(self, batch: Callable[[int], Data] | None) -> None:
+        """Do what rank 0 says until it has nothing more; `batch` gives that of a step, where rank 0 does not."""
+        end: tuple[Any, ...] = ()
+        while (said := self.ranks.told(end)) != end:
+            with suppress(QuintainError):  # rank 0 raises it too, and it is for it to tell
+                match said:
+                    case ("update", step, data):
+                        self.update(data if batch is None else batch(step), step=step)
+                    case ("measure", data):
+                        self.measure(data)
+                    case ("score", piece, temperature):
+                        self.score(piece, temperature=temperature)
+                    case ("weights",):
+                        list(self.weights())
+                    case ("save", progress):
+                        self.save(progress)
+                    case ("restore", checkpoint):
+                        self.restore(checkpoint)
+
+    def _tell(self, *what: Any) -> None:
+        if self.ranks.leads:
+            self.ranks.told(what)
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint. QuintainError where the disk refuses."""
         if isinstance(self.algorithm, Remembers):
             progress = replace(progress, state=dict(self.algorithm.state))
+        self._tell("save", progress)
         save_checkpoint(
             self.checkpoints,
             progress,
@@ -186,12 +229,14 @@ class Learner(Generic[Data]):
             self.tokenizer,
             keep=self.config.trainer.save_total_limit,
             prove=not self._proven,
+            ranks=self.ranks,
         )
         self._proven = True
 
     def restore(self, checkpoint: Path) -> Progress:
         """Go back to `checkpoint`."""
-        progress = restore(checkpoint, self._saved())
+        self._tell("restore", checkpoint)
+        progress = restore(checkpoint, self._saved(), self.ranks)
         if isinstance(self.algorithm, Remembers):
             self.algorithm.state.update(progress.state)
         return progress
@@ -202,7 +247,9 @@ class Learner(Generic[Data]):
             self.accelerator.log(metrics, step=step)
 
     def close(self) -> None:
-        """End the trackers and the threads."""
+        """End the trackers and the threads, and let the other ranks go."""
+        with suppress(RuntimeError):  # they may be gone
+            self._tell()
         for trained in self.trained.values():
             if trained.streams is not None:
                 trained.streams.close()
@@ -212,7 +259,7 @@ class Learner(Generic[Data]):
     def _count_skips(self, rows: Sequence[Row], norm: float, step: int) -> None:
         """Keep the skipped batch `rows` of `step` for inspection. QuintainError where it is one of several in a row."""
         self._skipped = self._skipped + 1 if rows else 0
-        if not rows:
+        if not rows or not self.ranks.leads:
             return
         self.logs.mkdir(parents=True, exist_ok=True)
         kept = self.logs / f"skipped-{step + 1:06d}.jsonl"
@@ -227,7 +274,7 @@ class Learner(Generic[Data]):
         """Put the gradient of `work` in place of the parameters'; the loss and the metrics."""
         trained.optimizer.zero_grad(set_to_none=True)
         try:
-            return accumulate(
+            part = accumulate(
                 trained.scored,
                 work,
                 backward=self.accelerator.backward,
@@ -235,14 +282,20 @@ class Learner(Generic[Data]):
                 check=self._check if check else lambda: None,
                 streams=trained.streams,
             )
+            return self._of_all(part)
         except BaseException:
             trained.optimizer.zero_grad(set_to_none=True)
             raise
 
+    def _of_all(self, part: tuple[float, Metrics]) -> tuple[float, Metrics]:
+        """The loss and the metrics of all ranks."""
+        parts = self.ranks.gathered(part)
+        return sum((loss for loss, _ in parts), 0.0), combine([metrics for _, metrics in parts])
+
     def _stepped(self, trained: Trained) -> float:
         """Update the weights, unless the gradient is not finite; its norm before it was scaled down."""
         largest = self.config.trainer.max_grad_norm
-        norm = float(self.accelerator.clip_grad_norm_(parameters_of(trained.model), largest))
+        norm = number(self.accelerator.clip_grad_norm_(parameters_of(trained.model), largest))
         if math.isfinite(norm):
             trained.optimizer.step()
         trained.optimizer.zero_grad(set_to_none=True)
@@ -266,18 +319,19 @@ class Learner(Generic[Data]):
             return rows
         pieces = self._pieces([rows.rows[i] for i in live])
         columns: list[dict[str, Floats]] = [{} for _ in rows.rows]
-        found = {str(name): by_row(pieces, values) for name, values in self._scores(passes, pieces).items()}
+        mine = {str(name): by_row(pieces, values) for name, values in self._scores(passes, pieces).items()}
         if Pass.VALUE in passes:
-            found |= self._values([rows.rows[i] for i in live])
-        for name, of_rows in found.items():
-            for at, column in of_rows.items():
-                columns[live[at]][name] = column
+            mine |= self._values([rows.rows[i] for i in live])
+        for found in self.ranks.gathered(mine):
+            for name, of_rows in found.items():
+                for at, column in of_rows.items():
+                    columns[live[at]][name] = column
         return rows.having(columns)
 
     def _values(self, rows: Sequence[Row]) -> dict[str, dict[int, Floats]]:
         """What the critic expects before each policy token [T] of `rows`, and before what follows it."""
         pieces = self._pieces([replace(row, segment=followed(row.segment)) for row in rows])
-        scored = score(self.trained[CRITIC].scored, pieces, self.share)
+        scored = score(_alone(self.trained[CRITIC].forward), pieces, self.share)
         values = by_row(pieces, {i: tokens.value for i, tokens in scored.items() if tokens.value is not None})
         return {
             Pass.VALUE: {at: value[:-1] for at, value in values.items()},
@@ -291,14 +345,27 @@ class Learner(Generic[Data]):
             trained.model.eval()
         if self.reference is not None:
             with self.reference.model() as reference:
-                forward = PolicyForward(reference, temperature=self.config.rollout.temperature)
-                scored = score(forward, pieces, self.share)
+                scored = score(self._referring(reference), pieces, self.share)
             found[Pass.REF] = {index: tokens.logp for index, tokens in scored.items()}
         if passes & {Pass.OLD, Pass.ENTROPY}:
-            scored = score(self.trained["policy"].scored, pieces, self.share)
+            scored = score(_alone(self.trained["policy"].forward), pieces, self.share)
             found[Pass.OLD] = {index: tokens.logp for index, tokens in scored.items()}
             found[Pass.ENTROPY] = {i: tokens.entropy for i, tokens in scored.items() if tokens.entropy is not None}
         return {name: values for name, values in found.items() if name in passes}
+
+    def _referring(self, reference: nn.Module) -> Any:
+        """The forward pass of the reference: that of the policy itself where only its adapter is off."""
+        if reference is self.model:
+            return _alone(self.trained["policy"].forward)
+        if self._frozen is None or self._frozen[0] is not reference:
+            forward = PolicyForward(reference, temperature=self.config.rollout.temperature)
+            self._frozen = reference, self._sharded(forward) if self._shards else forward
+        return self._frozen[1]
+
+    def _sharded(self, forward: PolicyForward | ValueForward) -> Any:
+        """`forward` with its parameters sharded over the ranks."""
+        shard(forward, plain_model(forward.model)._no_split_modules or ())
+        return self.accelerator.prepare_model(forward, evaluation_mode=True)  # autocast, and no DDP
 
     def _pieces(self, rows: Sequence[Row]) -> list[MicroBatch]:
         streams = [trained.streams.count for trained in self.trained.values() if trained.streams is not None]
@@ -340,11 +407,19 @@ class Learner(Generic[Data]):
         plain_model(self.model).config.pad_token_id = self.tokenizer.pad_token_id = padding(self.tokenizer)
         return ValueForward(self.model)
 
-    def _prepared(self, model: nn.Module, forward: nn.Module) -> Trained:
+    def _prepared(self, model: nn.Module, forward: PolicyForward | ValueForward) -> Trained:
         """`model` with the optimiser of its own, both as Accelerate wraps them; `forward` runs it on a piece."""
+        sharded = self._sharded(forward) if self._shards else None  # before the optimiser sees the parameters
         optimizer = optimizer_of(self.config.trainer, parameters_of(model))
+        if sharded is not None:
+            return Trained(model, sharded, self.accelerator.prepare_optimizer(optimizer), None)
         prepared: tuple[Any, Any] = self.accelerator.prepare(forward, optimizer)
         return Trained(model, *prepared, self._streams(model))
+
+
+def _alone(forward: Any) -> Any:
+    """A forward pass that one rank may run without the others, but for a sharded one."""
+    return getattr(forward, "module", forward)
 
 
 def _check_length(config: ExperimentConfig, model: Any) -> None:

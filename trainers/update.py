@@ -104,7 +104,8 @@ def score(
 ) -> dict[int, TokenLogprobs]:
     """What `model` says of this rank's pieces, by index, without a gradient."""
     with torch.no_grad():
-        return {index: model(piece) for index, piece, _ in share.of(pieces)}
+        found = [(index, model(piece), counts) for index, piece, counts in share.of(pieces)]
+    return {index: scored for index, scored, counts in found if counts}
 
 
 def by_row(pieces: Sequence[MicroBatch], values: Mapping[int, Tensor]) -> dict[int, Floats]:

@@ -54,6 +54,11 @@ class TrainerConfig(Section):
     streams: MayChange[Positive] = 2
     """Micro-batches that a CPU works on side by side, sharing `threads`; each keeps a gradient of its own."""
 
+    processes: MayChange[Positive] = 1
+    """Processes (ranks) that share the work of a batch; torchrun and accelerate launch start theirs themselves."""
+    parallel: MayChange[Literal["ddp", "fsdp"]] = "ddp"
+    """Whether each of several processes has a copy of the model, or a shard of each of its parameters."""
+
     save_steps: MayChange[Positive | None] = None
     """Write a checkpoint every so many steps; one is always written at the end and when stopped."""
     save_total_limit: MayChange[Positive] = 2

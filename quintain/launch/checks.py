@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,6 @@ def check_model(config: ExperimentConfig) -> None:
         raise QuintainError(f"model.path: {path} has no config.json: give the folder of a transformers model")
     if looks_local and not path.is_dir():
         raise QuintainError(f"model.path: no folder '{path}': make it first (for the quickstart: make model)")
-
-
-def check_one_process(environ: Mapping[str, str]) -> None:
-    """QuintainError under a launcher of several processes (torchrun, accelerate launch): a run is one process."""
-    size = environ.get("WORLD_SIZE", "1")
-    if size != "1":
-        raise QuintainError(
-            f"WORLD_SIZE is {size}: a run is one trainer process so far; start it with 'quintain train', no launcher"
-        )
 
 
 def check_split(config: ExperimentConfig, client: Any) -> None:

@@ -73,14 +73,18 @@ def resumed_run(config: ExperimentConfig, at: Path | None) -> tuple[RunFolder, E
         raise QuintainError(f"nothing to resume in {at}: it has no config.yaml")
     earlier = load_config(run.config)
     config = with_choices_of(config, earlier)
-    changes = [
-        f"{change.path} was {_shown(change.before)} and is {_shown(change.now)} now{change.why and f' ({change.why})'}"
-        for change in forbidden_changes(earlier, config)
-    ]
-    if changes:
-        raise QuintainError(f"{at} cannot go on as another run: {'; '.join(changes)}: keep it, or start a new run")
+    if changes := differences(earlier, config):
+        raise QuintainError(f"{at} cannot go on as another run: {changes}: keep it, or start a new run")
     run.keep(config)
     return run, config
+
+
+def differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
+    """What makes `now` another experiment than `before`; empty where nothing does."""
+    return "; ".join(
+        f"{change.path} was {_shown(change.before)} and is {_shown(change.now)} now{change.why and f' ({change.why})'}"
+        for change in forbidden_changes(before, now)
+    )
 
 
 def with_choices_of(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:

@@ -5,16 +5,21 @@ Importing this module imports torch; `launch.train` does so while the servers st
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from quintain.config import ExperimentConfig
+from quintain.failure import QuintainError
 from quintain.launch.display import Display, before_after
 from quintain.launch.guards import Guarded, Steps
+from quintain.launch.ranks import STORE_ENV
 from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
-from quintain.launch.run_folder import RunFolder
+from quintain.launch.run_folder import RunFolder, differences, with_choices_of
 from quintain.launch.servers import Address
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.wire import BatchProgress
@@ -25,6 +30,7 @@ from quintain.trainers.heldout import Evaluation, HeldoutExamples, HeldoutTasks,
 from quintain.trainers.learner import Learner
 from quintain.trainers.loop import Evaluator, Hooks, Loop, Result, Stopped
 from quintain.trainers.publishing.publish import PolicyPublisher
+from quintain.trainers.ranks import Ranks, is_loss
 from quintain.trainers.sources import BatchSource, RolloutSource
 
 
@@ -33,6 +39,49 @@ class Interrupted(Exception):
 
     def __init__(self, step: int) -> None:
         self.step = step
+
+
+LOST_S = 5.0
+"""How long it may take until the supervisor knows that a rank has ended."""
+
+
+def joined(check: Callable[[], None] = lambda: None) -> Ranks:
+    """This process among the ranks that its environment speaks of, once all are there."""
+    environ, store = os.environ, os.environ.get(STORE_ENV)
+    world = int(environ.get("WORLD_SIZE", "1"))
+    return Ranks.joined(int(environ.get("RANK", "0")), world, Path(store) if store else None, check=check)
+
+
+def agree(ranks: Ranks, difference: str) -> None:
+    """QuintainError on every rank where one of them was started with another experiment: `difference`."""
+    for rank, other in enumerate(ranks.gathered(difference)):
+        if other:
+            raise QuintainError(f"rank {rank} was started with another experiment than rank 0: {other}")
+
+
+def follow(own: ExperimentConfig | None) -> int:
+    """Be a rank beyond the first until rank 0 has done; `own` is the experiment that a launcher's rank is given."""
+    ranks = joined()
+    try:
+        text, path = ranks.told(("", Path()))
+        config, run = ExperimentConfig.model_validate_json(text), RunFolder(path)
+        agree(ranks, "" if own is None else differences(config, with_choices_of(own, config)))
+        learner = Learner(config, algorithm_of(config), checkpoints=run.checkpoints, logs=run.logs, ranks=ranks)
+        address: Address | None = ranks.told(None)
+        if address is None:  # the batches of a dataset come from rank 0
+            learner.follow(None)
+        else:
+            with RolloutClient(address.url, address.token) as client:
+                learner.follow(RolloutSource(client).batch)
+    except RuntimeError as error:
+        if not is_loss(error):
+            raise
+        print("another rank is gone, and with it this one's work")
+        return 1
+    except QuintainError as error:
+        print(f"Error: {error}")
+        return 1
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +101,25 @@ class TrainingRun:
 
         Raises Interrupted, QuintainError and FailureError with the last whole step saved.
         """
-        progress, loop = Progress(0, 0, 0, 0.0), None
+        progress, loop, learner = Progress(0, 0, 0, 0.0), None, None
         try:
+            ranks = joined(self.check)
+            ranks.told((self.config.model_dump_json(), self.run.path))
+            agree(ranks, "")
             learner = Learner(
                 self.config,
                 algorithm_of(self.config),
                 checkpoints=self.run.checkpoints,
                 logs=self.run.logs,
                 check=self.check,
+                ranks=ranks,
             )
+            there = trained_on if isinstance(trained_on, Data) else trained_on()
+            ranks.told(there if isinstance(there, Address) else None)
             progress = self._progress(learner, resume)
             for line in learner.notes:
                 self.display.say(line)
-            with self._connected(learner, trained_on) as (source, publisher, evaluator):
+            with self._connected(learner, there) as (source, publisher, evaluator):
                 log = MetricsLog(self.run.metrics, from_step=progress.step)
                 self.display.begin(progress.step)
                 loop = Loop(
@@ -80,8 +135,24 @@ class TrainingRun:
                 result = loop.run()
         except Stopped:
             raise Interrupted((loop.progress if loop is not None else progress).step) from None
+        except RuntimeError as error:
+            self._explain(error)
+            raise
+        finally:
+            if learner is not None:
+                learner.ranks.leave()
         self.display.close()
         return self._conclude(result)
+
+    def _explain(self, error: RuntimeError) -> None:
+        """QuintainError where `error` is that another rank is gone."""
+        if not is_loss(error):
+            return
+        until = time.monotonic() + LOST_S
+        while time.monotonic() < until:  # whoever started that rank knows more, in a moment
+            self.check()
+            time.sleep(0.1)
+        raise QuintainError("another rank of the trainer is gone: see what its launcher says, then go on with --resume")
 
     def _progress(self, learner: Learner[Any], resume: bool) -> Progress:
         checkpoint = latest_checkpoint(self.run.checkpoints) if resume else None
@@ -89,7 +160,7 @@ class TrainingRun:
 
     @contextmanager
     def _connected(
-        self, learner: Learner[Any], trained_on: Callable[[], Address] | Data
+        self, learner: Learner[Any], trained_on: Address | Data
     ) -> Iterator[tuple[BatchSource[Any], PolicyPublisher | None, Evaluator | None]]:
         if isinstance(trained_on, Data):
             evaluator = HeldoutExamples(learner, trained_on.heldout) if trained_on.heldout else None
@@ -98,8 +169,7 @@ class TrainingRun:
             finally:
                 learner.close()
             return
-        rollout = trained_on()
-        client = RolloutClient(rollout.url, rollout.token, poll=self._poll)
+        client = RolloutClient(trained_on.url, trained_on.token, poll=self._poll)
         publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
             source = Guarded(RolloutSource(client), stop=self.config.guards.first_step == "stop", say=self.display.say)

@@ -42,6 +42,8 @@ class ServerSpec:
     log: Path
     environ: Mapping[str, str] = field(default_factory=dict)
     ready_s: float = 180.0
+    restarts: int | None = None
+    """How often it is started again; None is as often as the supervisor's others."""
 
 
 class Server:
@@ -75,7 +77,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
                 pass_fds=[self._lifeline.fd],
-                env={**os.environ, **self.spec.environ, **self._lifeline.environ()},
+                env={**_plain(os.environ), **self.spec.environ, **self._lifeline.environ()},
             )
         ready = threading.Event()
         threading.Thread(target=self._read, args=(self._process, ready), daemon=True).start()
@@ -171,7 +173,10 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            if server.restarted >= self._restarts:
+            restarts = self._restarts if server.spec.restarts is None else server.spec.restarts
+            if code == 0 and restarts == 0:  # it has done its work
+                return
+            if server.restarted >= restarts:
                 self._broken = QuintainError(
                     f"the {server.spec.name} ended ({how}) after {server.restarted} restarts: {server.last_words()};"
                     f" see {server.spec.log}, then go on with --resume"
@@ -194,6 +199,12 @@ def _event(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return event if isinstance(event, dict) else {}
+
+
+def _plain(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what makes a process one rank of several: a server is none."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in environ.items() if name not in ranks and not name.startswith("TORCHELASTIC")}
 
 
 def share_cores() -> None:

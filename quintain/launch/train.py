@@ -20,8 +20,9 @@ from rich.console import Console
 
 from quintain.config import ExperimentConfig
 from quintain.failure import FailureError, QuintainError
-from quintain.launch.checks import check_model, check_one_process, check_split, heldout_size
+from quintain.launch.checks import check_model, check_split, heldout_size
 from quintain.launch.display import Display
+from quintain.launch.ranks import check_ranks, follow_launched, is_follower, start_ranks
 from quintain.launch.run_folder import RunFolder, from_another_run, new_run, resumed_run, settle_dtypes, with_steps
 from quintain.launch.servers import Address, start_environment, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
@@ -35,9 +36,11 @@ def train(config: ExperimentConfig, *, resume: bool, run_dir: Path | None, as_js
     began = time.monotonic() - _process_age_s()
     share_cores()
     console = Console(stderr=as_json)
-    check_one_process(os.environ)
     config = from_another_run(config)
+    check_ranks(config, os.environ)
     check_model(config)
+    if is_follower(os.environ):
+        return follow_launched(config)
     run, config = resumed_run(config, run_dir) if resume else (new_run(config, run_dir), config)
     display = Display(console, steps=config.trainer.max_steps)
     display.say(f"run directory: {run.path}")
@@ -74,8 +77,9 @@ def _train(
     resume: bool,
 ) -> dict[str, Any] | int:
     """The run's summary, or the number of whole steps after which it was stopped."""
+    start_ranks(supervisor, config, run)
     if config.offline is not None:
-        return _train_on_data(config, run, stopping, display, began=began, resume=resume)
+        return _train_on_data(config, run, supervisor, stopping, display, began=began, resume=resume)
     from quintain.envs.client import EnvClient
 
     display.phase("starting the environment server")
@@ -111,7 +115,14 @@ def _train(
 
 
 def _train_on_data(
-    config: ExperimentConfig, run: RunFolder, stopping: list[int], display: Display, *, began: float, resume: bool
+    config: ExperimentConfig,
+    run: RunFolder,
+    supervisor: Supervisor,
+    stopping: list[int],
+    display: Display,
+    *,
+    began: float,
+    resume: bool,
 ) -> dict[str, Any] | int:
     """As `_train`, of a trainer that samples nothing: no server is started, and the data is checked before all else."""
     from quintain.trainers.datasets import prepared, read
@@ -123,6 +134,7 @@ def _train_on_data(
     from quintain.trainers.loop import Stopped
 
     def check() -> None:
+        supervisor.check()
         if stopping:
             raise Stopped
 

@@ -5,13 +5,16 @@ A new algorithm is tested by being listed here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quintain.codec import as_ints
+from quintain.config import ExperimentConfig, parse_config
 from quintain.trainers.examples import Example
 from quintain.trajectory import Trajectory
 
@@ -94,6 +97,16 @@ class Case:
     algorithm: str
     options: dict[str, Any] = field(default_factory=dict)
     data: Callable[[int], Any] = sampled
+    lora: dict[str, Any] | None = None
+
+
+def config_of(case: Case, model: Path, **more: Any) -> ExperimentConfig:
+    """The experiment of `case` with the model of that folder, and `more` options of the trainer."""
+    source = "environment: {name: math}" if case.data in ONLINE else "dataset: rows.jsonl"
+    text = f"model: {{path: {model}, compute_dtype: float32}}\n{source}\n"
+    options = {"algorithm": case.algorithm, "learning_rate": 0.01, "threads": 1} | case.options | more
+    settings = [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()]
+    return parse_config(text, settings + ([f"model.lora={json.dumps(case.lora)}"] if case.lora else []))
 
 
 CASES: dict[str, Case] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from quintain.config import parse_config
 from quintain.trainers.algorithms import ALGORITHMS, algorithm_of
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.learner import Learner
 
-from .algorithm_cases import CASES, ONLINE, Case
+from .algorithm_cases import CASES, Case, config_of
 from .test_learner import model as model
 from .test_learner import weights
 
@@ -30,10 +28,7 @@ def made(model: Path, tmp_path: Path) -> Iterator[Made]:
     learners: list[Learner[Any]] = []
 
     def make(case: Case, **more: Any) -> Learner[Any]:
-        source = "environment: {name: math}" if case.data in ONLINE else "dataset: rows.jsonl"
-        text = f"model: {{path: {model}, compute_dtype: float32}}\n{source}\n"
-        options = {"algorithm": case.algorithm, "learning_rate": 0.01, "threads": 1} | case.options | more
-        config = parse_config(text, [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()])
+        config = config_of(case, model, **more)
         found = Learner(config, algorithm_of(config), checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
         learners.append(found)
         return found

@@ -13,15 +13,18 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from quintain.config import LoraConfig, ModelConfig
 from quintain.failure import QuintainError
 from quintain.rollout.engines.dtypes import DTYPES
+from quintain.trainers.ranks import placed, whole
 
 AUTO = {
     "lm": "AutoModelForCausalLM",
@@ -172,59 +175,81 @@ class ReferenceModel:
 
 
 def published(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights to sample with, by the names of a saved plain model. Most are the parameters themselves."""
+    """The weights to sample with, by the names of a saved plain model. Most are the parameters themselves.
+
+    Of a sharded model every rank asks for them, and rank 0 alone gets them.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
-    yield from revert_weight_conversion(_base(model), _merged(model)).items()
+    weights = _merged(model)
+    if not _follows():
+        yield from revert_weight_conversion(_base(model), weights).items()
+
+
+def _follows() -> bool:
+    return dist.is_initialized() and dist.get_rank() > 0
 
 
 def _base(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
+@torch.no_grad()
 def _merged(model: nn.Module) -> dict[str, Tensor]:
     """The weights of the plain model, by its own names in memory; of those that are tied, the one that is saved."""
     base = _base(model)
     layers = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
-    named = {name: value.detach() for name, value in base.state_dict().items() if "lora_" not in name}
+    named = {name: value for name, value in base.state_dict(keep_vars=True).items() if "lora_" not in name}
     tied = set(getattr(base, "_tied_weights_keys", None) or ())
-    shared = {value.data_ptr() for name, value in named.items() if name not in tied}
+    shared = {id(value) for name, value in named.items() if name not in tied}
     merged = {}
     for name, value in named.items():
-        if name in tied and value.data_ptr() in shared:
+        if name in tied and id(value) in shared:
             continue
         owner, _, leaf = name.rpartition(".")
         layer = layers.get(owner.removesuffix(".base_layer"))
         if layer is not None and leaf == "weight":
             value = value.float()
             for adapter in layer.active_adapters:
-                value = value + layer.get_delta_weight(adapter).detach().float()
-        merged[name.replace(".base_layer.", ".")] = value
+                value = value + layer.get_delta_weight(adapter).float()
+        merged[name.replace(".base_layer.", ".")] = whole(value)
     return merged
 
 
-def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What is saved of a model: its weights with adapters merged, and the adapter's own, none without one."""
+
+    weights: dict[str, Tensor]
+    adapter: dict[str, Tensor]
+
+
+def to_save(model: nn.Module) -> Saved:
+    """The weights by the plain model's names in memory, each in the type that the model has it in.
+
+    Of a sharded model every rank asks for them, and rank 0 alone gets them.
+    """
+    types = {name.replace(".base_layer.", "."): value.dtype for name, value in _base(model).state_dict().items()}
+    weights = {name: value.to("cpu", types[name]).contiguous() for name, value in _merged(model).items()}
+    return Saved(weights, {name: whole(value) for name, value in model.state_dict().items() if "lora_" in name})
+
+
+def save_policy(model: Any, tokenizer: Any, folder: Path, saved: Saved | None = None) -> None:
     """Write a folder that transformers loads: the whole model, with adapters merged, and the tokenizer.
 
-    An adapter is in the folder `ADAPTER` besides, which PEFT loads.
+    An adapter is in the folder `ADAPTER` besides, which PEFT loads. `saved` is what `to_save` gave.
     """
-    base = _base(model)
-    base.save_pretrained(folder, state_dict=_saved(model))
+    saved = saved or to_save(model)
+    _base(model).save_pretrained(folder, state_dict=saved.weights)
     tokenizer.save_pretrained(folder)
     if is_adapted(model):
-        model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
+        model.save_pretrained(folder / ADAPTER, state_dict=saved.adapter, save_embedding_layers=False)
 
 
-def _saved(model: nn.Module) -> dict[str, Tensor]:
-    """What is saved, by the plain model's names in memory, each in the type that the model has it in."""
-    types = {name.replace(".base_layer.", "."): value.dtype for name, value in _base(model).state_dict().items()}
-    return {name: value.to("cpu", types[name]).contiguous() for name, value in _merged(model).items()}
-
-
-def check_saved(model: nn.Module, folder: Path) -> None:
+def check_saved(model: nn.Module, folder: Path, saved: Saved | None = None) -> None:
     """Prove that `folder` loads back as the very weights of `model`. QuintainError where it does not."""
     found = _loaded(folder, _base(model))
-    for name, value in _saved(model).items():
+    for name, value in (saved or to_save(model)).weights.items():
         if name not in found or not torch.equal(found[name].cpu(), value):
             raise QuintainError(f"{type(_base(model)).__name__} does not load back as it was saved: {name} differs")
 
@@ -238,16 +263,16 @@ def restore_policy(model: Any, folder: Path) -> None:
         import peft
         from safetensors.torch import load_file
 
-        weights = load_file(folder / ADAPTER / peft.utils.SAFETENSORS_WEIGHTS_NAME)
-        missing = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False)) - set(weights)
-        if missing:
-            raise ValueError(f"{len(missing)} weights of the adapter are missing, such as {min(missing)}")
-        peft.set_peft_model_state_dict(model, weights)
-        return
-    found = _loaded(folder, model)
+        found = load_file(folder / ADAPTER / peft.utils.SAFETENSORS_WEIGHTS_NAME)
+        named = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    else:
+        found, named = _loaded(folder, model), model.state_dict()
+    missing = set(named) - set(found)
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)}")
     with torch.no_grad():
-        for name, value in model.state_dict().items():
-            value.copy_(found[name])
+        for name, value in named.items():
+            value.copy_(placed(found[name], value))
 
 
 def _loaded(folder: Path, like: Any) -> dict[str, Tensor]:

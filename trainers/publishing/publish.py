@@ -23,7 +23,6 @@ from quintain.rollout.weights.canary import TOLERANCE, Canary, canary_rows
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.learner import Learner
-from quintain.trainers.model.policy import published
 from quintain.trainers.publishing.weights import WeightStore
 from quintain.trajectory import Segment
 
@@ -46,7 +45,7 @@ class PolicyPublisher:
         not, QuintainError where the weights are not fit to be published."""
         canary = Canary(self._rows, self._logprobs(), self._tolerance)
         if self._direct is None:
-            weights = self._store.write(published(self._learner.model), version)
+            weights = self._store.write(self._learner.weights(), version)
             return self._rollout.publish(weights, canary, admit=admit)
         sent = self._direct.begin(version)
         answer = self._rollout.publish(Weights(self._store.folder, version), canary, admit=admit)
@@ -85,9 +84,7 @@ def _direct(learner: Learner[Any], config: RolloutConfig) -> DirectTransfer | No
     options = config.vllm
     if options is None or options.transfer == "folder":
         return None
-    return DirectTransfer(
-        lambda: published(learner.model), options.urls, backend=options.transfer, api_key=options.api_key(os.environ)
-    )
+    return DirectTransfer(learner.weights, options.urls, backend=options.transfer, api_key=options.api_key(os.environ))
 
 
 def _scored_row(ids: Ints) -> Segment:

@@ -1,0 +1,63 @@
+"""Two processes that train one model make of it what one makes, however they share it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .ranks_at_work import PAIRS, trained
+from .test_learner import model  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def results(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:  # noqa: F811
+    folder = tmp_path_factory.mktemp("ranks")
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.trainers.ranks_at_work"]
+    logs = [(folder / f"rank-{rank}.log").open("w+") for rank in range(2)]
+    ranks = [
+        subprocess.Popen([*command, str(rank), folder, model], env=environ, cwd=ROOT, stdout=log, stderr=log)
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [rank.wait(300) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert codes == [0, 0], "".join(Path(log.name).read_text() for log in logs)
+    found: dict[tuple[str, str], Any] = torch.load(folder / "results.pt")
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one process makes of each case, once it has."""
+    return {}
+
+
+@pytest.mark.parametrize(("way", "name"), PAIRS)
+def test_two_ranks_make_of_a_model_what_one_makes(
+    results: dict[tuple[str, str], Any],
+    model: Path,  # noqa: F811
+    alone: dict[str, Any],
+    tmp_path: Path,
+    way: str,
+    name: str,
+) -> None:
+    mine = alone[name] = alone.get(name) or trained(name, model, {}, tmp_path)
+    theirs = results[way, name]
+    for one, two in zip(mine["figures"], theirs["figures"], strict=True):
+        assert one.keys() == two.keys()
+        one = {key: value for key, value in one.items() if key != "microbatches"}
+        assert {key: two[key] for key in one} == pytest.approx(one, rel=1e-5, abs=1e-6)
+    for key, weight in mine["weights"].items():
+        assert torch.allclose(theirs["weights"][key].float(), weight.float(), atol=1e-5), key
