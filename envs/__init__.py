@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quintain.envs.builtin.reasoning_gym import ReasoningGymEnv as ReasoningGymEnv
     from quintain.envs.builtin.shell import ShellTasksEnv as ShellTasksEnv
     from quintain.envs.builtin.shop import ShopEnv as ShopEnv
+    from quintain.envs.builtin.textarena import TextArenaEnv as TextArenaEnv
     from quintain.envs.builtin.twenty_questions import TwentyQuestionsEnv as TwentyQuestionsEnv
     from quintain.envs.chat import ChatEnv as ChatEnv
     from quintain.envs.chat import ModelUser as ModelUser
@@ -65,6 +66,7 @@ _HOMES = {
     "quintain.envs.base": ("Action", "Environment", "Observation", "Step"),
     "quintain.envs.builtin.shell": ("ShellTasksEnv",),
     "quintain.envs.builtin.shop": ("ShopEnv",),
+    "quintain.envs.builtin.textarena": ("TextArenaEnv",),
     "quintain.envs.builtin.twenty_questions": ("TwentyQuestionsEnv",),
     "quintain.envs.chat": ("ChatEnv", "ModelUser", "ScriptedUser", "User", "UserModel", "UserReply", "transcript"),
     "quintain.envs.check": ("check_environment",),

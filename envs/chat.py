@@ -100,26 +100,28 @@ class UserModel:
     timeout_s: float = 60.0
     retries: int = 3
 
+    def endpoint(self, who: str) -> ChatEndpoint:
+        """Where it is asked; `who` names it in messages. Raises QuintainError where its key is not set."""
+        token = os.environ.get(self.token_env) if self.token_env else None
+        if self.token_env and not token:
+            raise QuintainError(f"{who}: the environment variable {self.token_env} is not set")
+        return ChatEndpoint(
+            self.url,
+            {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens},
+            who=who,
+            stage=Stage.STEP,
+            token=token,
+            timeout_s=self.timeout_s,
+            retries=self.retries,
+            max_reply_bytes=MAX_REPLY_BYTES,
+        )
+
 
 class ModelUser(User):
     """The language model `model`, told by `persona` whom it plays and what that user wants."""
 
     def __init__(self, model: UserModel, persona: str) -> None:
-        token = os.environ.get(model.token_env) if model.token_env else None
-        if model.token_env and not token:
-            raise QuintainError(f"the user's model: the environment variable {model.token_env} is not set")
-        request = {"model": model.model, "temperature": model.temperature, "max_tokens": model.max_tokens}
-        self._persona = persona
-        self._endpoint = ChatEndpoint(
-            model.url,
-            request,
-            who="the user's model",
-            stage=Stage.STEP,
-            token=token,
-            timeout_s=model.timeout_s,
-            retries=model.retries,
-            max_reply_bytes=MAX_REPLY_BYTES,
-        )
+        self._persona, self._endpoint = persona, model.endpoint("the user's model")
 
     async def reply(self, history: Sequence[Message]) -> UserReply:
         other = {"assistant": "user", "user": "assistant"}

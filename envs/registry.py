@@ -30,6 +30,7 @@ BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
         "reasoning_gym": "quintain.envs.builtin.reasoning_gym:ReasoningGymEnv",
         "shell": "quintain.envs.builtin.shell:ShellTasksEnv",
         "shop": "quintain.envs.builtin.shop:ShopEnv",
+        "textarena": "quintain.envs.builtin.textarena:TextArenaEnv",
         "twenty_questions": "quintain.envs.builtin.twenty_questions:TwentyQuestionsEnv",
     }
 )

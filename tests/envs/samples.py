@@ -23,7 +23,9 @@ from quintain.envs import (
     Step,
     Task,
     TaskSource,
+    ToolEnv,
     Verdict,
+    tool,
     user,
 )
 from quintain.failure import QuintainError
@@ -180,3 +182,31 @@ class Undecided(SingleTurnEnv):
 
     def score(self, answer: str, reference: str) -> Verdict:
         return Verdict.failed(Outcome.TIMEOUT, "the check took too long")
+
+
+class Stuck(ToolEnv):
+    """Tools that do not come back, and one that does."""
+
+    @classmethod
+    def tasks(cls, split: str) -> TaskSource:
+        return [Task("one", (user("Go."),), "")]
+
+    @tool
+    def block(self) -> str:
+        """Block the loop."""
+        time.sleep(600)
+        return ""
+
+    @tool
+    async def never(self) -> str:
+        """Never return."""
+        await asyncio.Event().wait()
+        return ""
+
+    @tool
+    def go(self) -> str:
+        """Return."""
+        return "gone"
+
+    def score(self, answer: str, reference: str) -> float:
+        return 1.0

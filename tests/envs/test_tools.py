@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from quintain.envs import Action, CalculatorEnv, Task, ToolEnv, check_environment, tool, user
 from quintain.envs.builtin.calculator import calculated
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.tools import MethodTools, ToolError
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, Message, ToolCall
@@ -387,3 +388,20 @@ def test_the_questions_are_seeded_large_and_never_those_held_out():
 @pytest.mark.parametrize("cls", [CalculatorEnv, Desk])
 async def test_a_tool_environment_is_sound(cls):
     assert await check_environment(cls) == []
+
+
+@pytest.mark.parametrize("name", ["block", "never"])
+async def test_a_tool_that_blocks_or_never_returns_is_a_failed_episode_and_its_place_is_free_again(serve_all, name):
+    limits = EnvironmentLimits(step_s=1.0, max_episodes=1)
+    async with serve_all("Stuck", limits=limits).client() as client:
+        for made in (call(name), call("go")):
+            env = client.episode()
+            await env.reset(client.tasks("train")[0], seed=0)
+            if made.function.name == "go":
+                step = await env.step(calls(made))
+                assert step.observation.messages[0].text == "gone"
+            else:
+                with pytest.raises(FailureError) as error:
+                    await env.step(calls(made))
+                assert error.value.failure.kind is FailureKind.TIMEOUT
+            await env.close()
