@@ -36,7 +36,9 @@ from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.client import RolloutClient
 from quintain.rollout.engines.base import Sampling, Weights
 from quintain.rollout.journal.journal import Journal
-from quintain.rollout.scheduler import Plan, Scheduler
+from quintain.rollout.rules.order import TaskSplit
+from quintain.rollout.rules.plan import Plan, Played
+from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.app import rollout_app
 from quintain.rollout.weights.canary import Canary
 from quintain.rollout.wire import PublishAnswer
@@ -88,10 +90,12 @@ def run(folder: Path, url: str, *, staleness: int, steps: int, train_s: float) -
     chat = TemplateChat(load_tokenizer(str(MODEL)))
     words = [*chat.first([user("hello")])[1:], *chat.stop_ids]
     engine = LatencyEngine(words, capacity=8, step_s=0.004, prefill_s=0.01, tokens=24, max_length=2048)
-    plan = Plan("train", None, False, 0, GROUPS, MEMBERS, staleness, 4, 2048, 1, 256, Sampling(64))
+    plan = Plan(
+        (Played(TaskSplit("", "train", None, False), Sampling(64), 4),), 0, GROUPS, MEMBERS, staleness, 2048, 1, 256
+    )
     client = EnvClient(url)
     journal = Journal(folder / "journal.db", members=MEMBERS, identity={})
-    scheduler = Scheduler(plan, engine=engine, chat=chat, make_env=client.episode, journal=journal)
+    scheduler = Scheduler(plan, engine=engine, chat=chat, make_env=lambda _: client.episode(), journal=journal)
     with bound_socket("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(rollout_app(scheduler), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -86,7 +86,9 @@ async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: i
     from quintain.rollout.chat.template import TemplateChat
     from quintain.rollout.engines.base import Sampling
     from quintain.rollout.journal.journal import Journal
-    from quintain.rollout.scheduler import Plan, Scheduler
+    from quintain.rollout.rules.order import TaskSplit
+    from quintain.rollout.rules.plan import Plan, Played
+    from quintain.rollout.scheduler import Scheduler
 
     chat = TemplateChat(load_tokenizer(str(MODEL)))
     words = [int(token) for token in chat._encode("The answer is that we go on with the next step. ")]
@@ -101,11 +103,12 @@ async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: i
     members = 8
     groups = 2 * episodes // members
     sampling = Sampling(4 * TOKENS)
-    plan = Plan("train", None, False, 0, groups, members, 0, turns + 1, 8192, 1, episodes, sampling)
+    played = Played(TaskSplit("", "train", None, False), sampling, turns + 1)
+    plan = Plan((played,), 0, groups, members, 0, 8192, 1, episodes)
     client = EnvClient(url, timeout_s=120.0, max_connections=episodes)
     journal = Journal(folder / "journal.db", members=members, identity={})
     engine = LatencyEngine([0], capacity=1, step_s=0.0, prefill_s=0.0, tokens=1, max_length=8192)
-    scheduler = Scheduler(plan, engine=engine, chat=chat, make_env=client.episode, journal=journal)
+    scheduler = Scheduler(plan, engine=engine, chat=chat, make_env=lambda _: client.episode(), journal=journal)
     meter = LagMeter()
     total = groups * members
 
@@ -159,13 +162,16 @@ async def hand_over(folder: Path, count: int) -> dict[str, float]:
     """Record `count` long trajectories as they would finish, then serve them as a batch to a client in a process."""
     from quintain.rollout.engines.base import Sampling
     from quintain.rollout.journal.journal import Journal
-    from quintain.rollout.scheduler import Plan, Scheduler
+    from quintain.rollout.rules.order import TaskSplit
+    from quintain.rollout.rules.plan import Plan, Played
+    from quintain.rollout.scheduler import Scheduler
     from quintain.rollout.server.app import rollout_app
     from quintain.serving.listen import bound_socket, url_of
     from quintain.serving.run import quiet_server
 
     members = 8
-    plan = Plan("train", None, False, 0, count // members, members, 0, 1, 8192, 1, 1, Sampling(1))
+    played = Played(TaskSplit("", "train", None, False), Sampling(1), 1)
+    plan = Plan((played,), 0, count // members, members, 0, 8192, 1, 1)
     journal = Journal(folder / "journal.db", members=members, identity={})
     meter = LagMeter()
     watch = asyncio.create_task(meter.run())

@@ -174,13 +174,15 @@ class RolloutClient(Closing):
         top_k: int | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
+        environment: str | None = None,
     ) -> list[Group]:
         """`samples` episodes of each task, in the order given: those at `indices` of `split`, then `tasks` in full.
 
         Sampling is as `RunRequest` has it. Lost where the server started again meanwhile.
         """
         asked = RunRequest(
-            split, tuple(indices), tuple(tasks), samples, seed, temperature, top_p, top_k, max_tokens
+            split, tuple(indices), tuple(tasks), samples, seed, temperature, top_p, top_k, max_tokens,
+            environment=environment,
         )  # fmt: skip
         run = self.submit(asked).run
         try:

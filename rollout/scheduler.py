@@ -28,8 +28,9 @@ from quintain.rollout.episodes.runner import Finished, Runner
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.admission import Admission
 from quintain.rollout.rules.groups import Groups, outcome_of
-from quintain.rollout.rules.order import derive_seed
+from quintain.rollout.rules.order import TaskOrder, derive_seed
 from quintain.rollout.rules.plan import Plan as Plan
+from quintain.rollout.rules.plan import Played
 from quintain.rollout.weights.canary import Canary, Mismatch, check
 from quintain.task import Task, TaskOrigin
 from quintain.trajectory import Group, Trajectory
@@ -66,7 +67,7 @@ class Scheduler:
         *,
         engine: Engine,
         chat: Chat,
-        make_env: Callable[[], Environment],
+        make_env: Callable[[str], Environment],
         journal: Journal,
         running: EpisodeCount | None = None,
     ) -> None:
@@ -83,6 +84,7 @@ class Scheduler:
         self._dropped: Counter[str] = Counter()
         self._ages: Counter[int] = Counter()
         self._changed = asyncio.Event()
+        self._order = TaskOrder(plan.splits, plan.seed)
         journal.describe(plan.audited())
         balance = journal.balance()
         self._issued, self._consumed = balance.issued, balance.consumed
@@ -185,11 +187,18 @@ class Scheduler:
         samples: int,
         sampling: Sampling,
         seed: int,
+        environment: str | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Group]:
-        """Run tasks outside the journal (evaluation): `samples` episodes of each, in the order of `indices`."""
+        """Run tasks outside the journal (evaluation): `samples` episodes of each, in the order of `indices`.
+
+        They are of the split of `environment`, by default the first; its rewards count as it gives them.
+        """
+        played = self.plan.played(environment)
+        assert played is not None  # checked where it was asked for
+        played = replace(played, split=replace(played.split, name=split), sampling=sampling, reward_weights=None)
         specs = [
-            self._spec(f"{split}-{index}", split, index, member, derive_seed(seed, split, index, member), sampling)
+            self._spec(f"{split}-{index}", played, index, member, derive_seed(seed, split, index, member))
             for index in indices
             for member in range(samples)
         ]
@@ -224,7 +233,7 @@ class Scheduler:
         while self._admission.room >= self.plan.members and not self.draining:
             place = self._next
             if place == self._issued:
-                index = self.plan.task_at(place)
+                _, index = self._order.at(place)
                 self.journal.issue(place, index, self.version)
                 self._groups.issue(place, index)
                 self._issued += 1
@@ -236,10 +245,11 @@ class Scheduler:
     def _start(self, place: int) -> None:
         """Launch every member that the group needs and that neither ended nor runs."""
         plan, index = self.plan, self._groups.task_index(place)
+        played = plan.plays[self._order.at(place)[0]]
         for member in self._groups.missing(place):
             if (place, member) not in self._runner:
                 seed = derive_seed(plan.seed, "episode", place, member)
-                spec = self._spec(f"{place:08d}", plan.split, index, member, seed, plan.sampling)
+                spec = self._spec(f"{place:08d}", played, index, member, seed)
                 self._runner.launch((place, member), spec, partial(self._keep, (place, member)))
 
     def _keep(self, key: Key, finished: Finished) -> None:
@@ -299,8 +309,8 @@ class Scheduler:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _spec(self, group: str, split: str, index: int, member: int, seed: int, sampling: Sampling) -> EpisodeSpec:
-        plan = self.plan
+    def _spec(self, group: str, played: Played, index: int, member: int, seed: int) -> EpisodeSpec:
+        plan, split = self.plan, played.split.name
         task = Task(f"{split}/{index}", origin=TaskOrigin(split, index))
         return EpisodeSpec(
             f"{group}/{member:03d}",
@@ -309,10 +319,11 @@ class Scheduler:
             index,
             member,
             seed,
-            sampling,
-            plan.max_turns,
+            played.sampling,
+            played.max_turns,
             plan.max_length,
             plan.attempts,
             plan.sample_timeout_s,
-            plan.environment,
+            played.split.environment,
+            played.reward_weights,
         )

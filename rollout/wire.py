@@ -83,6 +83,7 @@ class RunRequest:
     top_k: int | None = None
     max_tokens: int | None = None
     run: str | None = None
+    environment: str | None = None  # None: the run's only one, or its first
 
 
 class RunState(StrEnum):

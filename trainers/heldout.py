@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from quintain.config import EvaluationConfig
 from quintain.trainers.examples import Example
 from quintain.trajectory import Group, Trajectory
 
@@ -35,13 +34,20 @@ class Evaluation:
     elapsed_s: float
     samples: tuple[Sample, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    environments: Mapping[str, float | None] = field(default_factory=dict)
+    """The same mean for each of several environments."""
 
     @property
     def title(self) -> str:
         """The figure as people read it."""
         if self.metrics:
             return f"loss {self.heldout:.4g}"
-        return "no verdicts" if self.heldout is None else f"{self.heldout:.1%}"
+        parts = ", ".join(f"{name} {_share(mean)}" for name, mean in self.environments.items())
+        return f"{_share(self.heldout)} ({parts})" if parts else _share(self.heldout)
+
+
+def _share(mean: float | None) -> str:
+    return "no verdicts" if mean is None else f"{mean:.1%}"
 
 
 class Measures(Protocol):
@@ -66,20 +72,41 @@ class HeldoutExamples:
 class PlaysTasks(Protocol):
     """What an evaluation needs of the rollout server (`RolloutClient`)."""
 
-    def run_tasks(self, split: str, indices: range, *, temperature: float, seed: int) -> list[Group]: ...
+    def run_tasks(
+        self, split: str, indices: range, *, temperature: float, seed: int, environment: str
+    ) -> list[Group]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HeldoutSplit:
+    """The first `tasks` tasks of `split` of `environment`."""
+
+    environment: str
+    split: str
+    tasks: int
 
 
 class HeldoutTasks:
-    """The first `tasks` tasks of the evaluation's split, played by the published policy."""
+    """Held-out tasks of one environment or several, played by the published policy."""
 
-    def __init__(self, rollout: PlaysTasks, config: EvaluationConfig, *, tasks: int, seed: int) -> None:
-        self._rollout, self._config, self._tasks, self._seed = rollout, config, range(tasks), seed
+    def __init__(self, rollout: PlaysTasks, splits: Sequence[HeldoutSplit], *, temperature: float, seed: int) -> None:
+        self._rollout, self._splits, self._temperature, self._seed = rollout, tuple(splits), temperature, seed
 
     def evaluate(self, step: int) -> Evaluation:
         """What the policy scores after `step` steps. FailureError (lost) where its weights must be published again."""
-        split, temperature = self._config.split, self._config.temperature
-        groups = self._rollout.run_tasks(split, self._tasks, temperature=temperature, seed=self._seed)
-        return evaluation_of(groups, step=step)
+        played = {
+            one.environment: self._rollout.run_tasks(
+                one.split,
+                range(one.tasks),
+                temperature=self._temperature,
+                seed=self._seed,
+                environment=one.environment,
+            )
+            for one in self._splits
+        }
+        whole = evaluation_of([group for groups in played.values() for group in groups], step=step)
+        means = {name: evaluation_of(groups, step=step).heldout for name, groups in played.items()}
+        return replace(whole, environments=means) if len(means) > 1 else whole
 
 
 def heldout_at(step: int) -> str:

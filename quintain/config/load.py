@@ -62,9 +62,10 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, origin: str = "exp
 
 
 def dump_config(config: ExperimentConfig) -> str:
-    """The resolved experiment as YAML, every default written out; the environment's token is left out."""
+    """The resolved experiment as YAML, every default written out; the environments' tokens are left out."""
     data = config.model_dump(mode="json")
-    (data["environment"] or {}).pop("token", None)
+    for environment in (data["environment"] or {}, *data["environments"]):
+        environment.pop("token", None)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

@@ -48,6 +48,21 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
+class EpisodeSampling(Section):
+    """How the training episodes of one environment are sampled; what is null is as in `rollout`."""
+
+    temperature: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling."""
+    top_k: Count | None = None
+    """Keep only the k likeliest tokens; 0 is off."""
+    max_completion_length: Positive | None = None
+    """Most tokens of one turn."""
+    max_turns: Positive | None = None
+    """An episode with more turns is truncated."""
+
+
 class EnvironmentConfig(Section):
     """Where tasks and rewards come from."""
 
@@ -61,6 +76,16 @@ class EnvironmentConfig(Section):
     """Options of the environment's class."""
     split: str = "train"
     """The split that training draws from."""
+    heldout_split: str | None = None
+    """The split of this environment that is evaluated on; null is evaluation.split."""
+    title: str | None = None
+    """What its trajectories, metrics and figures are called; null is its name or address."""
+    weight: Rate = 1.0
+    """Its share of the groups, beside the weights of the other environments; 0 is evaluated on only."""
+    reward_weights: dict[str, float] | None = Field(default=None, min_length=1)
+    """An episode's reward is the weighted sum of these named rewards; null takes the environment's own as it is."""
+    sampling: EpisodeSampling = EpisodeSampling()
+    """How its training episodes are sampled, where that is not as in `rollout`."""
     shuffle: bool = True
     """Visit a finite split in a seeded order, a new one each epoch; an endless split is always taken in order."""
     workers: MayChange[Positive] = 1
@@ -75,7 +100,7 @@ class EnvironmentConfig(Section):
     @property
     def label(self) -> str:
         """What trajectories call it."""
-        return self.name or self.url or ""
+        return self.title or self.name or self.url or ""
 
     @model_validator(mode="after")
     def _one_source(self) -> EnvironmentConfig:
@@ -222,6 +247,8 @@ class ExperimentConfig(Section):
     model: ModelConfig
     environment: EnvironmentConfig | None = None
     """Where episodes are played, of a trainer that samples what it trains on."""
+    environments: list[EnvironmentConfig] = Field(default_factory=list)
+    """Several environments in one run, in place of `environment`; each gets its share of every step."""
     dataset: Datasets | None = None
     """What is trained on, of a trainer that samples nothing."""
     rollout: RolloutConfig = RolloutConfig()
@@ -245,11 +272,21 @@ class ExperimentConfig(Section):
         return self.trainer if isinstance(self.trainer, OfflineConfig) else None
 
     @property
-    def played(self) -> EnvironmentConfig:
-        """The environment. QuintainError where there is none."""
-        if self.environment is None:
+    def plays(self) -> tuple[EnvironmentConfig, ...]:
+        """The environments. QuintainError where there is none."""
+        found = (self.environment,) if self.environment is not None else tuple(self.environments)
+        if not found:
             raise QuintainError("environment: required, and not given")
-        return self.environment
+        return found
+
+    @property
+    def played(self) -> EnvironmentConfig:
+        """The environment, where one is played. QuintainError where there is none, or more."""
+        first, *others = self.plays
+        if others:
+            names = ", ".join(environment.label for environment in self.plays)
+            raise QuintainError(f"environments: one environment is played here, and there are {names}: give one")
+        return first
 
     @field_validator("trainer", mode="before")
     @classmethod
@@ -260,8 +297,9 @@ class ExperimentConfig(Section):
     def _has_what_it_trains_on(self) -> ExperimentConfig:
         algorithm, evaluation = self.trainer.algorithm, self.evaluation
         if self.offline is None:
-            if self.environment is None:
+            if self.environment is None and not self.environments:
                 raise ValueError(f"environment: required by {algorithm}, and not given")
+            self._check_environments()
             if self.dataset is not None:
                 raise ValueError(
                     f"dataset: {algorithm} samples what it trains on: drop it, or choose another algorithm"
@@ -269,7 +307,7 @@ class ExperimentConfig(Section):
             return self
         if self.dataset is None:
             raise ValueError(f"dataset: required by {algorithm}, and not given")
-        if self.environment is not None:
+        if self.environment is not None or self.environments:
             raise ValueError(f"environment: {algorithm} trains on a dataset and plays nothing: drop it")
         if evaluation is not None and evaluation.dataset is None and evaluation.num_tasks is None:
             raise ValueError("evaluation: say with num_tasks how many rows to hold back, or give a dataset of its own")
@@ -279,6 +317,16 @@ class ExperimentConfig(Section):
         if self.trainer.algorithm != "sft" and any(source.run is not None for source in self.dataset):
             raise ValueError(f"dataset.run: sft trains on trajectories, {algorithm} does not")
         return self
+
+    def _check_environments(self) -> None:
+        if self.environment is not None and self.environments:
+            raise ValueError("environment and environments are both given: put the one into the list")
+        labels = [environment.label for environment in self.plays]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"environments: two are called {twice!r}: give each a title of its own")
+        if not sum(environment.weight for environment in self.plays):
+            raise ValueError("environments: every weight is 0: give at least one a weight above 0")
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:

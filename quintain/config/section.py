@@ -58,8 +58,15 @@ def forbidden_changes(before: Section, now: Section, at: str = "") -> Iterator[C
             continue
         if isinstance(was, Section) and isinstance(is_now, Section):
             yield from forbidden_changes(was, is_now, f"{at}{name}.")
+        elif isinstance(was, list) and isinstance(is_now, list) and len(was) == len(is_now) and _sections(was, is_now):
+            for place, (old, new) in enumerate(zip(was, is_now, strict=True)):
+                yield from forbidden_changes(old, new, f"{at}{name}.{place}.")
         elif isinstance(was, Mapping) and isinstance(is_now, Mapping):
             for key in [key for key in {**was, **is_now} if was.get(key) != is_now.get(key)]:
                 yield Change(f"{at}{name}.{key}", was.get(key), is_now.get(key), why)
         else:
             yield Change(f"{at}{name}", was, is_now, why)
+
+
+def _sections(*lists: list[Any]) -> bool:
+    return all(isinstance(entry, Section) for entries in lists for entry in entries)

@@ -33,7 +33,7 @@ from quintain.failure import QuintainError, one_line
 from quintain.launch.checks import check_model, heldout_size
 from quintain.launch.display import Display, pick
 from quintain.launch.run_folder import RunFolder, new_run, settle_dtypes, with_choices_of
-from quintain.launch.servers import Address, start_environment, start_rollout
+from quintain.launch.servers import Address, start_environments, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.trajectory import Group, Trajectory
 
@@ -113,7 +113,7 @@ def identity_of(config: ExperimentConfig, endpoint: Endpoint | None) -> dict[str
     return {
         "environment": environment.name or "url",  # a server's address may change, what is there is asked
         "environment_options": environment.args,
-        "split": evaluation.split,
+        "split": environment.heldout_split or evaluation.split,
         "model": model,
         "temperature": evaluation.temperature,
         "sampling": sampling,
@@ -185,11 +185,11 @@ class _Session:
 
         folder = self._server_folder()
         self.console.print("starting the environment server")
-        environment = start_environment(self.supervisor, self.config, folder)
+        (environment,) = start_environments(self.supervisor, self.config, folder)
         client = EnvClient(environment.url, environment.token)
         about = asyncio.run(client.metadata())
         self.log.settle("environment_version", f"{about.name} {about.version}")
-        size = heldout_size(self.config, client)
+        size = heldout_size(self.config, self.config.played, client)
         wanted = [(index, member) for index in range(size) for member in range(self.asked.samples)]
         finished = {
             place: row for place, row in self.log.finished.items() if row.failure is None or not self.asked.retry_failed
@@ -222,10 +222,15 @@ class _Session:
     ) -> None:
         config, rollout, endpoint = self.config, self.config.rollout, self.asked.endpoint
         episodes = Episodes(
-            self.evaluation.split, left, config.seed, rollout.max_turns, rollout.attempts, config.played.label
+            config.played.heldout_split or self.evaluation.split,
+            left,
+            config.seed,
+            rollout.max_turns,
+            rollout.attempts,
+            config.played.label,
         )
         if endpoint is None:
-            server = start_rollout(self.supervisor, config, folder, environment)
+            server = start_rollout(self.supervisor, config, folder, [environment])
             play_on_server(
                 episodes,
                 server,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quintain.config import ExperimentConfig
+from quintain.config import EnvironmentConfig, ExperimentConfig
 from quintain.failure import FailureError, QuintainError
 from quintain.task import size_of
 
@@ -20,28 +20,26 @@ def check_model(config: ExperimentConfig) -> None:
         raise QuintainError(f"model.path: no folder '{path}': make it first (for the quickstart: make model)")
 
 
-def check_split(config: ExperimentConfig, client: Any) -> None:
+def check_split(environment: EnvironmentConfig, client: Any) -> None:
     """QuintainError where the environment has no tasks to train on."""
-    split = config.played.split
-    if _size(client, split, "environment.split") == 0:
-        raise QuintainError(f"environment.split: '{split}' has no tasks: choose another")
+    if _size(client, environment.split, "environment.split") == 0:
+        raise QuintainError(f"environment.split: '{environment.split}' has no tasks: choose another")
 
 
-def heldout_size(config: ExperimentConfig, client: Any) -> int:
-    """How many held-out tasks to evaluate on. QuintainError where the split cannot give them."""
+def heldout_size(config: ExperimentConfig, environment: EnvironmentConfig, client: Any) -> int:
+    """How many held-out tasks of `environment` to evaluate on. QuintainError where the split cannot give them."""
     evaluation = config.evaluation
     if evaluation is None:
         return 0
-    size = _size(client, evaluation.split, "evaluation.split")
+    split = environment.heldout_split or evaluation.split
+    size = _size(client, split, "evaluation.split")
     wanted = evaluation.num_tasks or size
     if wanted is None:
-        raise QuintainError(
-            f"evaluation.num_tasks: the split '{evaluation.split}' is endless, say how many tasks to take"
-        )
+        raise QuintainError(f"evaluation.num_tasks: the split '{split}' is endless, say how many tasks to take")
     if size is not None and wanted > size:
-        raise QuintainError(f"evaluation.num_tasks: {wanted} asked for, '{evaluation.split}' has {size}")
+        raise QuintainError(f"evaluation.num_tasks: {wanted} asked for, '{split}' has {size}")
     if wanted == 0:
-        raise QuintainError(f"evaluation.split: '{evaluation.split}' has no tasks: choose another, or leave it out")
+        raise QuintainError(f"evaluation.split: '{split}' has no tasks: choose another, or leave it out")
     return wanted
 
 

@@ -2,7 +2,8 @@
 say, several steps in a row, that training comes apart.
 
 Such a run goes on for hours and looks like one that learns slowly. Pure but for `Guarded` and `Steps`, which stop the
-run or say so once, as `guards.first_step` and `guards.every_step` have it.
+run or say so once, as `guards.first_step` and `guards.every_step` have it; `Guarded` has the figures of each of several
+environments, too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Guarded:
 
     def __init__(self, source: BatchSource[Sequence[Group]], *, stop: bool, say: Callable[[str], None]) -> None:
         self._source, self._stop, self._say = source, stop, say
+        self.figures: dict[str, float] = {}  # of the last batch, where it is of several environments
 
     def batch(self, step: int) -> Sequence[Group]:
         """The groups of `step`. QuintainError, one line, where the first step's are all of something."""
@@ -33,6 +35,7 @@ class Guarded:
             raise QuintainError(f"{problem}; to train all the same set guards.first_step: warn")
         if problem is not None:
             self._say(f"warning: {problem}")
+        self.figures = figures_by_environment(groups)
         return groups
 
 
@@ -94,6 +97,19 @@ def step_problems(metrics: Mapping[str, float]) -> dict[str, str]:
         ),
     }
     return {name: text for name, (holds, text) in troubles.items() if holds}
+
+
+def figures_by_environment(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean reward, episodes and failures of each environment of a batch, where there are several."""
+    rows: dict[str, list[Trajectory]] = {}
+    for row in (row for group in groups for row in group.trajectories):
+        rows.setdefault(row.environment, []).append(row)
+    figures: dict[str, float] = {}
+    for name, played in rows.items() if len(rows) > 1 else ():
+        rewards = [row.reward for row in played if row.reward is not None]
+        figures |= {f"episodes/{name}": len(played), f"failed/{name}": len(played) - len(rewards)}
+        figures |= {f"reward/{name}": sum(rewards) / len(rewards)} if rewards else {}
+    return figures
 
 
 def first_step_problem(groups: Sequence[Group]) -> str | None:

@@ -15,7 +15,7 @@ from quintain.config import ExperimentConfig
 from quintain.envs.client import EnvClient
 from quintain.launch.checks import check_model, check_split
 from quintain.launch.run_folder import new_run, resumed_run, settle_dtypes
-from quintain.launch.servers import start_environment
+from quintain.launch.servers import start_environments
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.lifeline import hold_lifeline
 from quintain.rollout.server.process import serve
@@ -58,15 +58,15 @@ def serve_rollout(
     supervisor = Supervisor(restarts=config.rollout.restarts, report=report)
     try:
         report("starting the environment server")
-        environment = start_environment(supervisor, config, run)
-        check_split(config, EnvClient(environment.url, environment.token))
+        environments = start_environments(supervisor, config, run)
+        for played, there in zip(config.plays, environments, strict=True):
+            check_split(played, EnvClient(there.url, there.token))
         config = settle_dtypes(config, say=report, phase=report)
         run.keep(config)
         report("starting the engine")
         serve(
             run.path,
-            environment=environment.url,
-            token=environment.token,
+            environments=[(there.url, there.token) for there in environments],
             host=host,
             port=port,
             tokens=tokens,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from quintain.config import ExperimentConfig, VLLMConfig
+from quintain.config import EnvironmentConfig, ExperimentConfig, VLLMConfig
 from quintain.failure import QuintainError, one_line
 from quintain.launch.run_folder import RunFolder
 from quintain.launch.supervisor import ServerSpec, Supervisor, python_module
@@ -27,12 +29,22 @@ class Address:
     token: str | None
 
 
-def start_environment(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder) -> Address:
-    """The environment server: the one that runs already, or one started now."""
+def start_environments(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder) -> list[Address]:
+    """The environment servers, in the experiment's order: those that run already, and those started now."""
+    alone = len(config.plays) == 1
+    return [
+        start_environment(supervisor, config, played, run.logs / f"environment{'' if alone else number}.log")
+        for number, played in enumerate(config.plays)
+    ]
+
+
+def start_environment(
+    supervisor: Supervisor, config: ExperimentConfig, environment: EnvironmentConfig, log: Path
+) -> Address:
+    """The server of one environment: the one that runs already, or one started now."""
     from quintain.envs.options import OPTIONS_ENV
     from quintain.envs.serving.serve import TOKEN_ENV
 
-    environment = config.played
     if environment.url is not None:
         there = Address(environment.url, environment.token or os.environ.get(TOKEN_ENV))
         _check_reachable(there)
@@ -54,22 +66,24 @@ def start_environment(supervisor: Supervisor, config: ExperimentConfig, run: Run
 
     token = secrets.token_urlsafe()
     environ = {TOKEN_ENV: token, OPTIONS_ENV: json.dumps(environment.args)}
-    spec = ServerSpec("environment server", command, run.logs / "environment.log", environ)
-    return Address(supervisor.start(spec).url, token)
+    called = "environment server" if len(config.plays) == 1 else f"environment server of {environment.label}"
+    return Address(supervisor.start(ServerSpec(called, command, log, environ)).url, token)
 
 
-def start_rollout(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder, environment: Address) -> Address:
-    """The rollout server of the run, which plays in `environment`."""
+def start_rollout(
+    supervisor: Supervisor, config: ExperimentConfig, run: RunFolder, environments: Sequence[Address]
+) -> Address:
+    """The rollout server of the run, which plays in `environments`."""
     from quintain.envs.serving.serve import TOKEN_ENV
     from quintain.rollout.wire import ROLLOUT_TOKEN_ENV
 
     def command(port: int) -> list[str]:
-        return python_module(
-            "quintain.rollout.server.process", f"--run={run.path}", f"--environment={environment.url}", f"--port={port}"
-        )
+        theirs = [f"--environment={environment.url}" for environment in environments]
+        return python_module("quintain.rollout.server.process", f"--run={run.path}", *theirs, f"--port={port}")
 
     token = secrets.token_urlsafe()
-    environ = {ROLLOUT_TOKEN_ENV: f"run@trainer:{token}", TOKEN_ENV: environment.token or ""}
+    theirs = "\n".join(environment.token or "" for environment in environments)
+    environ = {ROLLOUT_TOKEN_ENV: f"run@trainer:{token}", TOKEN_ENV: theirs}
     spec = ServerSpec("rollout server", command, run.logs / "rollout.log", environ)
     if config.rollout.engine == "vllm":  # its servers come up first, which takes their own time
         spec = replace(spec, ready_s=spec.ready_s + (config.rollout.vllm or VLLMConfig()).start_s)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from quintain.rollout.wire import BatchProgress
 from quintain.trainers.algorithms import algorithm_of
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.datasets import Data
-from quintain.trainers.heldout import Evaluation, HeldoutExamples, HeldoutTasks, heldout_at
+from quintain.trainers.heldout import Evaluation, HeldoutExamples, HeldoutSplit, HeldoutTasks, heldout_at
 from quintain.trainers.learner import Learner
 from quintain.trainers.loop import Evaluator, Hooks, Loop, Result, Stopped
 from quintain.trainers.publishing.publish import PolicyPublisher
@@ -92,7 +92,7 @@ class TrainingRun:
     run: RunFolder
     display: Display
     check: Callable[[], None]
-    heldout: int
+    heldout: Sequence[int]
     began: float
 
     def train(self, trained_on: Callable[[], Address] | Data, *, resume: bool) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class TrainingRun:
                     learner=learner,
                     publisher=publisher,
                     evaluator=evaluator,
-                    hooks=self._hooks(log, learner),
+                    hooks=self._hooks(log, learner, source),
                     progress=progress,
                     began=self.began,
                 )
@@ -181,16 +181,20 @@ class TrainingRun:
 
     def _evaluator(self, client: RolloutClient) -> HeldoutTasks | None:
         evaluation = self.config.evaluation
-        if evaluation is None or self.heldout == 0:
+        if evaluation is None or not sum(self.heldout):
             return None
-        return HeldoutTasks(client, evaluation, tasks=self.heldout, seed=self.config.seed)
+        splits = [
+            HeldoutSplit(played.label, played.heldout_split or evaluation.split, tasks)
+            for played, tasks in zip(self.config.plays, self.heldout, strict=True)
+        ]
+        return HeldoutTasks(client, splits, temperature=evaluation.temperature, seed=self.config.seed)
 
     def _poll(self, waiting: BatchProgress | None) -> None:
         self.check()
         if waiting is not None:
             self.display.progress(waiting.done, waiting.total)
 
-    def _hooks(self, log: MetricsLog, learner: Learner[Any]) -> Hooks:
+    def _hooks(self, log: MetricsLog, learner: Learner[Any], source: BatchSource[Any]) -> Hooks:
         display = self.display
 
         def evaluated(result: Evaluation) -> None:
@@ -201,12 +205,14 @@ class TrainingRun:
             display.say(f"{heldout_at(result.step)}: {result.title} of {over} ({result.elapsed_s:.0f} s)")
             figures = asdict(result)
             figures |= {f"eval_{name}": value for name, value in figures.pop("metrics").items()}
+            figures |= {f"heldout/{name}": value for name, value in figures.pop("environments").items()}
             figures = {name: value for name, value in figures.items() if name not in ("step", "samples")}
             log.write("eval", result.step, figures)
 
         steps = Steps(stop=self.config.guards.every_step == "stop", say=display.say)
 
         def stepped(step: int, metrics: dict[str, float]) -> None:
+            metrics = metrics | (source.figures if isinstance(source, Guarded) else {})
             log.write("train", step, metrics)
             learner.track(step, metrics)
             display.step(step, metrics)
@@ -224,9 +230,10 @@ class TrainingRun:
             "steps": progress.step,
             "seed": self.config.seed,
             "versions": progress.version,
-            "heldout_tasks": self.heldout,
+            "heldout_tasks": sum(self.heldout),
             "consumed_groups": progress.consumed_groups,
             **{f"eval_{name}": value for name, value in (result.after.metrics if result.after else {}).items()},
+            **{f"heldout/{name}": mean for name, mean in (result.after.environments if result.after else {}).items()},
         }
         write_summary(self.run.summary, summary)
         draw_curve(self.run.metrics, self.run.curve, title=f"{self.config.name}, seed {self.config.seed}")

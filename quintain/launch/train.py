@@ -24,7 +24,7 @@ from quintain.launch.checks import check_model, check_split, heldout_size
 from quintain.launch.display import Display
 from quintain.launch.ranks import check_ranks, follow_launched, is_follower, start_ranks
 from quintain.launch.run_folder import RunFolder, from_another_run, new_run, resumed_run, settle_dtypes, with_steps
-from quintain.launch.servers import Address, start_environment, start_rollout
+from quintain.launch.servers import Address, start_environments, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 
 CHECK_S = 0.5
@@ -83,15 +83,16 @@ def _train(
     from quintain.envs.client import EnvClient
 
     display.phase("starting the environment server")
-    environment = start_environment(supervisor, config, run)
-    client = EnvClient(environment.url, environment.token)
-    check_split(config, client)
-    heldout = heldout_size(config, client)
+    environments = start_environments(supervisor, config, run)
+    clients = [EnvClient(environment.url, environment.token) for environment in environments]
+    for played, client in zip(config.plays, clients, strict=True):
+        check_split(played, client)
+    heldout = [heldout_size(config, played, client) for played, client in zip(config.plays, clients, strict=True)]
     config = settle_dtypes(config, say=display.say, phase=display.phase)
     run.keep(config)
     display.phase("loading the model and starting the rollout server")
     with ThreadPoolExecutor(1) as beside:  # the rollout server comes up while the learner loads
-        starting = beside.submit(start_rollout, supervisor, config, run, environment)
+        starting = beside.submit(start_rollout, supervisor, config, run, environments)
         try:
             from quintain.launch.session import Interrupted, TrainingRun
             from quintain.trainers.loop import Stopped
@@ -150,7 +151,7 @@ def _train_on_data(
     run.keep(config)
     display.phase("loading the model")
     try:
-        return TrainingRun(config, run, display, check, len(data.heldout), began).train(data, resume=resume)
+        return TrainingRun(config, run, display, check, [len(data.heldout)], began).train(data, resume=resume)
     except Interrupted as stopped:
         return stopped.step
 

@@ -48,6 +48,7 @@ class EpisodeSpec:
     attempts: int = 1
     sample_timeout_s: float | None = None  # of one turn's sampling
     environment: str = ""
+    reward_weights: Mapping[str, float] | None = None  # the reward is the sum of these named ones; None: as it is
 
 
 class Cutoff:
@@ -129,6 +130,7 @@ class Attempt(ABC):
     async def run(self) -> Trajectory:
         try:
             ending = await self.cutoff.bound(self._play())
+            self._check_rewards()
         except asyncio.CancelledError:
             raise
         except Exception as error:  # the boundary: whatever broke in this episode is data of this episode
@@ -168,6 +170,19 @@ class Attempt(ABC):
             return Failure.of(FailureKind.TIMEOUT, self.stage, self.cutoff.reason, retryable=False)
         return failure_from(error, self.stage)
 
+    def _reward(self) -> float:
+        weights = self.spec.reward_weights
+        if weights is None:
+            return math.fsum(turn.reward for turn in self.turns)
+        return math.fsum(weight * self.rewards[name] for name, weight in weights.items())
+
+    def _check_rewards(self) -> None:
+        missing = next((name for name in self.spec.reward_weights or () if name not in self.rewards), None)
+        if missing is not None:
+            known = ", ".join(self.rewards) or "none at all"
+            message = f"environment.reward_weights: the environment gives no reward {missing!r} (it gives {known})"
+            raise FailureError(Failure.of(FailureKind.INVALID, Stage.STEP, message, retryable=False))
+
     def _trajectory(self, ending: Ending, failure: Failure | None) -> Trajectory:
         spec = self.spec
         return Trajectory(
@@ -179,7 +194,7 @@ class Attempt(ABC):
             spec.seed,
             tuple(self.turns),
             ending,
-            None if failure else math.fsum(turn.reward for turn in self.turns),
+            None if failure else self._reward(),
             failure,
             {} if failure else self.rewards,
             self.prompt,

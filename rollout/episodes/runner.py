@@ -12,6 +12,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from quintain.codec import pack
@@ -65,7 +66,7 @@ class Runner:
         *,
         engine: Engine,
         chat: Chat,
-        make_env: Callable[[], Environment],
+        make_env: Callable[[str], Environment],
         running: EpisodeCount,
         limit_of: LimitOf,
     ) -> None:
@@ -136,7 +137,12 @@ class Runner:
         clock = asyncio.get_running_loop().time
         job.since = clock()
         trajectory = await run_episode(
-            spec, make_env=self.make_env, engine=self.engine, chat=self.chat, clock=clock, cutoff=job.cutoff
+            spec,
+            make_env=partial(self.make_env, spec.environment),
+            engine=self.engine,
+            chat=self.chat,
+            clock=clock,
+            cutoff=job.cutoff,
         )
         if trajectory.failure is not None:
             self.failures[f"{trajectory.failure.kind}/{trajectory.failure.stage}"] += 1

@@ -16,11 +16,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from quintain.failure import QuintainError
 from quintain.rollout.journal import schema
 from quintain.rollout.rules.groups import MemberOutcome, MemberStatus, complete, left_out, teaches, wanted
-from quintain.rollout.rules.order import derive_seed, task_index
+from quintain.rollout.rules.order import TaskOrder, TaskSplit, derive_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,8 @@ class Recorded:
 class IssuedRules:
     """The plan under which places were issued, as far as what is recorded depends on it."""
 
+    splits: tuple[TaskSplit, ...]
     seed: int
-    size: int | None
-    shuffle: bool
     groups: int
     members: int
     max_staleness: int
@@ -102,7 +102,7 @@ def _places(db: sqlite3.Connection) -> Iterator[Place]:
     identity = dict(db.execute("SELECT key, value FROM meta")).get("identity", "{}")
     members = int(json.loads(identity).get("members", 0))
     plans = [(at, json.loads(text)) for at, text in db.execute("SELECT * FROM plans ORDER BY from_place DESC")]
-    known = [(at, IssuedRules(**{name: plan[name] for name in IssuedRules.__slots__})) for at, plan in plans]
+    known = [(at, _rules_of(plan)) for at, plan in plans]
     query = "SELECT place, task_index, issued_at, consumed_at, dropped FROM groups ORDER BY place"
     for place, index, issued_at, consumed_at, why in db.execute(query):
         rules = next((rules for at, rules in known if at <= place), None)
@@ -111,6 +111,11 @@ def _places(db: sqlite3.Connection) -> Iterator[Place]:
         if consumed_at is not None and len({rules.oversample for _, rules in known}) > 1:
             oversample = sum(member.spare for member in recorded.values())  # it was changed: who knows when
         yield Place(place, index, issued_at, consumed_at, why, members, oversample, rules, recorded)
+
+
+def _rules_of(plan: dict[str, Any]) -> IssuedRules:
+    splits = tuple(TaskSplit(**split) for split in plan["splits"])
+    return IssuedRules(splits, **{name: plan[name] for name in IssuedRules.__slots__ if name != "splits"})
 
 
 def _recorded(db: sqlite3.Connection, place: int) -> Iterator[tuple[int, Recorded]]:
@@ -136,9 +141,10 @@ def issued_in_order(places: list[Place]) -> Iterator[CheckResult]:
 
 def tasks_in_order(places: list[Place]) -> Iterator[CheckResult]:
     """The tasks that the seed's order says."""
+    orders: dict[IssuedRules, TaskOrder] = {}
     for place in places:
         if (rules := place.rules) is not None:
-            due = task_index(place.place, rules.size, seed=rules.seed, shuffle=rules.shuffle)
+            _, due = orders.setdefault(rules, TaskOrder(rules.splits, rules.seed)).at(place.place)
             problem = f"place {place.place} has task {place.task_index}, the seed's order says {due}"
             yield CheckResult("tasks in the seed's order", place.task_index == due, problem)
 

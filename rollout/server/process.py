@@ -15,12 +15,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from quintain.config import ExperimentConfig, load_config, write_config
+from quintain.config import EnvironmentConfig, ExperimentConfig, RolloutConfig, load_config, write_config
 from quintain.envs.serving.serve import TOKEN_ENV
 from quintain.failure import FailureError, QuintainError
 from quintain.lifeline import hold_lifeline
@@ -30,6 +31,8 @@ from quintain.rollout.engines.choose import check_engine, make_engine, say_progr
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.rollout.rules.groups import Patience, Rewards
+from quintain.rollout.rules.order import TaskSplit
+from quintain.rollout.rules.plan import Played
 from quintain.rollout.scheduler import EpisodeCount, Plan, Scheduler
 from quintain.rollout.server.task_runs import RunLimits
 from quintain.rollout.wire import ROLLOUT_TOKEN_ENV
@@ -47,24 +50,20 @@ REFILLS = 4
 """`rollout.max_refills` by default: so many times trainer.prompts_per_step."""
 
 
-def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) -> Plan:
-    """What `config` says about sampling; `size` is of the training split, `model_length` the model's own limit."""
+def make_plan(config: ExperimentConfig, *, sizes: Sequence[int | None], model_length: int) -> Plan:
+    """What `config` says about sampling; `sizes` are of the training splits, `model_length` the model's own limit."""
     rollout, trainer = config.rollout, config.online
     refills = REFILLS * trainer.prompts_per_step if rollout.max_refills is None else rollout.max_refills
     patience = Patience(rollout.straggler_factor, rollout.straggler_floor_s)
     return Plan(
-        split=config.played.split,
-        size=size,
-        shuffle=config.played.shuffle,
+        plays=tuple(_played(one, rollout, size) for one, size in zip(config.plays, sizes, strict=True)),
         seed=config.seed,
         groups=trainer.prompts_per_step,
         members=trainer.num_generations,
         max_staleness=rollout.max_staleness,
-        max_turns=rollout.max_turns,
         max_length=min(rollout.max_length or model_length, model_length),
         attempts=rollout.attempts,
         max_concurrency=rollout.max_concurrency,
-        sampling=Sampling(rollout.max_completion_length, rollout.temperature, rollout.top_p, rollout.top_k),
         oversample=rollout.oversample,
         refills=refills if rollout.dynamic_sampling else None,
         rewards=Rewards(
@@ -74,13 +73,24 @@ def make_plan(config: ExperimentConfig, *, size: int | None, model_length: int) 
         patience=patience if rollout.straggler == "fail" else None,
         follow_engine=rollout.concurrency == "auto",
         sample_timeout_s=rollout.sample_timeout_s,
-        environment=config.played.label,
     )
+
+
+def _played(environment: EnvironmentConfig, rollout: RolloutConfig, size: int | None) -> Played:
+    own = environment.sampling
+    sampling = Sampling(
+        own.max_completion_length or rollout.max_completion_length,
+        rollout.temperature if own.temperature is None else own.temperature,
+        rollout.top_p if own.top_p is None else own.top_p,
+        rollout.top_k if own.top_k is None else own.top_k,
+    )
+    split = TaskSplit(environment.label, environment.split, size, environment.shuffle, environment.weight)
+    return Played(split, sampling, own.max_turns or rollout.max_turns, environment.reward_weights)
 
 
 def open_journal(config: ExperimentConfig, path: Path) -> Journal:
     """The journal of a run of `config`, which refuses to serve another experiment's."""
-    identity: dict[str, object] = {"seed": config.seed, "split": config.played.split}
+    identity: dict[str, object] = {"seed": config.seed, "split": [one.split for one in config.plays]}
     members, oversample = config.online.num_generations, config.rollout.oversample
     return Journal(path, members=members, identity=identity, oversample=oversample)
 
@@ -88,8 +98,7 @@ def open_journal(config: ExperimentConfig, path: Path) -> Journal:
 def serve(
     run: Path,
     *,
-    environment: str,
-    token: str | None = None,
+    environments: Sequence[tuple[str, str | None]],
     host: str = "127.0.0.1",
     port: int = 0,
     tokens: Tokens | None = None,
@@ -101,11 +110,11 @@ def serve(
 ) -> None:
     """Serve the rollout of the run in folder `run` until SIGTERM or SIGINT.
 
-    `token` is what the environment server at `environment` wants (or the variable QUINTAIN_ENV_TOKEN), `tokens` are
-    what clients of this one send; without any only loopback is bound. `for_agents` opens the gateway. `ready` is told
-    the address once requests are answered; by default it is printed as JSON. `report` hears how messages are
-    rendered and how an engine comes up. `check` is called every moment, and what it raises ends the server. Raises
-    QuintainError, one line, where it cannot begin.
+    `environments` are the address of each environment server, in the experiment's order, and the token that it wants;
+    `tokens` are what clients of this one send; without any only loopback is bound. `for_agents` opens the gateway.
+    `ready` is told the address once requests are answered; by default it is printed as JSON. `report` hears how
+    messages are rendered and how an engine comes up. `check` is called every moment, and what it raises ends the
+    server. Raises QuintainError, one line, where it cannot begin.
     """
     from quintain.envs.client import EnvClient
     from quintain.serving.listen import listening
@@ -121,20 +130,22 @@ def serve(
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update=dict(chat.choices))})
         write_config(config, run / "config.yaml")  # what was chosen holds for the whole run
         engine = make_engine(config, running, logs=run / "logs", report=report)
-        patience_s = 2 * config.played.step_timeout_s
-        client = EnvClient(
-            environment,
-            token=token or os.environ.pop(TOKEN_ENV, None),
-            timeout_s=patience_s,
-            patience_s=patience_s,
-            max_connections=config.rollout.max_concurrency,
-        )
-        size = size_of(client.tasks(config.played.split))
+        clients = {
+            played.label: EnvClient(
+                url,
+                token=token,
+                timeout_s=2 * played.step_timeout_s,
+                patience_s=2 * played.step_timeout_s,
+                max_connections=config.rollout.max_concurrency,
+            )
+            for played, (url, token) in zip(config.plays, environments, strict=True)
+        }
+        sizes = [size_of(clients[played.label].tasks(played.split)) for played in config.plays]
         scheduler = Scheduler(
-            make_plan(config, size=size, model_length=engine.max_length),
+            make_plan(config, sizes=sizes, model_length=engine.max_length),
             engine=engine,
             chat=chat,
-            make_env=client.episode,
+            make_env=lambda environment: clients[environment].episode(),
             journal=open_journal(config, run / "journal.db"),
             running=running,
         )
@@ -171,7 +182,7 @@ class _Served:
             gateway = Gateway(
                 scheduler.engine,
                 scheduler.chat,
-                sampling=scheduler.plan.sampling,
+                sampling=scheduler.plan.plays[0].sampling,
                 on_finished=self.sessions.append,
                 seed=self.seed,
                 max_length=scheduler.plan.max_length,
@@ -225,14 +236,18 @@ def main() -> int:
     """The command line of the process."""
     parser = argparse.ArgumentParser(description="Serve the rollout of a run.")
     parser.add_argument("--run", type=Path, required=True, help="the run's folder, with its config.yaml")
-    parser.add_argument("--environment", required=True, help="address of the environment server")
+    parser.add_argument(
+        "--environment", required=True, action="append", help="address of an environment server, in order"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     args = parser.parse_args()
     try:
         hold_lifeline()
         tokens = Tokens.gathered(os.environ.pop(ROLLOUT_TOKEN_ENV, ""), f"the variable {ROLLOUT_TOKEN_ENV}", None)
-        serve(args.run, environment=args.environment, host=args.host, port=args.port, tokens=tokens)
+        theirs = [token or None for token in os.environ.pop(TOKEN_ENV, "").split("\n")]
+        environments = list(zip_longest(args.environment, theirs[: len(args.environment)]))
+        serve(args.run, environments=environments, host=args.host, port=args.port, tokens=tokens)
     except QuintainError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from quintain.codec import pack
 from quintain.failure import Failure, FailureKind, Stage
-from quintain.nearest import IDENTIFIER
+from quintain.nearest import IDENTIFIER, one_of
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.episodes.episode import EpisodeSpec
 from quintain.rollout.rules.order import derive_seed
@@ -217,6 +217,7 @@ class TaskRuns:
                 samples=request.samples,
                 sampling=run.sampling,
                 seed=request.seed,
+                environment=request.environment,
                 progress=progress,
             )
         else:
@@ -228,6 +229,8 @@ class TaskRuns:
     async def _inline(self, run: TaskRun, place: int, progress: Callable[[int], None]) -> Group:
         """The group of a task that the request holds in full."""
         plan, request = self._scheduler.plan, run.request
+        played = plan.played(request.environment)
+        assert played is not None  # checked
         name, task = f"{run.name}-{place}", request.tasks[place]
         specs = [
             EpisodeSpec(
@@ -238,11 +241,11 @@ class TaskRuns:
                 member,
                 derive_seed(request.seed, "task", task.id, place, member),
                 run.sampling,
-                plan.max_turns,
+                played.max_turns,
                 plan.max_length,
                 plan.attempts,
                 plan.sample_timeout_s,
-                plan.environment,
+                played.split.environment,
             )
             for member in range(request.samples)
         ]
@@ -276,7 +279,12 @@ def check_request(request: RunRequest, plan: Plan, limits: RunLimits) -> Samplin
     check(
         request.run is None or bool(IDENTIFIER.fullmatch(request.run)), "run: 1 to 64 letters, digits, '_', '-' or '.'"
     )
-    base = plan.sampling
+    played = plan.played(request.environment)
+    if played is None:
+        known = [split.environment for split in plan.splits]
+        problem = f"environment: the run plays no {request.environment!r}{one_of(request.environment or '', known)}"
+        raise refused(problem, Stage.REQUEST, status=400)
+    base = played.sampling
     sampling = replace(
         base,
         temperature=base.temperature if request.temperature is None else request.temperature,

@@ -82,7 +82,7 @@ def test_a_resumed_run_shows_the_figures_from_before_training(tmp_path: Path) ->
     shown = io.StringIO()
     text = "model: {path: x}\nenvironment: {name: math}\nevaluation: {samples_shown: 0}"
     session = TrainingRun(
-        parse_config(text), run, Display(Console(file=shown, width=80), steps=1), lambda: None, 32, 0.0
+        parse_config(text), run, Display(Console(file=shown, width=80), steps=1), lambda: None, [32], 0.0
     )
     after = Evaluation(1, 0.75, 32, 0, 2.0, ())
     summary = session._conclude(Result(Progress(1, 1, 8, 3.0, 0.375), None, after))

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from quintain.rollout.journal.audit import audit
+
 from .runs import ROOT, Run
 
 
@@ -124,6 +126,31 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_never_was(run: Run, 
     assert run.places() == stopped.places()
     figures = [(row["step"], row["reward"], row["loss"], row["grad_norm"]) for row in run.metrics()]
     assert figures == [(row["step"], row["reward"], row["loss"], row["grad_norm"]) for row in stopped.metrics()]
+
+
+def test_a_run_of_two_environments_is_killed_and_goes_on_with_a_held_out_figure_of_each(run: Run) -> None:
+    letters = run.config.pop("environment")["name"]
+    run.set("environments", [
+        {"name": letters, "title": "all", "weight": 1},
+        {"name": letters, "title": "early", "weight": 1, "args": {"mode": "early"}, "sampling": {"temperature": 0.7}},
+    ]).set("evaluation", {"split": "heldout", "num_tasks": 3})  # fmt: skip
+    run.samples().start().wait_for_step(1)
+    assert run.process is not None
+    run.kill(run.process.pid)
+    run.finish()
+    run.train("--resume")
+    rows = run.metrics()
+    for row in (row for row in rows if row["kind"] == "train"):
+        assert (row["episodes/all"], row["episodes/early"]) == (4, 4)
+        assert 0 <= row["reward/early"] <= 1
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    assert [row["step"] for row in evaluations] == [0, 3]
+    for row in evaluations:
+        assert row["heldout"] == pytest.approx((row["heldout/all"] + row["heldout/early"]) / 2)
+    assert run.summary()["heldout_tasks"] == 6
+    report = audit(run.path / "journal.db")
+    assert report.ok, report.problems
+    assert (report.steps, report.consumed) == (3, 6)
 
 
 def test_two_runs_of_one_seed_are_the_same_bit_for_bit_and_another_seed_is_not(run: Run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from quintain.envs import LocalClient, SingleTurnEnv, TaskSource
 from quintain.failure import QuintainError
 from quintain.launch.checks import check_split
 from quintain.launch.run_folder import new_run, resumed_run
-from quintain.launch.servers import start_environment
+from quintain.launch.servers import start_environments
 from quintain.launch.supervisor import Supervisor
 
 SECRET = "sk-0123456789"
@@ -48,7 +48,7 @@ def test_an_environment_s_options_and_its_token_are_on_no_command_line_and_nobod
     config = experiment(tmp_path)
     supervisor = Supervisor(restarts=0, report=lambda text: None)
     try:
-        there = start_environment(supervisor, config, new_run(config, tmp_path / "run"))
+        (there,) = start_environments(supervisor, config, new_run(config, tmp_path / "run"))
         assert there.token
         processes = psutil.Process().children(recursive=True)
         assert len(processes) >= 2  # the server and its worker
@@ -76,7 +76,7 @@ def test_a_split_without_tasks_is_one_line_before_anything_is_sampled() -> None:
 
     config = parse_config("model: {path: m}\nenvironment: {name: math}")
     with pytest.raises(QuintainError, match=r"^environment.split: 'train' has no tasks: choose another$"):
-        check_split(config, LocalClient(Nothing))
+        check_split(config.played, LocalClient(Nothing))
 
 
 def test_only_its_owner_can_read_the_config_of_a_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from quintain.codec import unpack
@@ -11,7 +12,9 @@ from quintain.envs import Action, EndlessTasks, Environment, LocalClient, Observ
 from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.engines.base import Engine, Sampling, Weights
 from quintain.rollout.journal.journal import Journal
-from quintain.rollout.scheduler import Plan, Scheduler
+from quintain.rollout.rules.order import TaskSplit
+from quintain.rollout.rules.plan import Plan, Played
+from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.weights.canary import Canary
 from quintain.trajectory import Group
 
@@ -67,17 +70,35 @@ CHAT = TemplateChat(ByteTokenizer())
 
 def plan(**changes: Any) -> Plan:
     fields: dict[str, Any] = {
-        "split": "train", "size": None, "shuffle": True, "seed": 5, "groups": 2, "members": 3, "max_staleness": 0,
-        "max_turns": 8, "max_length": 512, "attempts": 2, "max_concurrency": 64, "sampling": Sampling(8),
+        "seed": 5, "groups": 2, "members": 3, "max_staleness": 0, "max_length": 512, "attempts": 2,
+        "max_concurrency": 64,
     }  # fmt: skip
+    changes.setdefault("plays", (played(**{name: changes.pop(name) for name in PLAYED if name in changes}),))
     return Plan(**{**fields, **changes})
+
+
+PLAYED = ("environment", "split", "size", "shuffle", "weight", "sampling", "max_turns", "reward_weights")
+
+
+def played(**changes: Any) -> Played:
+    """An environment of a plan."""
+    fields = {"environment": "", "split": "train", "size": None, "shuffle": True, "weight": 1.0, "reward_weights": None}
+    of = SimpleNamespace(**{**fields, "sampling": Sampling(8), "max_turns": 8, **changes})
+    split = TaskSplit(of.environment, of.split, of.size, of.shuffle, of.weight)
+    return Played(split, of.sampling, of.max_turns, of.reward_weights)
 
 
 def scheduler(folder: Path, *, engine: Engine | None = None, options: Any = None, **changes: Any) -> Scheduler:
     made = plan(**changes)
     client = LocalClient(Words, options or {})
     journal = Journal(folder / "journal.db", members=made.members, identity=IDENTITY)
-    return Scheduler(made, engine=engine or FakeEngine(words=128), chat=CHAT, make_env=client.episode, journal=journal)
+    return Scheduler(
+        made,
+        engine=engine or FakeEngine(words=128),
+        chat=CHAT,
+        make_env=lambda _: client.episode(),
+        journal=journal,
+    )
 
 
 async def batch_of(made: Scheduler, step: int, wait_s: float) -> list[Group] | None:

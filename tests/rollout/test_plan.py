@@ -20,7 +20,7 @@ def config(*overrides: str) -> ExperimentConfig:
 
 
 def made(*overrides: str) -> Plan:
-    return make_plan(config(*overrides), size=None, model_length=512)
+    return make_plan(config(*overrides), sizes=[None], model_length=512)
 
 
 def test_by_default_every_group_is_used_and_every_episode_is_waited_for() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def made_of(folder: Path, script: Script, *, engine: FakeEngine | None = None, *
     made = plan(**{"groups": 2, "members": 3, "attempts": 1, **changes})
     journal = Journal(folder / "journal.db", members=made.members, identity=IDENTITY, oversample=made.oversample)
     engine = engine or FakeEngine(words=128)
-    return Scheduler(made, engine=engine, chat=CHAT, make_env=partial(Scripted, script), journal=journal)
+    return Scheduler(made, engine=engine, chat=CHAT, make_env=lambda _: Scripted(script), journal=journal)
 
 
 async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = True) -> None:
@@ -212,7 +211,7 @@ def test_groups_that_teach_nothing_are_replaced_until_the_bound_is_reached(tmp_p
 
     async def main() -> None:
         made = made_of(tmp_path, lambda task, seed: 0.0, refills=5)
-        made._runner.make_env = partial(Dull, lambda task, seed: 0.0)
+        made._runner.make_env = lambda _: Dull(lambda task, seed: 0.0)
         await publish(made, tmp_path, 0)
         assert [g.index for g in await batch(made, 0)] == [5, 6]
         assert made.counters.dropped == {"zero_variance": 5}

@@ -271,7 +271,7 @@ def test_a_hung_environment_costs_its_own_episodes_and_nobody_else_s(tmp_path: P
         journal = Journal(tmp_path / "journal.db", members=plan.members, identity=stage.IDENTITY)
         client = LocalClient(Hangs, limits=EnvironmentLimits(step_s=1.0))
         engine = FakeEngine(words=128)
-        return Scheduler(plan, engine=engine, chat=stage.CHAT, make_env=client.episode, journal=journal)
+        return Scheduler(plan, engine=engine, chat=stage.CHAT, make_env=lambda _: client.episode(), journal=journal)
 
     with served(tmp_path, scheduler=scheduler) as url, RolloutClient(url) as client:
         asked = tuple(Task(f"t{i}", (user(f"q{i}"),)) for i in range(5))

@@ -13,7 +13,6 @@ import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ class World:
             made,
             engine=FakeEngine(words=128, token_s=0.2),
             chat=CHAT,
-            make_env=partial(Chance, setup),
+            make_env=lambda _: Chance(setup),
             journal=journal,
         )
 

@@ -12,7 +12,7 @@ from quintain.failure import Failure, FailureError, FailureKind, QuintainError, 
 from quintain.messages import assistant
 from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.checkpoint import Progress
-from quintain.trainers.heldout import HeldoutTasks
+from quintain.trainers.heldout import HeldoutSplit, HeldoutTasks
 from quintain.trainers.loop import Hooks, Loop, Stopped
 from quintain.trainers.sources import RolloutSource
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
@@ -49,7 +49,7 @@ class World:
         self._note(f"batch {step}")
         return [group(self.rewards)]
 
-    def run_tasks(self, split: str, indices: range, *, temperature: float, seed: int) -> list[Group]:
+    def run_tasks(self, split: str, indices: range, *, temperature: float, seed: int, environment: str) -> list[Group]:
         self._note(f"evaluate {len(indices)}")
         return [group()]
 
@@ -77,7 +77,9 @@ def loop(world: World, *, text: str = BASE, progress: Progress | None = None, ch
         source=RolloutSource(world),
         learner=world,
         publisher=world,
-        evaluator=HeldoutTasks(world, config.evaluation, tasks=3, seed=0) if config.evaluation else None,
+        evaluator=HeldoutTasks(world, [HeldoutSplit("math", "heldout", 3)], temperature=0.0, seed=0)
+        if config.evaluation
+        else None,
         hooks=hooks,
         progress=progress or Progress(0, 0, 0, 0.0),
         clock=lambda: 0.0,
