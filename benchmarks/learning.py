@@ -48,7 +48,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "rloo": {"algorithm": "rloo", "beta": 0.001},
     "reinforce++": {"algorithm": "reinforce_plus_plus"},
     "reinforce++ baseline": {"algorithm": "reinforce_plus_plus_baseline"},
-    "online_dpo": {"algorithm": "online_dpo", "beta": 0.1, "pairs": "all"},
+    "online_dpo": {"algorithm": "online_dpo", "beta": 0.05},
+    "nash_md": {"algorithm": "nash_md", "beta": 0.001},
     "ppo": {"algorithm": "ppo"},
 }
 

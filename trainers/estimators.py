@@ -162,6 +162,39 @@ def _pass_at_k(members: int, wrong: int, k: int) -> tuple[float, float]:
     return (1 - mean) / spread, (1 - mean - others) / spread
 
 
+def covariant_tokens(
+    advantage: Floats, logp: Floats, ratio: float, *, bounds: tuple[float, float] | None, seed: int
+) -> Bools:
+    """[T]: the tokens that cost the most entropy (arXiv 2505.22617), a share `ratio` of all, at least one.
+
+    How much is (A − mean A)·(ℓ − mean ℓ). With `bounds` (Clip-Cov) they are drawn from those strictly within; without
+    (KL-Cov) they are the highest.
+    """
+    covariance = (advantage - advantage.mean()) * (logp - logp.mean()) if len(logp) else np.zeros(0)
+    chosen = np.zeros(len(covariance), dtype=np.bool_)
+    count = max(1, int(ratio * len(covariance)))
+    if bounds is None:
+        chosen[np.argsort(-covariance, kind="stable")[:count]] = True
+    else:
+        within = np.flatnonzero((covariance > bounds[0]) & (covariance < bounds[1]))
+        chosen[np.random.default_rng(seed).permutation(within)[:count]] = True
+    return chosen
+
+
+def win_rates(rewards: ArrayLike, group: ArrayLike, *, failed: ArrayLike | None = None) -> Floats:
+    """[N]: the share of the group's other members with a lower reward, those with the same one count half.
+
+    1/2 for the failed, and where nobody else is left.
+    """
+    table, labels, valid = _checked(rewards, group, failed)
+    reward = table[:, 0]
+    other = (labels[:, None] == labels) & valid[:, None] & valid & ~np.eye(len(labels), dtype=bool)
+    better = np.where(other, (np.sign(reward[:, None] - reward) + 1) / 2, 0.0).sum(1)
+    count = other.sum(1)
+    rates: Floats = np.where(count > 0, better / np.maximum(count, 1), 0.5)
+    return rates
+
+
 def discounted(rewards: Floats, gamma: float) -> Floats:
     """[T]: the sum of each token's reward and those after it, γ for each token on."""
     returns, ahead = np.empty(len(rewards)), 0.0

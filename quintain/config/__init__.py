@@ -1,6 +1,6 @@
 """Configuration: one YAML file is one experiment, and the same classes are the Python API."""
 
-from quintain.config.algorithms import GRPOConfig, OnlineDPOConfig, ReinforceConfig, RLOOConfig
+from quintain.config.algorithms import GRPOConfig, NashMDConfig, OnlineDPOConfig, ReinforceConfig, RLOOConfig
 from quintain.config.load import dump_config, load_config, parse_config, write_config
 from quintain.config.ppo import PPOConfig
 from quintain.config.schema import (
@@ -21,6 +21,7 @@ __all__ = [
     "GRPOConfig",
     "LoraConfig",
     "ModelConfig",
+    "NashMDConfig",
     "OnlineConfig",
     "OnlineDPOConfig",
     "PPOConfig",

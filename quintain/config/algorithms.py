@@ -130,11 +130,26 @@ class OnlineDPOConfig(PreferenceOptions, GroupConfig):
         return self.use_weighting
 
 
+class NashMDConfig(GroupConfig):
+    """Nash-MD: how often an answer beats the group's others, held to the reference. Names as in TRL's NashMDConfig."""
+
+    algorithm: Literal["nash_md"] = "nash_md"
+    """Which algorithm makes rows and a loss out of data."""
+    beta: Rate = 0.1
+    """Weight of KL(policy || reference) in the loss; 0 loads no reference."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads the reference model's log-probabilities."""
+        return self.beta > 0
+
+
 AlgorithmConfig: TypeAlias = (
     GRPOConfig
     | RLOOConfig
     | ReinforceConfig
     | OnlineDPOConfig
+    | NashMDConfig
     | PPOConfig
     | SFTConfig
     | DPOConfig

@@ -66,6 +66,15 @@ class LossOptions(ClipOptions):
     """SAPO's temperature elsewhere."""
     dppo_threshold: Above0 = 0.15
     """DPPO's bound of the divergence from the sampler at a token: total variation (dppo_tv) or KL (dppo_kl)."""
+    covariance: Literal["none", "clip", "kl"] = "none"
+    """What is done about the tokens whose advantage and log-probability go together most, which cost the most entropy:
+    a share of them gets no gradient (Clip-Cov), or is held to the policy before the update (KL-Cov)."""
+    covariance_ratio: Fraction = 0.0002
+    """That share of all tokens (published: 0.0002 for clip, 0.002 for kl)."""
+    covariance_bounds: tuple[float, float] = (1.0, 5.0)
+    """With clip: which covariances the tokens may have, of which some are drawn."""
+    covariance_kl_coef: Rate = 1.0
+    """With kl: the weight of |log-ratio| at those tokens."""
     entropy_coef: Rate = 0.0
     """Weight of the policy's mean entropy per token, which is added to what is maximised."""
     vespo_k_pos: Rate = 2.0
@@ -109,7 +118,8 @@ class LossOptions(ClipOptions):
         leaving it out changes the metrics. Not so with a KL term or an entropy bonus, nor for `bnpo`, whose local mean
         counts it.
         """
-        return self.beta == 0.0 and self.entropy_coef == 0.0 and self.loss_type != "bnpo"
+        others = self.beta > 0 or self.entropy_coef > 0 or self.covariance != "none"
+        return not others and self.loss_type != "bnpo"
 
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but rarely meant, one line each, starting with the field."""

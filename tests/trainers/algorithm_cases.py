@@ -179,4 +179,7 @@ CASES: dict[str, Case] = {
     "dppo": Case("grpo", {"loss_type": "dppo_tv"}),
     "grpo by turns": Case("grpo", {"credit": "turn", "discount": 0.9}, by_turn),
     "grpo with another optimiser": Case("grpo", {"optim": "adafactor"}),
+    "nash-md": Case("nash_md"),
+    "clip-cov": Case("grpo", {"covariance": "clip", "covariance_ratio": 0.2, "covariance_bounds": [0.1, 9.0]}),
+    "kl-cov": Case("grpo", {"covariance": "kl", "covariance_ratio": 0.2, "num_mini_batches": 2}),
 }

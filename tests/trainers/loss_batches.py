@@ -115,6 +115,7 @@ def select(inputs: LossInputs, tokens: Tensor, rows: list[int]) -> LossInputs:
         sampler_logp=take(inputs.sampler_logp),
         ref_logp=take(inputs.ref_logp),
         entropy=take(inputs.entropy),
+        columns={name: values[tokens] for name, values in inputs.columns.items()},
     )
 
 
@@ -152,7 +153,9 @@ def trl_options(options: LossOptions) -> dict[str, Any]:
     named = {
         name: getattr(options, name)
         for name in LossOptions.model_fields
-        if not name.startswith("importance_sampling_clip") and name not in ("off_policy_correction", "dppo_threshold")
+        if not name.startswith("importance_sampling_clip")
+        and name not in ("off_policy_correction", "dppo_threshold")
+        and not name.startswith("covariance")
     }
     return named | {
         "vllm_importance_sampling_mode": {"tis": "token_truncate", "icepop": "token_mask"}.get(

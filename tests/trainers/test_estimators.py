@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintain.trainers.estimators import (
+    covariant_tokens,
     discounted,
     explained_variance,
     gae,
@@ -22,6 +23,7 @@ from quintain.trainers.estimators import (
     leave_one_out,
     pass_at_k_advantages,
     whitened,
+    win_rates,
 )
 
 from . import trl_oracle
@@ -271,3 +273,22 @@ def test_explained_variance_is_1_of_a_perfect_critic_0_of_a_constant_one_and_neg
     assert explained_variance(np.full(3, 9.0), returns) == 0.0
     assert explained_variance(-returns, returns) == pytest.approx(-3.0)
     assert explained_variance(returns, np.ones(3)) == 0.0
+
+
+def test_a_win_rate_counts_who_is_worse_and_half_of_who_is_equal() -> None:
+    found = win_rates([1.0, 0.0, 1.0, 9.0, 5.0], [0, 0, 0, 0, 1], failed=[0, 0, 0, 1, 0])
+    np.testing.assert_allclose(found, [0.75, 0.0, 0.75, 0.5, 0.5])
+    assert win_rates(np.random.default_rng(0).random(7), np.zeros(7)).sum() == pytest.approx(3.5)
+
+
+def test_covariant_tokens_are_the_highest_or_drawn_from_those_within_bounds() -> None:
+    rng = np.random.default_rng(0)
+    advantage, logp = rng.normal(size=200), rng.normal(size=200)
+    covariance = (advantage - advantage.mean()) * (logp - logp.mean())
+    highest = covariant_tokens(advantage, logp, 0.05, bounds=None, seed=0)
+    assert highest.sum() == 10
+    assert covariance[highest].min() >= covariance[~highest].max()
+    drawn = covariant_tokens(advantage, logp, 0.05, bounds=(0.5, 2.0), seed=0)
+    assert drawn.sum() == 10
+    assert ((covariance[drawn] > 0.5) & (covariance[drawn] < 2.0)).all()
+    assert not covariant_tokens(advantage, logp, 0.05, bounds=(90.0, 99.0), seed=0).any()

@@ -20,7 +20,8 @@ from quintain.trainers.rows import Totals
 
 from .trl_oracle import DEFAULTS
 
-OURS_ONLY = {"off_policy_correction", "dppo_threshold"}
+COVARIANCE = {"covariance", "covariance_ratio", "covariance_bounds", "covariance_kl_coef"}
+OURS_ONLY = {"off_policy_correction", "dppo_threshold", *COVARIANCE}
 RENAMED = {
     "importance_sampling_clip_max": "vllm_importance_sampling_clip_max",
     "importance_sampling_clip_min": "vllm_importance_sampling_clip_min",

@@ -333,3 +333,24 @@ def test_the_entropy_bonus_is_the_mean_over_the_tokens_of_the_batch_whatever_the
         (gradient,) = torch.autograd.grad(bonus, entropy)
         assert float(bonus) == pytest.approx(-0.3 * float(entropy[inputs.mask].mean()))
         torch.testing.assert_close(gradient, torch.where(inputs.mask, -0.3 / inputs.mask.sum(), 0.0).double())
+
+
+@pytest.mark.parametrize("kind", ["clip", "kl"])
+def test_covariant_tokens_get_no_gradient_or_are_held_to_the_policy_before(kind: Any) -> None:
+    """As in verl: −A·ρ without a gradient (Clip-Cov), or with + coef·|log ρ| (KL-Cov), at the chosen tokens alone."""
+    options = LossOptions(loss_type="dapo", covariance=kind, covariance_kl_coef=0.7, epsilon=0.9, epsilon_high=9.0)
+    inputs = flat(make_batch(2), random_advantages(2), options)
+    covariant = (torch.arange(len(inputs.logp)) % 3 == 0).double()
+    inputs = replace(inputs, columns={"covariant": covariant})
+    value, gradient, _ = whole_run(inputs, options)
+    plain, plain_gradient, _ = whole_run(inputs, LossOptions(loss_type="dapo", epsilon=0.9, epsilon_high=9.0))
+    assert inputs.old_logp is not None
+    log_ratio, count = (inputs.logp - inputs.old_logp).detach(), inputs.mask.sum()
+    chosen = (covariant > 0) & inputs.mask
+    if kind == "clip":
+        torch.testing.assert_close(value, plain)
+        torch.testing.assert_close(gradient, torch.where(chosen, 0.0, plain_gradient))
+    else:
+        torch.testing.assert_close(value, plain + 0.7 * log_ratio.abs()[chosen].sum() / count)
+        pull = 0.7 * log_ratio.sign() / count
+        torch.testing.assert_close(gradient, plain_gradient + torch.where(chosen, pull, 0.0))

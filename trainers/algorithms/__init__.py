@@ -8,6 +8,7 @@ from quintain.trainers.algorithms.cpo import CPO
 from quintain.trainers.algorithms.dpo import DPO
 from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.algorithms.kto import BCO, KTO
+from quintain.trainers.algorithms.nash_md import NashMD
 from quintain.trainers.algorithms.online_dpo import OnlineDPO
 from quintain.trainers.algorithms.orpo import ORPO
 from quintain.trainers.algorithms.ppo import PPO
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, Any] = {
     "prm": ProcessRewardModel,
     "rloo": RLOO,
     "online_dpo": OnlineDPO,
+    "nash_md": NashMD,
     "ppo": PPO,
     "reinforce_plus_plus": ReinforcePlusPlus,
     "reinforce_plus_plus_baseline": ReinforcePlusPlus,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quintain.config import GRPOConfig, ReinforceConfig
 from quintain.trainers.algorithms.base import Pass
-from quintain.trainers.estimators import discounted, group_advantages, pass_at_k_advantages
+from quintain.trainers.estimators import covariant_tokens, discounted, group_advantages, pass_at_k_advantages
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics
 from quintain.trainers.losses.offpolicy import entropy_threshold
@@ -36,7 +36,11 @@ class PolicyLoss(Generic[Options]):
     def __init__(self, config: Options, *, longest: int) -> None:
         self.config, self.longest = config, longest
         self._all_tokens = config.top_entropy_quantile >= 1.0
-        wanted = {Pass.REF: config.beta > 0, Pass.ENTROPY: not self._all_tokens}
+        wanted = {
+            Pass.REF: config.beta > 0,
+            Pass.ENTROPY: not self._all_tokens,
+            Pass.OLD: config.covariance != "none",
+        }
         self.passes = frozenset(name for name, needed in wanted.items() if needed)
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
@@ -49,10 +53,27 @@ class PolicyLoss(Generic[Options]):
             mask_truncated=self.config.mask_truncated_completions,
         )
 
-    def thresholded(self, rows: Rows) -> Rows:
-        """`rows` with the entropy from which tokens are trained on, where not all of them are."""
-        if self._all_tokens:
-            return rows
+    def selected(self, rows: Rows) -> Rows:
+        """`rows`, credited, with what follows from all of their tokens: which are covariant, and the least entropy."""
+        if self.config.covariance != "none":
+            rows = self._covariant(rows)
+        return rows if self._all_tokens else self._thresholded(rows)
+
+    def _covariant(self, rows: Rows) -> Rows:
+        live = [row for row in rows.rows if not row.masked]
+        advantage, logp = (
+            np.concatenate([*(row.columns[name] for row in live), np.empty(0)]) for name in ("advantage", "old")
+        )
+        config = self.config
+        bounds = config.covariance_bounds if config.covariance == "clip" else None
+        chosen = iter(covariant_tokens(advantage, logp, config.covariance_ratio, bounds=bounds, seed=len(logp)))
+        columns = [
+            {"covariant": np.array([0 if row.masked else next(chosen) for _ in range(row.tokens)], np.float32)}
+            for row in rows.rows
+        ]
+        return rows.having(columns)
+
+    def _thresholded(self, rows: Rows) -> Rows:
         known = [row.columns[Pass.ENTROPY] for row in rows.rows if not row.masked]
         entropies = torch.from_numpy(np.concatenate([*known, np.empty(0, np.float32)]))
         threshold = entropy_threshold(entropies, self.config.top_entropy_quantile)
@@ -91,7 +112,7 @@ class GRPO(PolicyLoss[GRPOConfig]):
                 names=episodes.names or None,
             )
         credited = rows.crediting(advantages.advantage, advantages.metrics)
-        return self.thresholded(self._by_turn(credited) if config.credit == "turn" else credited)
+        return self.selected(self._by_turn(credited) if config.credit == "turn" else credited)
 
     def _by_turn(self, rows: Rows) -> Rows:
         """`rows` with the advantages of turns: of what is still to come, among those of the group that got so far."""

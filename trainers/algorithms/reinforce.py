@@ -57,4 +57,4 @@ class ReinforcePlusPlus(PolicyLoss[ReinforceConfig]):
         for i, part in zip(live, np.split(values, ends), strict=True):
             returns[i] = part
         columns = [{"advantage": part.astype(np.float32)} for part in returns]
-        return self.thresholded(rows.having(columns, compared.metrics))
+        return self.selected(rows.having(columns, compared.metrics))

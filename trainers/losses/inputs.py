@@ -109,6 +109,7 @@ def cleaned(inputs: LossInputs) -> LossInputs:
         sampler_logp=detached(inputs.sampler_logp),
         ref_logp=detached(inputs.ref_logp),
         entropy=detached(inputs.entropy),
+        columns={name: clean(values.detach()) for name, values in inputs.columns.items()},
     )
 
 

@@ -99,6 +99,12 @@ def policy_loss(inputs: LossInputs, options: LossOptions, *, entropy_threshold: 
         why = f"top_entropy_quantile is {options.top_entropy_quantile}"
         entropy = _needed(tokens.entropy, "entropy", why)
         loss = loss * (entropy >= _needed(entropy_threshold, "entropy_threshold", why))
+    if options.covariance != "none":
+        covariant = _needed(tokens.columns.get("covariant"), "covariant", f"covariance is {options.covariance}") > 0
+        if options.covariance == "clip":
+            loss = torch.where(covariant, loss.detach(), loss)
+        else:
+            loss = loss + options.covariance_kl_coef * torch.where(covariant, log_ratio.abs(), 0.0)
     if factor is not None and options.loss_type != "vespo":  # vespo's core has folded it into φ
         loss = loss * factor
     if options.beta > 0.0:
