@@ -78,7 +78,9 @@ class Approximation:
             given = self.values[str(value)]
             return mpmath.mpf(given.numerator) / given.denominator
         if op is Op.CONSTANT:
-            return self._constant(str(value))
+            if value == "inf":
+                raise Unreadable("infinity in an expression")
+            return mpmath.mpc(0, 1) if value == "i" else +mpmath.pi if value == "pi" else +mpmath.e
         if op in (Op.MATRIX, Op.ROW, Op.EITHER):
             raise Unreadable(f"a {op} is no number")
         args = [self._value(arg) for arg in node.args]
@@ -99,13 +101,6 @@ class Approximation:
         if op is Op.APPLY:
             return self._unknown(str(value), args)
         return self._call(str(value), args)
-
-    def _constant(self, name: str) -> Any:
-        if name == "i":
-            return mpmath.mpc(0, 1)
-        if name == "inf":
-            raise Unreadable("infinity in an expression")
-        return +mpmath.pi if name == "pi" else +mpmath.e
 
     def _is_zero(self, value: Any, node: Node) -> bool:
         if not self._vanishes(value):

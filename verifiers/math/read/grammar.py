@@ -36,7 +36,7 @@ from quintain.verifiers.math.read.tree import (
 MAX_MATRIX_SIDE: Final = 12
 MAX_ALTERNATIVES: Final = 4
 FUNCTIONS: Final = word_set(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh ln log lg exp abs floor ceil gcd "
+    "sin cos tan cot sec csc cis arcsin arccos arctan arccot sinh cosh tanh ln log lg exp abs floor ceil gcd "
     "lcm max min binom gamma factorial re im conj"
 )
 _INVERSES: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
@@ -240,9 +240,7 @@ class _Parser(Cursor):
             return True
         if token.kind == "sign":
             return token.text in "([{" or (token.text == "|" and not self._bars)
-        if token.kind == "command":
-            return token.text not in _NOT_PRIMARY
-        return False
+        return token.kind == "command" and token.text not in _NOT_PRIMARY
 
     def _group(self, opening: str) -> Node:
         self._expect(opening)
@@ -271,9 +269,6 @@ class _Parser(Cursor):
         if token.kind in ("letter", "name", "command"):
             return self._primary()
         raise Unreadable(f"expected an argument, not {token.text!r}")
-
-    def _argument_or_group(self) -> Node:
-        return self._group("(") if self._is("(") else self._argument()
 
     # Numbers and names
 
@@ -388,7 +383,7 @@ class _Parser(Cursor):
         if name == "sqrt":
             return self._root()
         if name == "cbrt":
-            return Node(Op.ROOT, (self._argument_or_group(), number(3)))
+            return Node(Op.ROOT, (self._group("(") if self._is("(") else self._argument(), number(3)))
         if name in ("binom", "dbinom", "tbinom") and latex:
             return Node(Op.CALL, (self._argument(), self._argument()), "binom")
         if name in _DELIMITED:
@@ -460,6 +455,9 @@ class _Parser(Cursor):
         elif name == "lg":
             name, args = "log", (*args, number(10))
         call = Node(Op.CALL, args, name)
+        if name == "cis":
+            sine = Node(Op.MUL, (Node(Op.CONSTANT, (), "i"), Node(Op.CALL, args, "sin")))
+            call = Node(Op.ADD, (Node(Op.CALL, args, "cos"), sine))
         return call if power is None else Node(Op.POW, (call, power))
 
     def _function_arguments(self) -> tuple[Node, ...]:
@@ -471,12 +469,9 @@ class _Parser(Cursor):
             return (self._group("["),)
         sign = self._is("-") and self._take().text == "-"
         arg = self._power()
-        while self._starts_primary() and self.next.kind != "number" and not self._starts_function():
+        while self._starts_primary() and self.next.kind != "number" and self.next.text not in FUNCTIONS:
             arg = Node(Op.MUL, (arg, self._power()))
         return (Node(Op.NEG, (arg,)) if sign else arg,)
-
-    def _starts_function(self) -> bool:
-        return self.next.kind in ("name", "command") and self.next.text in FUNCTIONS
 
 
 def _degrees(node: Node) -> Node:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from typing import Final
 
 from quintain.verifiers.math.read.tree import Node, Undecided, Unreadable, number
@@ -31,7 +32,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
 _WORDS = re.compile(
-    "arc(?:sin|cos|tan|cot)|asin|acos|atan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|abs|floor|ceil|gcd|lcm"
+    "arc(?:sin|cos|tan|cot)|asin|acos|atan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|cis|ln|log|exp|abs|floor|ceil|gcd|lcm"
     "|max|min|sqrt|cbrt|pi|theta|alpha|beta|infinity|inf|binom|[A-Za-z]"
 )
 
@@ -46,14 +47,8 @@ def check_size(text: str) -> None:
     """Raise `Undecided` for a text that is too long, or nested too deeply, to be looked at any closer."""
     if len(text) > MAX_CHARS:
         raise Undecided(f"an expression has at most {MAX_CHARS} characters")
-    depth = deepest = 0
-    for char in text:
-        if char in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in ")]}":
-            depth -= 1
-    if deepest > MAX_DEPTH:
+    depths = accumulate((char in "([{") - (char in ")]}") for char in text)
+    if max(depths, default=0) > MAX_DEPTH:
         raise Undecided(f"an expression has at most {MAX_DEPTH} brackets in each other")
     if text.count("^") + text.count("**") + text.count("_") > 4 * MAX_DEPTH:
         raise Undecided("an expression has at most a few hundred exponents")

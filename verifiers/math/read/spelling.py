@@ -86,6 +86,10 @@ FUNCTIONS: Final = re.compile(
 """The words of mathematics: a run of letters that is one of these is neither a word of a language nor a product."""
 _BRACED_COMMA = re.compile(r" ?\{ ?, ?\} ?")
 _ALL_REALS = re.compile(r"(?:the set of )?all real(?:s| numbers)|the set of real numbers", re.IGNORECASE)
+_CHOSEN = re.compile(
+    r"(?<![\w)\]}])(?:\{\})?\^\s*\{?(\d+)\}?\s*([CP])_\s*\{?(\d+)\}?|(?<![\w.{}^])(\d+)([CP])(\d+)(?!\w)", re.ASCII
+)
+_OF_SET = re.compile(r"\\(max|min|gcd|lcm)\s*\\\{([^{}]*)\\\}")
 _GLUED = re.compile(r"(?<=[\d)\]}])(or|and)(?=[-A-Z(\[\d\\])")  # x = 1or x = 2
 _SIMPLE = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _DELIMITERS: Final = (*_MATHEMATICS, ("**", "**"), ("`", "`"))
@@ -159,11 +163,20 @@ def respelled(text: str) -> str:
         text = _REPEATING.sub(r"\1\\overline{\2}", text)
     if "m" in text or "M" in text:
         text = _NOON.sub(lambda noon: f" {(noon[1] or noon[2] or noon[3]).lower()}m", text)
+    if "C" in text or "P" in text:
+        text = _CHOSEN.sub(_chosen, text)
     if "{" in text:
+        text = _OF_SET.sub(r"\\\1(\2)", text)
         text = _BRACED_COMMA.sub(",", text)
     if "or" in text or "and" in text:
         text = _GLUED.sub(r" \1 ", text)
     return text
+
+
+def _chosen(found: re.Match[str]) -> str:
+    """`{}^{10}C_3` and `10P3`: combinations, or arrangements."""
+    above, kind, below = (one or other for one, other in zip(found.groups()[:3], found.groups()[3:], strict=True))
+    return rf"\binom{{{above}}}{{{below}}}" + (rf" \cdot {below}!" if kind == "P" else "")
 
 
 def _peeled(text: str) -> str:
