@@ -51,8 +51,13 @@ CHOSEN = [
     ("Die Antwort ist C.", "C"),
     ("<answer>B</answer>", "B"),
     ("The answer is B (not A).", "B"),
+    ("B不是 A", "B"),
+    ("B。不是 A", "B"),
     ("The answer is B.\n\nA is wrong, C is wrong.", "B"),
     # No choice at all, or more than one
+    ("B is wrong", ""),
+    ("B isn't right", ""),
+    ("B\nActually C", ""),
     ("I don't think B is the correct answer", ""),
     ("The answer is anything but B", ""),
     ("I do not believe it's B", ""),

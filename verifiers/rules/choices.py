@@ -57,20 +57,25 @@ _BEFORE = re.compile(
 )
 _DENIED = re.compile(r"[\s*_]{0,4}(?:not|neither|never|anything\s+but|all\s+(?:but|except)|unknown|unclear)\b", re.I)
 _DENIES = re.compile(
-    r"\b(?:not|never|no|neither|nor|cannot|doubt|unless|if|whether|why|wrong|incorrect)\b|n't\b", re.IGNORECASE
+    r"\b(?:not|never|no|neither|nor|cannot|doubt|unless|if|whether|why|wrong|incorrect)\b|n't\b|不是",
+    re.IGNORECASE,
 )
 _START = re.compile(rf"(?P<named>(?:(?:option|choice|answer)\b\s?:?)?){_LETTER}", re.IGNORECASE)
-_LISTED_END = re.compile(r"[\s.*_`\"'$)}\]]{0,8}$|[)}\]*_]{0,4}[.:)\]][)}\]*_]{0,4}\s|\s[-\u2013\u2014]\s")
+_LISTED_END = re.compile(r"[\s.*_`\"'$)}\]]{0,8}$|[)}\]*_]{0,4}[.:)\]][)}\]*_]{0,4}\s|\s[-\u2013\u2014]\s|[。，]|不是")
 _HEDGED = re.compile(r"[)}\]*_`\"'$.\s]{0,8}(?:,|/|&|;|\||\+|\\|\bor\b|\band\b|\bvs\b)")
 _ASIDE = re.compile(
-    r"\b(?:because|since|(?<!well\s)as(?!\s+well\b)|given|whereas|while|unlike|rather\s+than|instead\s+of|over|explanation|not)\b",
+    r"\b(?:because|since|(?<!well\s)as(?!\s+well\b)|given|whereas|while|unlike|rather\s+than|instead\s+of|over|explanation|not)\b|不是",
     re.IGNORECASE,
 )
 _OTHER = re.compile(rf"(?<![A-Za-z0-9'^_])(?P<letter>[A-Za-z]){_END}")
 _ENDING = re.compile(
     r"[)}\]*_`\"'$]{0,6}(?:[.,;:!?]|$|\s+(?:is|looks|seems|works|(?:could|might|may|can)\s+(?:also\s+)?be)\b)"
 )
-_GOES_ON = re.compile(r"\n(?!\s*(?:or|and|maybe|perhaps|possibly)\b)", re.IGNORECASE)
+_GOES_ON = re.compile(r"\n(?!\s*(?:or|and|maybe|perhaps|possibly|actually|wait|no|sorry|correction)\b)", re.IGNORECASE)
+_REFUTED = re.compile(
+    r"[\s)*_}\]]{1,6}(?:(?:is|was)\s+(?:not|never|wrong|incorrect|false)|(?:is|was|ca|could)n't|cannot)\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[)\]*_\"']{0,3}\s+")
 _VERBS = r"or|and|because|since|as|is|was|could|might|may|can|would|will|also|too|seems|looks|if|though|instead"
 _ARTICLE_END = re.compile(rf"\s+(?!(?:{_VERBS})\b)[a-z]{{2,}}")
@@ -156,7 +161,9 @@ def _listed(text: str, choices: Sequence[str], bare_small: bool) -> frozenset[st
 
 
 def _with_hedges(found: re.Match[str], text: str, choices: Sequence[str]) -> frozenset[str]:
-    """The letter that was `found`, and those that the rest of its line names beside it."""
+    """The letter that was `found`, and those that the rest of its line names beside it; none where that refutes it."""
+    if _REFUTED.match(text, found.end("letter")):
+        return frozenset()
     letter, line = found["letter"].upper(), _GOES_ON.split(text[found.end("letter") :], maxsplit=1)[0]
     if own := _letter_of(line.lstrip(" .:)]}*_$-\u2013\u2014"), choices):
         return frozenset({letter, own})

@@ -354,7 +354,7 @@ def reads_whole(text: str) -> bool:
 
 
 def _extracted(text: str, rule: str, *, groups: bool = False) -> Extracted | None:
-    text = text.replace('\\"', " ").strip(' \n_`"=')
+    text = text.replace('\\"', " ").strip(' \n_`"=').rstrip("\\ ")
     factorial = groups or _FACTORIAL.search(text) is not None
     text = text.strip("'") if text.startswith("'") else text
     groups = groups or grouped(text)

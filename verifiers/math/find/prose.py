@@ -40,7 +40,6 @@ STRONG: Final = re.compile(r"\d|\\[A-Za-z]")
 _OPERATORS: Final = frozenset("+-*/=<>^|&,;:(")
 _ORDINAL = re.compile(r"\d(?:st|nd|rd|th)$")
 _NUMBER_END = re.compile(r"[\d})\]%]$")
-
 _SHORT_PROSE = re.compile("am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|oh|ok|on|so|to|up|us|we")
 _COMPARISON = re.compile(r"[<>]|\\(?:[lg]eq?|neq?|[lg]t)(?![A-Za-z])")
 """Between inequalities it matters whether there is "and" or "or"; between values both make a list."""
@@ -60,9 +59,12 @@ _CHANGED = re.compile(
     r"(?:\b(?:than|least|most|over|under|above|below|beyond|few|nearly|almost|minus|negative|half|twice|double|triple"
     r"|except|from|point|step|question|problem|case|up to|one in|(?:any\w*|all|every\w*) but|divi\w+ by|multipl\w+ by"
     r"|(?:root|cube|square|log\w*|(?:co)?sine|tangent|reciprocal|inverse|opposite|multiple|divisor|half|third|quarter"
-    r"|power|factorial|percent) of(?: the)?)|[%°])$"
+    r"|power|factorial|percent) of(?: the)?|rul\w+ out|(?:eliminat|exclud|reject)\w*)|[%°]|不是|不为|不等于)$"
 )
 """Right before a number these words make it another one, or none."""
+_REFUTED = re.compile(
+    r"\S+\s+(?:(?:is|was)\s+(?:not|never|wrong|incorrect|false)|(?:is|was|ca|could)n['’]t|cannot)\b", re.IGNORECASE
+)
 _OPERATIONS: Final = word_set("more less fewer greater than minus plus times over point divided multiplied by of from")
 """Two numbers with nothing but these between them are an expression in words."""
 _OTHERWISE = re.compile(r"\b(?:otherwise|else)\W*$|\b(?:if|when)\b.*\b(?:if|when)\b", re.IGNORECASE | re.DOTALL)
@@ -101,7 +103,7 @@ def sentences(text: str) -> Iterator[str]:
 def runs(sentence: str) -> Iterator[MathRun]:
     """The runs of mathematics in `sentence`, in order; "5 more than 3" is one, and not worked out."""
     found: list[MathRun] = []
-    for run in _runs(sentence):
+    for run in _runs(_REFUTED.sub(r"not \g<0>", sentence)):
         if found and run.before and set(run.before) <= _OPERATIONS:
             before = found.pop()
             run = MathRun(" ".join((before.text, *run.before, run.text)), before.before)

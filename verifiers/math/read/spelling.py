@@ -52,7 +52,7 @@ _MATHEMATICS: Final = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _SWITCHES = re.compile(r"\\(?:color\s*\{[^{}]*\}|(?:bf|rm|it|sf|tt|bfseries|boldmath)(?![A-Za-z])\s*)")
 _CHOOSE = re.compile(r"\{\s*([^{}]{1,50}?)\s*\\choose(?![A-Za-z])\s*([^{}]{1,50}?)\s*\}")
-_ESCAPED = re.compile(r"\\([%$#&])")
+_ESCAPED = re.compile(r"\\(?:text|mathrm)\s*\{\s*\\?([%$])\s*\}|\\([%$#&])")
 _SCALED = re.compile(
     r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*(hundred|thousand|million|billion|trillion|percent|per cent|pct)\s*\}"
 )
@@ -156,7 +156,7 @@ def respelled(text: str) -> str:
         text = _FRACTIONS.sub(r"\\frac", text)
         text = _CHOOSE.sub(r"\\binom{\1}{\2}", _SWITCHES.sub("", text))
         text = _PRIME.sub("'", _SCALED.sub(r" \1", text))
-        text = _ESCAPED.sub(r"\1", text)
+        text = _ESCAPED.sub(r"\1\2", text)
         text = _MODULO.sub(r"\\pmod{\1}", _CASE.sub("& ", text) if "cases" in text else text)
     text = " ".join(text.split())
     if "..." in text or "dots" in text:
