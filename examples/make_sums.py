@@ -1,6 +1,6 @@
 """Rows for sft.yaml, dpo.yaml and reward.yaml: sums of two numbers, answered right, and by a number that is near.
 
-    python examples/make_sums.py [--rows 2000]
+python examples/make_sums.py [--rows 2000]
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def rendered(
 
     `chat` says which options the chat layer has. What cannot be kept is rendered again the next time.
     """
-    file = _cache() / f"{_key(items, tokenizer, options, chat)}.msgpack"
+    file = cache_folder("rendered") / f"{_key(items, tokenizer, options, chat)}.msgpack"
     try:
         found = unpack(file.read_bytes(), Rendered)
         os.utime(file)
@@ -156,8 +156,9 @@ def rendered(
     return made
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quintain" / "rendered"
+def cache_folder(of: str) -> Path:
+    """Where what was computed `of` data sets is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quintain" / of
 
 
 def _key(items: Sequence[Item], tokenizer: Any, options: RenderOptions, chat: str) -> str:
@@ -255,8 +256,17 @@ def _read(source: DatasetConfig, kind: Kind) -> list[Item] | list[Example]:
     return sampled_examples(source) if source.run is not None else items_of(rows_of(source), kind)
 
 
-def prepared(config: ExperimentConfig, found: Read, *, check: Callable[[], None] = lambda: None) -> Data:
-    """`found` as tokens of the model's, with the order of a run. Loads the tokenizer. QuintainError."""
+def prepared(
+    config: ExperimentConfig,
+    found: Read,
+    *,
+    score: Callable[[Sequence[Example]], list[Example]] = list,
+    check: Callable[[], None] = lambda: None,
+) -> Data:
+    """`found` as tokens of the model's, with the order of a run. Loads the tokenizer. QuintainError.
+
+    `score` adds the reference's log-probabilities, where they are computed before training.
+    """
     from quintain.rollout.chat.load import load_chat, load_tokenizer
 
     trainer, evaluation = config.offline, config.evaluation
@@ -289,6 +299,7 @@ def prepared(config: ExperimentConfig, found: Read, *, check: Callable[[], None]
     train = [list(each.examples) for each in sets]
     if evaluation is not None and not found.heldout:
         heldout, train = held_back(train, evaluation.num_tasks or 0, seed=config.seed)
+    heldout, train = tuple(score(heldout)), [score(examples) for examples in train]
     units = [_units(examples, trainer) for examples in train]
     steps = trainer.max_steps
     if trainer.num_train_epochs is not None:

@@ -26,6 +26,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from quintain.config import ExperimentConfig
+from quintain.config.offline import ReferenceConfig
 from quintain.config.ppo import CRITIC
 from quintain.failure import QuintainError
 from quintain.rollout.chat.load import quiet_transformers
@@ -109,6 +110,7 @@ class Learner(Generic[Data]):
         self.model, notes = load_policy(config.model, seed=config.seed, head=trainer.head)
         _check_length(config, self.model)
         self.reference = ReferenceModel(self.model) if Pass.REF in algorithm.passes else None
+        self._following = trainer if isinstance(trainer, ReferenceConfig) and trainer.sync_ref_model else None
         self.notes: list[str] = [*notes, *trainer.warnings()]
         critic = load_critic(config, self.tokenizer) if CRITIC in algorithm.trains else None
         try:
@@ -162,6 +164,10 @@ class Learner(Generic[Data]):
             if skipped is not None:
                 figures["skipped_steps"] = 1.0
                 break
+        if self._following is not None and self.reference is not None:
+            share = self._following.follows(step + 1)
+            if share:
+                self.reference.follow(share)
         self._count_skips(skipped.rows if skipped is not None else (), norm, step)
         figures = {**rows.metrics, **figures}
         if isinstance(self.algorithm, Remembers):
@@ -380,12 +386,16 @@ class Learner(Generic[Data]):
         )
 
     def _saved(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
-        return {name: (self.trained[name].model, self.trained[name].optimizer) for name in self.algorithm.trains}
+        models = {name: (self.trained[name].model, self.trained[name].optimizer) for name in self.algorithm.trains}
+        if self._following is not None and self.reference is not None and self.reference.frozen is not None:
+            frozen = self.reference.frozen
+            models["reference"] = (frozen, torch.optim.SGD(frozen.parameters(), lr=0.0))  # it has no state
+        return models
 
     def _streams(self, model: nn.Module) -> Streams | None:
         count = min(self.config.trainer.streams, self._threads)
         several = count > 1 and self.share.world == 1 and self.accelerator.device.type == "cpu"
-        if not several or draws_random_numbers(model):
+        if not several or self.config.trainer.noise or draws_random_numbers(model):
             return None
         return Streams(count, self._threads, parameters_of(model))
 
@@ -402,7 +412,12 @@ class Learner(Generic[Data]):
         """The forward pass of the first trained model."""
         trainer = self.config.trainer
         if trainer.head == "lm":
-            return PolicyForward(self.model, temperature=self.config.rollout.temperature, mass=trainer.needs_mass)
+            return PolicyForward(
+                self.model,
+                temperature=self.config.rollout.temperature,
+                mass=trainer.needs_mass,
+                noise=trainer.noise,
+            )
         # By it transformers' classifiers, and the verifier `reward_model`, find the last token of a row.
         plain_model(self.model).config.pad_token_id = self.tokenizer.pad_token_id = padding(self.tokenizer)
         return ValueForward(self.model)

@@ -38,6 +38,11 @@ class ReferenceConfig(OfflineConfig):
     ref_model_sync_steps: Positive = 512
     """With sync_ref_model: how often."""
 
+    def follows(self, step: int) -> float:
+        """The policy's share of the reference after `step` steps; 0: it stays what it is."""
+        due = self.sync_ref_model and step % self.ref_model_sync_steps == 0
+        return self.ref_model_mixup_alpha if due else 0.0
+
     @property
     def needs_reference(self) -> bool:
         """Whether the loss or the credit reads the reference model's log-probabilities."""
@@ -69,6 +74,11 @@ class SFTConfig(OfflineConfig):
     other."""
     neftune_noise_alpha: Above0 | None = None
     """Noise on the embeddings (NEFTune)."""
+
+    @property
+    def noise(self) -> float | None:
+        """NEFTune's alpha."""
+        return self.neftune_noise_alpha
 
     @model_validator(mode="after")
     def _bins_have_a_size(self) -> SFTConfig:
@@ -124,6 +134,14 @@ class KTOConfig(ReferenceConfig):
     """Weight of the others."""
     train_batch_size: Annotated[int, Field(ge=2)] = 8
     """Examples of a step; the KL term pairs each prompt with another's completion."""
+
+    @model_validator(mode="after")
+    def _kl_needs_its_batch(self) -> KTOConfig:
+        if self.precompute_ref_log_probs and self.loss_type == "kto":
+            raise ValueError(
+                "precompute_ref_log_probs: kto's KL pairs the rows of a step, so it cannot be scored before"
+            )
+        return self
 
 
 class BCOConfig(ReferenceConfig):

@@ -311,6 +311,12 @@ class ExperimentConfig(Section):
             raise ValueError(f"environment: {algorithm} trains on a dataset and plays nothing: drop it")
         if evaluation is not None and evaluation.dataset is None and evaluation.num_tasks is None:
             raise ValueError("evaluation: say with num_tasks how many rows to hold back, or give a dataset of its own")
+        if self.model.lora is not None and getattr(self.trainer, "sync_ref_model", False):
+            raise ValueError(
+                "trainer.sync_ref_model: with model.lora the reference is the model without adapter: drop it"
+            )
+        if self.model.lora is not None and self.trainer.head != "lm":
+            raise ValueError(f"model.lora: {algorithm} trains the whole model so far: drop it")
         weighted = [source.weight is not None for source in self.dataset]
         if any(weighted) and not all(weighted):
             raise ValueError("dataset: give every data set of the mixture a weight, or none")

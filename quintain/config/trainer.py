@@ -93,6 +93,11 @@ class TrainerConfig(Section):
         return "lm"
 
     @property
+    def noise(self) -> float | None:
+        """NEFTune's alpha."""
+        return None
+
+    @property
     def needs_mass(self) -> bool:
         """Whether the loss reads log Σ p² of the policy's distributions."""
         return False

@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from quintain.config import ExperimentConfig
+from quintain.config.offline import ReferenceConfig
 from quintain.failure import FailureError, QuintainError
 from quintain.launch.checks import check_model, check_split, heldout_size
 from quintain.launch.display import Display
@@ -133,6 +135,7 @@ def _train_on_data(
     config = settle_dtypes(config, say=display.say, phase=display.phase)
     from quintain.launch.session import Interrupted, TrainingRun
     from quintain.trainers.loop import Stopped
+    from quintain.trainers.precompute import with_reference
 
     def check() -> None:
         supervisor.check()
@@ -141,7 +144,8 @@ def _train_on_data(
 
     display.phase("rendering the data")
     try:
-        data = prepared(config, found, check=check)
+        score = partial(with_reference, config=config, check=check) if precomputes(config) else list
+        data = prepared(config, found, score=score, check=check)
     except Stopped:
         return 0
     for line in data.notes:
@@ -154,6 +158,11 @@ def _train_on_data(
         return TrainingRun(config, run, display, check, [len(data.heldout)], began).train(data, resume=resume)
     except Interrupted as stopped:
         return stopped.step
+
+
+def precomputes(config: ExperimentConfig) -> bool:
+    """Whether the reference scores the data before training."""
+    return isinstance(config.trainer, ReferenceConfig) and config.trainer.precompute_ref_log_probs
 
 
 @contextmanager

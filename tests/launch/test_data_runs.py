@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +18,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from quintain.config import load_config
+from quintain.config.dataset import DatasetConfig
 from quintain.launch.train import train
+from quintain.trainers.datasets import rows_of
+from quintain.trainers.examples import Kind, items_of
+from quintain.verifiers.base import Item
+from quintain.verifiers.registry import get_verifier
 
 from ..rollout.chat_tokenizers import byte_level
 from ..tiny_llama import tiny_llama
+from .runs import ROOT, Run, wait_for
 
 torch.set_num_threads(1)
 WARM, COLD = ("red", "pink", "gold", "brown"), ("green", "blue", "black", "white")
@@ -126,3 +136,131 @@ def test_a_trainer_learns_what_held_out_rows_ask(
     assert summary[f"eval_{figure}"] >= least
     if options.get("loss_type") != "dft":  # whose loss is least where nothing is likely
         assert summary["heldout_after"] < summary["heldout_before"]
+
+
+@pytest.mark.slow
+def test_a_reference_that_was_precomputed_gives_the_same_run_and_is_read_again(trains: Trains, tmp_path: Path) -> None:
+    options = {"max_steps": 4, "threads": 1}
+    beside, before = (
+        trains("dpo", "pairs", to=to, precompute_ref_log_probs=to == "before", **options) for to in ("beside", "before")
+    )
+    assert before["eval_loss"] == pytest.approx(beside["eval_loss"], rel=1e-4)
+    files_kept = list((tmp_path / "cache" / "quintain" / "reference").iterdir())
+    times = [file.stat().st_mtime_ns for file in files_kept]
+    again = trains("dpo", "pairs", to="again", precompute_ref_log_probs=True, **options)
+    assert again["eval_loss"] == before["eval_loss"]
+    assert [file.stat().st_mtime_ns for file in files_kept] == times
+
+
+@pytest.mark.slow
+def test_preferences_with_an_adapter_follow_a_fine_tuned_model_from_a_margin_of_exactly_zero(
+    trains: Trains, tmp_path: Path
+) -> None:
+    trains("sft", "completion", to="sft", packing=True, neftune_noise_alpha=5.0, num_train_epochs=2)
+    summary = trains("dpo", "pairs", to="dpo", model={"path": str(tmp_path / "sft"), "lora": {"r": 4}})
+    first = metrics(tmp_path / "dpo")[0]
+    assert (first["rewards/margins"], first["rewards/chosen"], first["logps/chosen"] < 0) == (0.0, 0.0, True)
+    assert summary["eval_rewards/accuracies"] >= 0.9
+    checkpoint = str(next((tmp_path / "sft" / "checkpoints").glob("step-*")))
+    assert load_config(tmp_path / "dpo" / "config.yaml").model.path == checkpoint
+
+
+@pytest.mark.slow
+async def test_a_reward_model_that_was_saved_judges_as_the_one_that_was_trained(trains: Trains, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    trains("reward", "chats", max_steps=20)
+    (folder,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    good, bad = (Item(said, {"messages": [{"role": "user", "content": "Colour 7:"}]}) for said in ("gold", "black"))
+    verifier = get_verifier("reward_model", model=str(folder))
+    try:
+        verdicts = await verifier.verify([good, bad])
+    finally:
+        await verifier.close()
+    rewards = [verdict.detail["reward"] for verdict in verdicts]
+    assert rewards[0] > rewards[1] + 1.0
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(chat("Colour 7:", "gold"), tokenize=False)
+    with torch.no_grad():
+        score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
+    assert float(score) == pytest.approx(rewards[0], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_on_data_that_was_killed_goes_on_to_the_very_same_weights(run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows("pairs", 40)))
+    del run.config["environment"]
+    run.config |= {
+        "dataset": str(data),
+        "rollout": {"dtype": "float32"},
+        "evaluation": {"num_tasks": 8, "eval_steps": 2},
+        "trainer": {"algorithm": "dpo", "max_steps": 4, "learning_rate": 0.01, "threads": 1, "save_steps": 1},
+    }
+    run.start()
+    wait_for("a checkpoint", lambda: any((run.path / "checkpoints").glob("step-*/trainer.json")))
+    assert run.process is not None
+    run.kill(run.process.pid)
+    run.finish()
+    run.train("--resume")
+    assert [row["step"] for row in run.metrics() if row["kind"] == "train"] == [0, 1, 2, 3]
+    assert not (run.path / "journal.db").exists()
+    killed, run.path = run.path, tmp_path / "whole"
+    run.train()
+    one, other = (load_file(path / "checkpoints" / "step-000004" / "model.safetensors") for path in (killed, run.path))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "complaint"),
+    [
+        ('{"prompt": "p", "chosen": "a"}', {}, "row 1: expected 'chosen' and 'rejected'"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "a"}', {}, "row 1: 'chosen' and 'rejected' are the same"),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "b"}',
+            {"trainer": {"max_length": 1}},
+            "nothing to train on is left",
+        ),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "b"}',
+            {"evaluation": {"num_tasks": 1}},
+            "leave nothing to train on",
+        ),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "b"}',
+            {"trainer": {"num_train_epochs": 1, "warmup_steps": 5}},
+            "are more than the 1 steps",
+        ),
+    ],
+    ids=str,
+)
+def test_data_that_cannot_be_trained_on_ends_the_run_before_the_model_is_loaded(
+    tmp_path: Path, small: Path, text: str, settings: dict[str, Any], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(text + "\n")
+    config = {
+        "model": {"path": str(small), "compute_dtype": "float32"},
+        "dataset": str(tmp_path / "rows.jsonl"),
+        "rollout": {"dtype": "float32"},
+        "trainer": {"algorithm": "dpo"} | settings.get("trainer", {}),
+    }
+    if "evaluation" in settings:
+        config["evaluation"] = settings["evaluation"]
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(config))
+    loaded = load_config(tmp_path / "experiment.yaml")
+    assert train(loaded, resume=False, run_dir=tmp_path / "run", as_json=False) == 1
+    out = capsys.readouterr().out
+    assert complaint in " ".join(out.split())
+    assert "loading the model" not in out
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward"])
+def test_an_example_is_a_valid_experiment_on_rows_that_the_repository_makes(name: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "examples" / "make_sums.py", tmp_path)
+    subprocess.run([sys.executable, str(tmp_path / "make_sums.py"), "--rows", "20"], check=True)
+    config = load_config(ROOT / "examples" / f"{name}.yaml")
+    assert config.dataset is not None
+    assert config.offline is not None
+    found = rows_of(DatasetConfig(path=str(tmp_path / Path(str(config.dataset[0].path)).name)))
+    assert len(items_of(found, Kind(config.offline.rows))) == 20

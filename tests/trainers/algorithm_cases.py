@@ -135,6 +135,9 @@ CASES: dict[str, Case] = {
         },
         data=pairs,
     ),
+    "dpo with a reference that follows": Case(
+        "dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}, data=pairs
+    ),
     "cpo": Case("cpo", data=pairs),
     "simpo": Case("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0}, data=pairs),
     "orpo": Case("orpo", data=pairs),

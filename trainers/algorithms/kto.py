@@ -6,7 +6,7 @@ data does not matter, and nothing depends on what was trained on before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -105,10 +105,11 @@ def _mismatched(example: Example, other: Example, unit: int, prefix: int) -> Row
 
 
 class BCO(DatasetAlgorithm):
-    """Binary classifier optimisation (arXiv 2404.04656): is a completion's reward above the batch's mean?"""
+    """Binary classifier optimisation (arXiv 2404.04656): is a completion's reward above the mean so far?"""
 
     def __init__(self, config: BCOConfig, *, longest: int) -> None:
         self.config = config
+        self.state = {"delta": 0.0, "rewards": 0.0}
         self.passes = frozenset({Pass.OLD} | (set() if config.precompute_ref_log_probs else {Pass.REF}))
 
     def rows(self, data: Sequence[Example], *, version: int) -> Rows:
@@ -116,10 +117,15 @@ class BCO(DatasetAlgorithm):
         return labelled_rows(data)
 
     def credit(self, rows: Rows) -> Rows:
-        """The mean reward of the batch on every row (TRL keeps a mean over all batches so far)."""
+        """The mean of all rewards so far, this batch's included, on every row."""
         rewards = [self.config.beta * float(np.sum(row.columns["old"] - row.columns["ref"])) for row in rows.rows]
-        delta = float(np.mean(rewards)) if rewards else 0.0
-        return rows.having([{"delta": delta}] * len(rows.rows), {"delta": delta})
+        count = self.state["rewards"] + len(rewards)
+        delta = (self.state["delta"] * self.state["rewards"] + sum(rewards)) / max(count, 1.0)
+        return rows.having([{"delta": delta}] * len(rows.rows), {"delta": delta, "delta_rewards": count})
+
+    def remember(self, figures: Mapping[str, float]) -> None:
+        """Keep the mean, and of how many rewards it is."""
+        self.state = {"delta": figures["delta"], "rewards": figures["delta_rewards"]}
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """The mean over examples."""

@@ -46,9 +46,17 @@ class PolicyForward(nn.Module):
     given no blocks. Raises ValueError for models whose logits are not an LM head on a decoder's hidden states.
     """
 
-    def __init__(self, model: nn.Module, *, temperature: float = 1.0, entropy: bool = True, mass: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = True,
+        mass: bool = False,
+        noise: float | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.temperature, self.entropy, self.mass = model, temperature, entropy, mass
+        self.model, self.temperature, self.entropy, self.mass, self.noise = model, temperature, entropy, mass, noise
         base = plain_model(model)
         _decoder(base), _head(base)
         usual = base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation()
@@ -72,14 +80,22 @@ class PolicyForward(nn.Module):
             temperature=self.temperature if temperature is None else temperature,
             entropy=self.entropy if entropy is None else entropy,
             mass=self.mass,
+            noise=self.noise,
         )
 
 
 def token_logprobs(
-    model: nn.Module, batch: MicroBatch, *, temperature: float = 1.0, entropy: bool = False, mass: bool = False
+    model: nn.Module,
+    batch: MicroBatch,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    mass: bool = False,
+    noise: float | None = None,
 ) -> TokenLogprobs:
     """logp [T], and entropy and log_mass [T] if asked for, of the policy tokens of `batch`, float32 at least.
 
+    noise: NEFTune's alpha (arXiv 2310.05914), of a model that is in training.
     Differentiable in the model's parameters. `supports_tree` says whether batches other than padded ones are allowed.
     """
     base = plain_model(model)
@@ -87,7 +103,7 @@ def token_logprobs(
     weight, bias = _head(base)
     scale, softcap = _logit_options(base.config)
     logp, best, entropies, masses = chunked_logprobs(
-        predicting_states(base, batch),
+        predicting_states(base, batch, noise=noise),
         weight,
         batch.targets,
         rows=batch.predictor,
@@ -101,9 +117,11 @@ def token_logprobs(
     return TokenLogprobs(logp, entropies, best, masses)
 
 
-def predicting_states(base: Any, batch: MicroBatch) -> Tensor:
+def predicting_states(base: Any, batch: MicroBatch, *, noise: float | None = None) -> Tensor:
     """The decoder's last hidden states [U, H] at the batch's predictors."""
-    where: dict[str, Any] = {}
+    where: dict[str, Any] = {"input_ids": batch.input_ids}
+    if noise and base.training:
+        where = {"inputs_embeds": _noisy(base.get_input_embeddings()(batch.input_ids), batch, noise)}
     if batch.exits is not None:  # rows that are not plain sequences
         where["position_ids"] = batch.position_ids
         if in_blocks(base):
@@ -115,8 +133,17 @@ def predicting_states(base: Any, batch: MicroBatch) -> Tensor:
             where |= attention.block_arguments(blocks, base.device)
         else:
             where["attention_mask"] = batch.attention_mask()
-    hidden: Tensor = _decoder(base)(input_ids=batch.input_ids, use_cache=False, **where).last_hidden_state
+    hidden: Tensor = _decoder(base)(use_cache=False, **where).last_hidden_state
     return hidden.flatten(0, 1)[batch.predictors]
+
+
+def _noisy(embeddings: Tensor, batch: MicroBatch, alpha: float) -> Tensor:
+    """Embeddings [B, L, H] with noise of at most alpha / √(tokens of the tree · H) on each number."""
+    scale = torch.zeros(embeddings.shape[:2].numel(), device=embeddings.device)
+    for start, stop in batch.spans:
+        scale[start:stop] = alpha / ((stop - start) * embeddings.shape[-1]) ** 0.5
+    noise = torch.empty_like(embeddings).uniform_(-1, 1)
+    return embeddings + noise * scale.view(*embeddings.shape[:2], 1).to(embeddings.dtype)
 
 
 def supports_tree(model: nn.Module) -> str | None:

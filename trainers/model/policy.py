@@ -159,15 +159,22 @@ class ReferenceModel:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._copy: nn.Module | None = None
+        self.frozen: nn.Module | None = None
         if not is_adapted(model):
-            self._copy = copy.deepcopy(model).eval().requires_grad_(False)
+            self.frozen = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def follow(self, share: float) -> None:
+        """Move the copy towards the policy: `share` of it is the policy's afterwards (TR-DPO, arXiv 2404.09656)."""
+        assert self.frozen is not None
+        with torch.no_grad():
+            for mine, theirs in zip(self.frozen.parameters(), self._model.parameters(), strict=True):
+                mine.lerp_(theirs.to(mine.dtype), share)
 
     @contextmanager
     def model(self) -> Iterator[nn.Module]:
         """The reference model, for as long as the block lasts."""
-        if self._copy is not None:
-            yield self._copy
+        if self.frozen is not None:
+            yield self.frozen
         else:
             off: Any = self._model.disable_adapter()  # type: ignore[operator]
             with off:
