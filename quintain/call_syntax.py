@@ -28,7 +28,7 @@ _ARGUMENTS: Final = ("arguments", "parameters", "input", "args", "action_input",
 _LITERALS: Final = {"true": True, "false": False, "null": None}
 
 
-class Unreadable(Exception):
+class CallSyntaxError(Exception):
     """The text tries to call something and cannot be read; the message says why, in a few words."""
 
 
@@ -41,32 +41,32 @@ class Call:
 
 
 def json_value(text: str) -> Any:
-    """The value that `text` is as JSON. Raises Unreadable."""
+    """The value that `text` is as JSON. Raises CallSyntaxError."""
     if len(text) > MAX_CHARS:
-        raise Unreadable(f"its calls have {len(text):,} characters, and at most {MAX_CHARS:,} are read")
+        raise CallSyntaxError(f"its calls have {len(text):,} characters, and at most {MAX_CHARS:,} are read")
     try:
         return read_json(text)
     except NotJson as error:
-        raise Unreadable(str(error)) from None
+        raise CallSyntaxError(str(error)) from None
 
 
 def calls_of_json(value: Any) -> list[Call]:
-    """The calls that a JSON value is: one, a list, or OpenAI's message that has them. Raises Unreadable."""
+    """The calls that a JSON value is: one, a list, or OpenAI's message that has them. Raises CallSyntaxError."""
     if isinstance(value, dict) and "tool_calls" in value:
         value = value["tool_calls"] or []
     if isinstance(value, dict):
         return [call_of(value)]
     if not isinstance(value, list):
-        raise Unreadable("calls are an object or a list of objects")
+        raise CallSyntaxError("calls are an object or a list of objects")
     return [call_of(entry) for entry in value]
 
 
 def call_of(entry: Any) -> Call:
-    """The call that a JSON value is. Raises Unreadable."""
+    """The call that a JSON value is. Raises CallSyntaxError."""
     if isinstance(entry, dict) and isinstance(entry.get("function"), dict):
         entry = entry["function"]
     if not isinstance(entry, dict):
-        raise Unreadable("a call is an object")
+        raise CallSyntaxError("a call is an object")
     name = name_of(entry)
     if name is not None:
         arguments: Any = next((entry[key] for key in _ARGUMENTS if key in entry), {})
@@ -76,9 +76,9 @@ def call_of(entry: Any) -> Call:
     elif len(entry) == 1:
         [(name, arguments)] = entry.items()
     else:
-        raise Unreadable("a call has a name and arguments")
+        raise CallSyntaxError("a call has a name and arguments")
     if not isinstance(arguments, dict):
-        raise Unreadable("the arguments of a call are an object")
+        raise CallSyntaxError("the arguments of a call are an object")
     return Call(name, arguments)
 
 
@@ -90,9 +90,9 @@ def name_of(entry: Mapping[str, Any]) -> str | None:
 
 
 def calls_of_python(text: str) -> list[Call] | None:
-    """The calls that the whole of `text` is as Python; None where it is none. Raises Unreadable."""
+    """The calls that the whole of `text` is as Python; None where it is none. Raises CallSyntaxError."""
     if len(text) > MAX_CHARS:
-        raise Unreadable(f"its calls have {len(text):,} characters, and at most {MAX_CHARS:,} are read")
+        raise CallSyntaxError(f"its calls have {len(text):,} characters, and at most {MAX_CHARS:,} are read")
     _shallow(text)
     try:
         tree = ast.parse(text)
@@ -101,7 +101,7 @@ def calls_of_python(text: str) -> list[Call] | None:
     calls = []
     for statement in tree.body:
         if not isinstance(statement, ast.Expr):
-            raise Unreadable("it is Python, and more than calls")
+            raise CallSyntaxError("it is Python, and more than calls")
         value = statement.value
         calls += value.elts if isinstance(value, (ast.List, ast.Tuple)) else [value]
     return [_python_call(call) for call in calls]
@@ -110,25 +110,25 @@ def calls_of_python(text: str) -> list[Call] | None:
 def _shallow(text: str) -> None:
     """Refuse what could nest `ast` deeply, before it is parsed."""
     if "'''" in text or '"""' in text:
-        raise Unreadable("strings in three quotes are not read")
+        raise CallSyntaxError("strings in three quotes are not read")
     bare, depth = _STRING.sub("s", text), 0
     for char in bare:
         depth += (char in "([{") - (char in ")]}")
         if depth > MAX_DEPTH:
-            raise Unreadable("it is nested too deeply")
+            raise CallSyntaxError("it is nested too deeply")
     if any(len(atom) > MAX_ATOM_CHARS for atom in re.split(r"[,()\[\]{}\n]", bare)):
-        raise Unreadable("it is Python, and more than calls")
+        raise CallSyntaxError("it is Python, and more than calls")
 
 
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
-        raise Unreadable("it is Python, and more than calls")
+        raise CallSyntaxError("it is Python, and more than calls")
     if node.args:
-        raise Unreadable("an argument has no name")
+        raise CallSyntaxError("an argument has no name")
     arguments = {}
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in arguments:
-            raise Unreadable("an argument has no name, or is given twice")
+            raise CallSyntaxError("an argument has no name, or is given twice")
         arguments[keyword.arg] = _value(keyword.value)
     return Call(_name(node.func), arguments)
 
@@ -138,14 +138,14 @@ def _name(node: ast.expr) -> str:
         return node.id
     if isinstance(node, ast.Attribute):
         return f"{_name(node.value)}.{node.attr}"
-    raise Unreadable("what is called is no name")
+    raise CallSyntaxError("what is called is no name")
 
 
 def _value(node: ast.expr) -> Any:
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             if isinstance(value, float) and value in (float("inf"), float("-inf")):
-                raise Unreadable("a number is infinite")
+                raise CallSyntaxError("a number is infinite")
             return value
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float() as number)):
             return -_value(node.operand) if isinstance(sign, ast.USub) else number
@@ -154,19 +154,19 @@ def _value(node: ast.expr) -> Any:
         case ast.Dict(keys=keys, values=values):
             names = [_value(key) if key is not None else None for key in keys]
             if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-                raise Unreadable("a dictionary's keys are different texts")
+                raise CallSyntaxError("a dictionary's keys are different texts")
             return dict(zip(names, map(_value, values), strict=True))
         case ast.Name(id=name):
             return _LITERALS.get(name, name)
         case ast.Attribute() | ast.Subscript() | ast.Call(keywords=[]):
             return ast.unparse(node)
-    raise Unreadable(f"an argument is no value: {ast.unparse(node)[:80]}")
+    raise CallSyntaxError(f"an argument is no value: {ast.unparse(node)[:80]}")
 
 
 def bounded(calls: list[Call]) -> list[Call]:
-    """`calls` where they are not too many and not too deep. Raises Unreadable."""
+    """`calls` where they are not too many and not too deep. Raises CallSyntaxError."""
     if len(calls) > MAX_CALLS:
-        raise Unreadable(f"it makes {len(calls)} calls, and at most {MAX_CALLS} are read")
+        raise CallSyntaxError(f"it makes {len(calls)} calls, and at most {MAX_CALLS} are read")
     for call in calls:
         _shallow_value(call.arguments, MAX_DEPTH)
     return calls
@@ -175,6 +175,6 @@ def bounded(calls: list[Call]) -> list[Call]:
 def _shallow_value(value: Any, depth: int) -> None:
     if isinstance(value, (dict, list)):
         if depth == 0:
-            raise Unreadable("it is nested too deeply")
+            raise CallSyntaxError("it is nested too deeply")
         for part in value.values() if isinstance(value, dict) else value:
             _shallow_value(part, depth - 1)

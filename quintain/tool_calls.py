@@ -28,7 +28,7 @@ from quintain.call_syntax import (
     MAX_CALLS,
     MAX_CHARS,
     Call,
-    Unreadable,
+    CallSyntaxError,
     bounded,
     call_of,
     calls_of_json,
@@ -80,7 +80,7 @@ def read_calls(text: str, functions: Schemas | Iterable[str] = ()) -> list[Call]
     schemas = functions if isinstance(functions, Mapping) else dict.fromkeys(functions, _NO_SCHEMA)
     try:
         return bounded(_read(text.strip(), schemas))
-    except Unreadable as error:
+    except CallSyntaxError as error:
         return UnreadableCall(str(error))
     except (RecursionError, MemoryError):
         return UnreadableCall("it is nested too deeply")
@@ -105,7 +105,7 @@ def split_calls(text: str, format_name: str, functions: Schemas, *, closed: bool
             return Split(text)
         calls = bounded([call for body in bodies for call in form.read(body, functions)])
         return Split(said.strip(), tuple(calls)) if calls else Split(text)
-    except (Unreadable, RecursionError, MemoryError):
+    except (CallSyntaxError, RecursionError, MemoryError):
         return Split(text)
 
 
@@ -133,11 +133,11 @@ def _read(text: str, schemas: Schemas) -> list[Call]:
         return embedded
     for name in schemas:
         if re.search(rf"(?<![\w.]){re.escape(name)}\s{{0,4}}\(|[\"'<=]\s?{re.escape(name)}\s?[\"'>/]", text):
-            raise Unreadable(f"it names a call of {name} within other text")
+            raise CallSyntaxError(f"it names a call of {name} within other text")
     if text[:1] in ("{", "["):
-        raise Unreadable("it begins like a call and is neither JSON nor Python")
+        raise CallSyntaxError("it begins like a call and is neither JSON nor Python")
     if looks_like_a_call(text):
-        raise Unreadable("it looks like a call, in a format that is not known")
+        raise CallSyntaxError("it looks like a call, in a format that is not known")
     return []
 
 
@@ -168,7 +168,7 @@ def _elements(text: str, form: Format) -> tuple[str, list[str], bool]:
         unfinished = bool(form.end) and not end
         said += after
     if len(bodies) > MAX_CALLS:
-        raise Unreadable(f"it makes {len(bodies)} calls, and at most {MAX_CALLS} are read")
+        raise CallSyntaxError(f"it makes {len(bodies)} calls, and at most {MAX_CALLS} are read")
     return said, bodies, unfinished
 
 
@@ -212,19 +212,19 @@ def _typed(name: str, pairs: Iterable[tuple[str, str]], schemas: Schemas) -> Cal
     arguments: dict[str, Any] = {}
     for key, value in pairs:
         if key in arguments:
-            raise Unreadable("a key is given twice")
+            raise CallSyntaxError("a key is given twice")
         schema = properties.get(key)
         text = isinstance(schema, Mapping) and schema.get("type") == "string"
         arguments[key] = value if text else _json_or_text(value)
     if not name:
-        raise Unreadable("a call has a name and arguments")
+        raise CallSyntaxError("a call has a name and arguments")
     return Call(name, arguments)
 
 
 def _json_or_text(value: str) -> Any:
     try:
         return json_value(value)
-    except Unreadable:
+    except CallSyntaxError:
         return value
 
 
@@ -241,7 +241,7 @@ def _named_json(body: str, schemas: Schemas) -> list[Call]:
     name = re.split(r"<[^<>]*>|\[[A-Z_]+\]|\s", name.removeprefix("function<｜tool▁sep｜>").strip())[0]
     name = re.sub(r"^functions\.|:\d+$", "", name)
     if not brace or not name:
-        raise Unreadable("a call has a name and arguments")
+        raise CallSyntaxError("a call has a name and arguments")
     return calls_of_json([{"name": name, "arguments": json_value("{" + rest.strip().removesuffix("```").strip())}])
 
 
@@ -251,14 +251,14 @@ def _gemma(body: str, schemas: Schemas) -> list[Call]:
     parts = ("{" + rest).split('<|"|>')
     parts = [_BARE_KEY.sub(r'\1"\2":', part) if i % 2 == 0 else json.dumps(part) for i, part in enumerate(parts)]
     if not brace:
-        raise Unreadable("a call has a name and arguments")
+        raise CallSyntaxError("a call has a name and arguments")
     return calls_of_json([{"name": name.strip(), "arguments": json_value("".join(parts))}])
 
 
 def _python_calls(body: str, schemas: Schemas) -> list[Call]:
     found = calls_of_python(body.strip())
     if found is None:
-        raise Unreadable("it is no Python")
+        raise CallSyntaxError("it is no Python")
     return found
 
 

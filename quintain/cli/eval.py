@@ -104,7 +104,7 @@ def command(
     }
     if environment is not None:
         field = "url" if environment.startswith(("http://", "https://")) else "name"
-        given["environment"] = {field: environment}
+        given |= {"environment": {field: environment}, "environments": []}  # in place of those of FILE
     flags = [f"{path}={json.dumps(value)}" for path, value in given.items() if value is not None]
     if endpoint is not None and model is None:
         raise click.UsageError("--endpoint: give the --model to ask there")

@@ -19,7 +19,7 @@ TEMPLATE: Final = "template"
 """`rollout.renderer` for the tokenizer's own chat template."""
 
 
-class Family:
+class RendererFamily:
     """The family `name`: renders as `tokenizer.apply_chat_template` does. QuintainError where it cannot be had."""
 
     def __init__(self, name: str, tokenizer: Any, options: Mapping[str, Any]) -> None:

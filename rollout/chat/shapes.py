@@ -56,7 +56,7 @@ class Shape:
 
 
 class Template:
-    """The chat template of a transformers tokenizer, or a `Family`, shown messages in the shape that it takes."""
+    """The chat template of a tokenizer, or a `RendererFamily`, shown messages in the shape that it takes."""
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._tokenizer, self._options = tokenizer, dict(options)

@@ -19,7 +19,7 @@ from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec, assistant, user
 from quintain.nearest import one_of
 from quintain.rollout.chat.base import MessageSpan, Rendered
-from quintain.rollout.chat.family import TEMPLATE, Family, family_of
+from quintain.rollout.chat.family import TEMPLATE, RendererFamily, family_of
 from quintain.rollout.chat.shapes import ASKED, CALLED, PROBE_TOOL, SAID, VALUE, Template, described
 from quintain.rollout.chat.tokens import TokenText, shared_start, why_it_forks
 from quintain.thinking import text_after_thinking
@@ -71,7 +71,7 @@ class TemplateChat(TokenText):
             raise QuintainError(f"rollout.tool_calls: there is no format {calls!r}{one_of(calls, CALL_FORMATS)}")
         super().__init__(tokenizer, stop)
         asked = {**(options or {}), **({} if thinking is None else {_THINK: thinking})}
-        writes = tokenizer if renderer == TEMPLATE else Family(renderer, tokenizer, asked)
+        writes = tokenizer if renderer == TEMPLATE else RendererFamily(renderer, tokenizer, asked)
         self._template = Template(writes, asked)
         thought = [user(ASKED), Message("assistant", SAID, reasoning=VALUE)]
         source = json.dumps(own, ensure_ascii=False) + self._template.tries(thought)

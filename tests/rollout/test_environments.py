@@ -166,3 +166,8 @@ def test_a_list_that_makes_no_sense_is_one_line(file: str, says: str) -> None:
 def test_where_one_environment_is_played_several_are_refused_by_name() -> None:
     with pytest.raises(QuintainError, match="there are math, calculator"):
         _ = parse_config(FILE).played
+
+
+def test_an_environment_given_to_an_evaluation_is_in_place_of_the_file_s_list() -> None:
+    config = parse_config(FILE, ["environment={name: code}", "environments=[]"])
+    assert config.played.label == "code"
