@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FOLDER_BYTES: Final = 16 * MEBI
 MEMORY_BYTES: Final = 256 * MEBI
 OUTPUT_BYTES: Final = MEBI
-COLLECT_S: Final = 10.0
+COLLECT_S: Final = 5.0
 TAR_BYTES: Final = 2048
 """What a file may take in an archive beside its content."""
 COPY_BYTES: Final = 4 * FOLDER_BYTES
@@ -54,6 +54,7 @@ declare -r _state="${{TMPDIR:-/tmp}}/{STATE}"
 trap '{{ declare -p; declare -f; alias -p; printf "cd -- %q\\n" "$PWD"; }} >"$_state" 2>/dev/null' EXIT
 eval "$1"
 """
+_COLLECT: Final = f"chmod -R u+rwX . 2>/dev/null; exec tar -cf - --exclude=./{STATE} ."  # no file hides behind its mode
 _HURTS: Final = (Status.MEMORY_LIMIT, Status.TIMEOUT)
 
 
@@ -94,7 +95,7 @@ class ShellEnv(ToolEnv):
     """
 
     max_calls = 24
-    max_calls_per_turn = 4
+    max_calls_per_turn = 3  # and all of them may take their time, and the verdict, within a server's time for a step
     _work: Session | None = None
     _hurt: bool = False
 
@@ -207,9 +208,11 @@ class ShellEnv(ToolEnv):
         return await super().reset(task, seed=seed)
 
     async def verdict(self, history: Sequence[Message]) -> Score:
-        """What the folder is worth that the episode has left."""
+        """What the folder is worth that the episode has left: nothing where it cannot be had."""
         files = await self._collected()
         await self._leave()
+        if files is None:
+            return 0.0
         limits = replace(self._limits, workdir_bytes=COPY_BYTES, inodes=2 * self._limits.inodes)
         work = WorkFolder(files, self._code(self._options).sandbox, limits)
         return await self.check(work, self._playing().reference)
@@ -256,22 +259,20 @@ class ShellEnv(ToolEnv):
         if done.status is not Status.OK:
             raise ToolError("raised", done.stderr.decode("utf-8", "replace").strip() or done.reason)
 
-    async def _collected(self) -> dict[str, bytes]:
-        """The regular files of the folder; none where they are more than it may hold, or gone."""
+    async def _collected(self) -> dict[str, bytes] | None:
+        """The regular files of the folder; None where they are more than it may hold, or gone."""
         most = FOLDER_BYTES + TAR_BYTES * self._limits.inodes
-        program = Program.command("tar", "-cf", "-", f"--exclude=./{STATE}", ".")
+        program = Program.command("sh", "-c", _COLLECT)
         try:
             done = await self._run(program, wall_s=COLLECT_S, cpu_s=COLLECT_S, output_bytes=most)
         except ToolError:
-            return {}
-        if done.status not in (Status.OK, Status.RUNTIME_ERROR):  # an error is a file that tar may not read
-            return {}
-        files = _untarred(done.stdout)
-        return files if sum(map(len, files.values())) <= FOLDER_BYTES else {}
+            return None
+        files = _untarred(done.stdout) if done.status is Status.OK else None
+        return None if files is None or sum(map(len, files.values())) > FOLDER_BYTES else files
 
 
-def _untarred(archive: bytes) -> dict[str, bytes]:
-    """The regular files in `archive` whose names are text."""
+def _untarred(archive: bytes) -> dict[str, bytes] | None:
+    """The regular files in `archive` whose names are text; None where it cannot be read."""
     found = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
@@ -280,7 +281,7 @@ def _untarred(archive: bytes) -> dict[str, bytes]:
                 if file is not None and member.name.isprintable():
                     found[member.name.removeprefix("./")] = file.read()
     except (tarfile.TarError, KeyError, ValueError, RecursionError):
-        pass  # what could be read until there
+        return None
     return found
 
 

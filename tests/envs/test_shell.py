@@ -201,6 +201,8 @@ RUN = {"command": ["python3", "p.py"], "stdin": "ab\n", "stdout": "ba"}
         ({"files": {"out.txt": "42"}}, [], 0.0),
         ({"files": {"a/b.txt": None}}, ["rm a/b.txt"], 1.0),
         ({"files": {"a/b.txt": None}}, [], 0.0),
+        ({"files": {"a/b.txt": None}}, ["chmod 0 a/b.txt a"], 0.0),
+        ({"files": {"a/b.txt": None}}, ["rm a/b.txt; for i in 1 2 3; do truncate -s 16M $i; done"], 0.0),
         ({"files": {"out.txt": "42"}}, ["ln -s /etc/hostname out.txt"], 0.0),
         ({"files": {"out.txt": "42", "x": "42"}}, ["echo 42 > out.txt; ln out.txt x"], 1.0),
         ({"files": {"out.txt": "42"}}, ["echo 42 > out.txt; echo > z; chmod 0 z; chmod 0 a"], 1.0),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 PYTHON = "/usr/bin/python3"
-PROGRAMS = ("sh", "bash", "env", "cat", "id", "sleep", "head", "yes", "tar")
+PROGRAMS = ("sh", "bash", "env", "cat", "id", "sleep", "head", "yes", "tar", "chmod")
 IMAGE = "quintain-tests:1"
 LISTENING = "API listen on"
 START_TIMEOUT_S = 60
