@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.config import parse_config
+from quintain.config import dump_config, parse_config
+from quintain.config.section import forbidden_changes
 from quintain.envs import LocalClient
 from quintain.failure import QuintainError
 from quintain.rollout.engines.base import Sampling
@@ -161,6 +162,23 @@ def test_a_list_that_makes_no_sense_is_one_line(file: str, says: str) -> None:
     with pytest.raises(QuintainError) as caught:
         parse_config(f"model: {{path: m}}\n{file}")
     assert says in str(caught.value)
+
+
+def test_what_an_entry_trains_on_may_not_change_on_resume_and_where_it_runs_may() -> None:
+    first = parse_config(FILE)
+    moved = parse_config(FILE.replace("{name: math,", "{name: math, workers: 3, lease_s: 9,"))
+    assert list(forbidden_changes(first, moved)) == []
+    heavier = parse_config(FILE.replace("weight: 2", "weight: 3"))
+    (change,) = forbidden_changes(first, heavier)
+    assert (change.path, change.before, change.now) == ("environments.0.weight", 2, 3)
+    shorter = parse_config(FILE.rpartition("- {")[0])
+    assert [change.path for change in forbidden_changes(first, shorter)] == ["environments"]
+
+
+def test_no_token_of_a_server_is_written_down() -> None:
+    config = parse_config(FILE.replace("{name: math,", "{url: 'http://a:1', token: secret,"))
+    assert "secret" not in dump_config(config)
+    assert parse_config(dump_config(config)).plays[0].url == "http://a:1"
 
 
 def test_where_one_environment_is_played_several_are_refused_by_name() -> None:
