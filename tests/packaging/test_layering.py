@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ class Import:
     place: str
 
 
-def all_modules() -> dict[str, Path]:
+@cache
+def modules() -> dict[str, Path]:
     found = {}
     for package, folder in FOLDERS.items():
         for path in (ROOT / folder).rglob("*.py"):
@@ -94,21 +96,19 @@ def statements(tree: ast.AST, late: bool = False) -> Iterator[tuple[ast.Import |
             yield from statements(node, late)
 
 
-def imports_of(sources: dict[str, Path]) -> list[Import]:
+@cache
+def imports() -> list[Import]:
+    """Of all modules: read by the test that asks first, and not by whoever only collects."""
     found = []
-    for module, path in sources.items():
+    for module, path in modules().items():
         for node, late in statements(ast.parse(path.read_text())):
             place = f"{path.relative_to(ROOT)}:{node.lineno}"
             for name in named_by(node, module, path.name == "__init__.py"):
                 if name.split(".")[0] != "quintain":
                     found.append(Import(module, name.split(".")[0], late, place))
-                elif name in sources:
+                elif name in modules():
                     found.append(Import(module, name, late, place))
     return found
-
-
-MODULES = all_modules()
-IMPORTS = imports_of(MODULES)
 
 
 def room_of(module: str) -> str:
@@ -127,8 +127,8 @@ def loaded_by(module: str) -> set[str]:
         if name in loaded:
             continue
         loaded.add(name)
-        if name in MODULES:
-            waiting |= {step.target for step in IMPORTS if step.importer == name and not step.late}
+        if name in modules():
+            waiting |= {step.target for step in imports() if step.importer == name and not step.late}
             waiting |= {name.rpartition(".")[0]} - {""}
     return loaded
 
@@ -144,9 +144,9 @@ def loads_after(statement: str, names: set[str]) -> set[str]:
 
 
 def test_the_graph_knows_all_five_rooms_and_real_edges() -> None:
-    assert {room_of(module) for module in MODULES} == set(MAY_IMPORT)
-    assert any(step.importer == "quintain.verdict" and step.target == "quintain.failure" for step in IMPORTS)
-    assert any(step.target == "torch" and room_of(step.importer) == "trainers" for step in IMPORTS)
+    assert {room_of(module) for module in modules()} == set(MAY_IMPORT)
+    assert any(step.importer == "quintain.verdict" and step.target == "quintain.failure" for step in imports())
+    assert any(step.target == "torch" and room_of(step.importer) == "trainers" for step in imports())
 
 
 def test_late_imports_and_relative_ones_are_told_apart_and_resolved() -> None:
@@ -176,8 +176,8 @@ def test_late_imports_and_relative_ones_are_told_apart_and_resolved() -> None:
 def test_a_room_imports_only_what_the_design_lets_it(room: str) -> None:
     wrong = {
         f"{step.place}: {room} imports {step.target}"
-        for step in IMPORTS
-        if room_of(step.importer) == room and step.target in MODULES and room_of(step.target) not in MAY_IMPORT[room]
+        for step in imports()
+        if room_of(step.importer) == room and step.target in modules() and room_of(step.target) not in MAY_IMPORT[room]
     }
     assert wrong == set()
 
@@ -186,9 +186,9 @@ def test_a_room_imports_only_what_the_design_lets_it(room: str) -> None:
 def test_a_room_uses_only_the_client_side_of_the_room_beneath_it(room: str, beneath: str) -> None:
     wrong = {
         f"{step.place}: {step.target} loads {sorted(loaded_by(step.target) & SERVING)}"
-        for step in IMPORTS
+        for step in imports()
         if room_of(step.importer) == room
-        and step.target in MODULES
+        and step.target in modules()
         and room_of(step.target) == beneath
         and loaded_by(step.target) & SERVING
     }
@@ -198,7 +198,7 @@ def test_a_room_uses_only_the_client_side_of_the_room_beneath_it(room: str, bene
 def test_environments_verifiers_and_the_core_never_import_torch_not_even_late_but_for_the_reward_model() -> None:
     wrong = {
         f"{step.place}: imports {step.target}"
-        for step in IMPORTS
+        for step in imports()
         if room_of(step.importer) in {"core", "verifiers", "envs"}
         and step.importer != REWARD_MODEL
         and step.target in LEARNING
@@ -246,7 +246,7 @@ def test_rooms_that_need_torch_can_be_looked_into_without_loading_it(room: str) 
 def test_every_module_of_the_rooms_says_what_it_is_for() -> None:
     silent = {
         str(path.relative_to(ROOT))
-        for path in MODULES.values()
+        for path in modules().values()
         if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
     }
     assert silent == set()
@@ -257,7 +257,7 @@ def test_one_file_makes_every_http_client() -> None:
     made = {"AsyncClient", "Client", "AsyncHTTPTransport", "get", "post", "put", "delete", "request", "stream"}
     found = {
         module
-        for module, path in all_modules().items()
+        for module, path in modules().items()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

@@ -22,7 +22,7 @@ from quintain.verdict import Verdict
 from quintain.verifiers.options import Options, ThinkingOptions, is_installed, versioned
 from quintain.verifiers.pure import PureVerifier, bad_reference, unparsable
 from quintain.verifiers.rules.instruction_following.checks import AT_LEAST, FAMILIES, LESS_THAN, Family, Kind
-from quintain.verifiers.rules.instruction_following.language import INSTALL, Detector
+from quintain.verifiers.rules.instruction_following.language import INSTALL, language_of
 from quintain.verifiers.text import shown
 
 
@@ -43,7 +43,7 @@ class InstructionFollowingVerifier(PureVerifier[InstructionFollowingOptions]):
 
     def __init__(self, options: InstructionFollowingOptions | None = None) -> None:
         super().__init__(options)
-        self._detect = Detector() if is_installed("langdetect") else None
+        self._detect = language_of if is_installed("langdetect") else None
 
     @property
     def version(self) -> str:
