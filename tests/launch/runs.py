@@ -34,7 +34,7 @@ def wait_for(what: str, holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def make_model(folder: Path, *, favours: int | None = None) -> Path:
+def make_model(folder: Path, *, favours: int | None = None, length: int = 256) -> Path:
     """Save the tiny model; with `favours`, it samples that token nearly always."""
     import torch
     from transformers import AutoTokenizer
@@ -42,7 +42,9 @@ def make_model(folder: Path, *, favours: int | None = None) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "SmolLM2-135M-Instruct")
     special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
     tied = favours is None
-    model = tiny_llama(0, words=len(tokenizer), length=256, intermediate_size=64, tie_word_embeddings=tied, **special)
+    model = tiny_llama(
+        0, words=len(tokenizer), length=length, intermediate_size=64, tie_word_embeddings=tied, **special
+    )
     if favours is not None:
         with torch.no_grad():
             model.lm_head.weight.zero_()

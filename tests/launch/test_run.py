@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from quintain.rollout.journal.audit import audit
+from quintain.rollout.journal.parquet import read_trajectories
+from quintain.trajectory import to_segments
 
-from .runs import ROOT, Run
+from .runs import ROOT, Run, make_model
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -151,6 +154,37 @@ def test_a_run_of_two_environments_is_killed_and_goes_on_with_a_held_out_figure_
     report = audit(run.path / "journal.db")
     assert report.ok, report.problems
     assert (report.steps, report.consumed) == (3, 6)
+
+
+def test_environments_of_many_turns_train_together_and_only_on_what_the_policy_said(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_model(tmp_path / "model", length=4096))
+    run.config.pop("environment")
+    run.set("environments", [
+        {"name": "calculator", "weight": 1},
+        {"name": "twenty_questions", "weight": 1, "args": {"max_turns": 3}},
+        {"name": "shop", "weight": 1, "args": {"max_turns": 2}},
+        {"name": "shell", "weight": 1, "args": {"shells": 4}},
+    ]).set("rollout.max_length", 4000)  # fmt: skip
+    run.set("trainer.prompts_per_step", 4).set("trainer.num_generations", 2).set("trainer.max_steps", 2)
+    run.start().wait_for_step(1)
+    assert run.process is not None
+    run.kill(run.process.pid)
+    run.finish()
+    run.train("--resume")
+    names = ["calculator", "shell", "shop", "twenty_questions"]
+    for row in (row for row in run.metrics() if row["kind"] == "train"):
+        assert [row[f"episodes/{name}"] for name in names] == [2] * 4
+    report = audit(run.path / "journal.db")
+    assert report.ok, report.problems
+    assert report.steps == 2
+    played = [row.trajectory for row in read_trajectories(run.path / "trajectories")]
+    assert sorted({trajectory.environment for trajectory in played}) == names
+    assert any(len(trajectory.turns) == 3 for trajectory in played)
+    for trajectory in played:
+        assert trajectory.failure is None
+        sampled = np.concatenate([turn.output_ids for turn in trajectory.turns])
+        trained = np.concatenate([segment.ids[segment.mask] for segment in to_segments(trajectory)])
+        assert np.array_equal(sampled, trained)
 
 
 def test_two_runs_of_one_seed_are_the_same_bit_for_bit_and_another_seed_is_not(run: Run, tmp_path: Path) -> None:
