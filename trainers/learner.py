@@ -25,7 +25,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from quintain.config import ExperimentConfig
+from quintain.config import DistillationConfig, ExperimentConfig
 from quintain.config.offline import ReferenceConfig
 from quintain.config.ppo import CRITIC
 from quintain.failure import QuintainError
@@ -39,6 +39,7 @@ from quintain.trainers.examples import padding
 from quintain.trainers.losses.metrics import Metrics, combine, metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, supports_tree
 from quintain.trainers.model.policy import ReferenceModel, load_policy, published
+from quintain.trainers.model.teacher import DistillingForward, RemoteTeacher, load_teacher
 from quintain.trainers.model.value import ValueForward, followed, load_critic
 from quintain.trainers.ranks import ALONE, Ranks, number, shard
 from quintain.trainers.rows import Floats, Row, Rows
@@ -113,8 +114,9 @@ class Learner(Generic[Data]):
         self._following = trainer if isinstance(trainer, ReferenceConfig) and trainer.sync_ref_model else None
         self.notes: list[str] = [*notes, *trainer.warnings()]
         critic = load_critic(config, self.tokenizer) if CRITIC in algorithm.trains else None
+        self.teacher = load_teacher(config, self.tokenizer) if isinstance(trainer, DistillationConfig) else None
         try:
-            self.layout = self._layout([self.model] if critic is None else [self.model, critic])
+            self.layout = self._layout([m for m in (self.model, critic, self.teacher) if isinstance(m, nn.Module)])
             forward = self._forward()
             self._parity_tokens = forward.parity_tokens
             self.trained = {algorithm.trains[0]: self._prepared(self.model, forward)}
@@ -326,6 +328,8 @@ class Learner(Generic[Data]):
         pieces = self._pieces([rows.rows[i] for i in live])
         columns: list[dict[str, Floats]] = [{} for _ in rows.rows]
         mine = {str(name): by_row(pieces, values) for name, values in self._scores(passes, pieces).items()}
+        if Pass.TEACHER in passes:
+            mine[Pass.TEACHER] = self._taught([rows.rows[i] for i in live], pieces)
         if Pass.VALUE in passes:
             mine |= self._values([rows.rows[i] for i in live])
         for found in self.ranks.gathered(mine):
@@ -333,6 +337,15 @@ class Learner(Generic[Data]):
                 for at, column in of_rows.items():
                     columns[live[at]][name] = column
         return rows.having(columns)
+
+    def _taught(self, rows: Sequence[Row], pieces: Sequence[MicroBatch]) -> dict[int, Floats]:
+        """What the teacher says of the tokens [T] of each of this rank's rows."""
+        if isinstance(self.teacher, RemoteTeacher):
+            mine = range(self.share.rank, len(rows), self.share.world)
+            return dict(zip(mine, self.teacher.of([rows[i] for i in mine]), strict=True))
+        assert self.teacher is not None
+        scored = score(PolicyForward(self.teacher, temperature=self.config.rollout.temperature), pieces, self.share)
+        return by_row(pieces, {index: tokens.logp for index, tokens in scored.items()})
 
     def _values(self, rows: Sequence[Row]) -> dict[str, dict[int, Floats]]:
         """What the critic expects before each policy token [T] of `rows`, and before what follows it."""
@@ -410,7 +423,10 @@ class Learner(Generic[Data]):
 
     def _forward(self) -> PolicyForward | ValueForward:
         """The forward pass of the first trained model."""
-        trainer = self.config.trainer
+        trainer, temperature = self.config.trainer, self.config.rollout.temperature
+        if isinstance(trainer, DistillationConfig) and trainer.beta is not None:
+            assert isinstance(self.teacher, nn.Module)
+            return DistillingForward(self.model, self.teacher, temperature=temperature, beta=trainer.beta)
         if trainer.head == "lm":
             return PolicyForward(
                 self.model,

@@ -184,6 +184,17 @@ def turns_of(row: Row) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return turn, np.bincount(turn, weights=row.segment.rewards[at]).astype(np.float64)
 
 
+def episode_spans(rows: Sequence[Row]) -> dict[int, slice]:
+    """Where the tokens of each episode are where those of `rows` follow each other, as the rows of an episode do."""
+    spans: dict[int, slice] = {}
+    at = 0
+    for row in rows:
+        start = spans[row.trajectory].start if row.trajectory in spans else at
+        at += row.tokens
+        spans[row.trajectory] = slice(start, at)
+    return spans
+
+
 def _rewards(rows: Sequence[Trajectory], names: Sequence[str]) -> NDArray[np.float64]:
     """[N, K]: the named parts, or the whole reward; NaN where the trajectory failed."""
     table = np.full((len(rows), max(1, len(names))), np.nan)

@@ -141,6 +141,7 @@ def loss_inputs(work: Work, index: int, piece: MicroBatch, scored: TokenLogprobs
         best=scored.best,
         log_mass=scored.log_mass,
         value=scored.value,
+        divergence=scored.divergence,
         unit=torch.from_numpy(unit).to(device)[piece.row],
         units=len(units),
         columns=columns,

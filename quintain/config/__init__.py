@@ -1,6 +1,7 @@
 """Configuration: one YAML file is one experiment, and the same classes are the Python API."""
 
 from quintain.config.algorithms import GRPOConfig, NashMDConfig, OnlineDPOConfig, ReinforceConfig, RLOOConfig
+from quintain.config.distillation import DistillationConfig
 from quintain.config.load import dump_config, load_config, parse_config, write_config
 from quintain.config.ppo import PPOConfig
 from quintain.config.schema import (
@@ -15,6 +16,7 @@ from quintain.config.trainer import OnlineConfig, TrainerConfig
 from quintain.config.vllm import VLLMConfig
 
 __all__ = [
+    "DistillationConfig",
     "EnvironmentConfig",
     "EvaluationConfig",
     "ExperimentConfig",

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from pydantic import model_validator
 
+from quintain.config.distillation import DistillationConfig
 from quintain.config.loss import ClipOptions, LossOptions
 from quintain.config.offline import (
     BCOConfig,
@@ -151,6 +152,7 @@ AlgorithmConfig: TypeAlias = (
     | OnlineDPOConfig
     | NashMDConfig
     | PPOConfig
+    | DistillationConfig
     | SFTConfig
     | DPOConfig
     | CPOConfig

@@ -18,6 +18,7 @@ from quintain.config import ExperimentConfig, parse_config
 from quintain.trainers.examples import Example
 from quintain.trajectory import Trajectory
 
+from ..tiny_llama import tiny_llama
 from .test_update import groups
 
 
@@ -105,8 +106,21 @@ def config_of(case: Case, model: Path, **more: Any) -> ExperimentConfig:
     source = "environment: {name: math}" if case.data in ONLINE else "dataset: rows.jsonl"
     text = f"model: {{path: {model}, compute_dtype: float32}}\n{source}\n"
     options = {"algorithm": case.algorithm, "learning_rate": 0.01, "threads": 1} | case.options | more
+    if case.algorithm == "distillation" and "teacher_url" not in options:
+        options = {"teacher": str(teacher_beside(model))} | options
     settings = [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()]
     return parse_config(text, settings + ([f"model.lora={json.dumps(case.lora)}"] if case.lora else []))
+
+
+def teacher_beside(model: Path) -> Path:
+    """A folder beside that of `model` with its tokenizer and a model of other weights."""
+    from transformers import AutoTokenizer
+
+    folder = model.with_name(f"{model.name}-teacher")
+    if not folder.exists():
+        tiny_llama(7, words=97, length=64, initializer_range=0.2).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
 
 
 CASES: dict[str, Case] = {
@@ -165,6 +179,8 @@ CASES: dict[str, Case] = {
         "online_dpo",
         {"pairs": "all", "pair_margin": 0.1, "loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.1], "ld_alpha": 0.5},
     ),
+    "distillation": Case("distillation", {"gamma": 0.5, "num_iterations": 2, "num_mini_batches": 2}),
+    "distillation of whole distributions": Case("distillation", {"beta": 0.5}),
     "ppo": Case("ppo"),
     "ppo with everything": Case(
         "ppo",

@@ -5,6 +5,7 @@ from typing import Any
 from quintain.config import ExperimentConfig
 from quintain.trainers.algorithms.base import Algorithm
 from quintain.trainers.algorithms.cpo import CPO
+from quintain.trainers.algorithms.distillation import Distillation
 from quintain.trainers.algorithms.dpo import DPO
 from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.algorithms.kto import BCO, KTO
@@ -31,6 +32,7 @@ ALGORITHMS: dict[str, Any] = {
     "online_dpo": OnlineDPO,
     "nash_md": NashMD,
     "ppo": PPO,
+    "distillation": Distillation,
     "reinforce_plus_plus": ReinforcePlusPlus,
     "reinforce_plus_plus_baseline": ReinforcePlusPlus,
 }

@@ -22,7 +22,7 @@ from quintain.trainers.estimators import Floats, explained_variance, gae, group_
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import policy_loss, reduce
-from quintain.trainers.rows import Row, Rows, Totals, episode_rows
+from quintain.trainers.rows import Row, Rows, Totals, episode_rows, episode_spans
 from quintain.trajectory import Ending, Group
 
 KL_STEP = 0.2
@@ -60,7 +60,7 @@ class PPO:
         value, kl = known["value"], _kl(known, config.kl_estimator)
         reward = known["reward"] if config.reward_weights is None else np.zeros_like(value)
         total = episodes.total(config.reward_weights)
-        spans = _spans(rows.rows)
+        spans = episode_spans(rows.rows)
         for episode, span in spans.items():  # what no turn was given comes at the end
             reward[span.stop - 1] += total[episode] - reward[span].sum()
         reward -= self.state["kl_coef"] * kl
@@ -136,17 +136,6 @@ def _flat(rows: Sequence[Row]) -> dict[str, Floats]:
     """The columns of all rows, and the turns' rewards, one row after the other, [T] float64."""
     columns = [{**row.columns, "reward": row.segment.rewards[row.segment.mask]} for row in rows]
     return {name: np.concatenate([each[name] for each in columns]).astype(np.float64) for name in columns[0]}
-
-
-def _spans(rows: Sequence[Row]) -> dict[int, slice]:
-    """Where the tokens of each episode are in `_flat`; its rows follow each other."""
-    spans: dict[int, slice] = {}
-    at = 0
-    for row in rows:
-        start = spans[row.trajectory].start if row.trajectory in spans else at
-        at += row.tokens
-        spans[row.trajectory] = slice(start, at)
-    return spans
 
 
 def _check_values(known: Mapping[str, Floats]) -> None:

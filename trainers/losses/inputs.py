@@ -37,6 +37,7 @@ class LossInputs:
     best: the policy's highest log-probability there, without a gradient; `logp` where the token is the likeliest.
     log_mass: log Σ p² of the policy's distribution, without a gradient.
     value: of a model with a value head, what it expects before each token, with a gradient.
+    divergence: how far the policy's distribution is from a teacher's, with a gradient.
     unit: int64, which unit (`Row.unit`) the token belongs to, 0 .. units − 1; None: each row is one.
     columns: the rows' other columns, by name.
     All log-probabilities are after division of the logits by the temperature.
@@ -54,6 +55,7 @@ class LossInputs:
     best: Tensor | None = None
     log_mass: Tensor | None = None
     value: Tensor | None = None
+    divergence: Tensor | None = None
     unit: Tensor | None = None
     units: int = 0
     columns: Mapping[str, Tensor] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from quintain.rollout.weights.canary import TOLERANCE
 from quintain.trainers.batches.batch import PARITY_TOKENS, MicroBatch, micro_batches
 from quintain.trainers.model import attention
-from quintain.trainers.model.lm_head import chunked_logprobs
+from quintain.trainers.model.lm_head import LMHead, chunked_logprobs
 from quintain.trainers.model.precision import keep_exact
 from quintain.trajectory import Segment
 
@@ -30,6 +30,7 @@ class TokenLogprobs:
     highest log-probability there, best [T], and log_mass [T], log Σ p².
 
     value [T]: of a model with a value head, what it says before each token; logp is 0 where it has no LM head.
+    divergence [T]: how far the distribution is from a teacher's, with a gradient.
     """
 
     logp: Tensor
@@ -37,6 +38,7 @@ class TokenLogprobs:
     best: Tensor | None = None
     log_mass: Tensor | None = None
     value: Tensor | None = None
+    divergence: Tensor | None = None
 
 
 class PolicyForward(nn.Module):
@@ -71,7 +73,11 @@ class PolicyForward(nn.Module):
         return None if in_blocks(plain_model(self.model)) else PARITY_TOKENS
 
     def forward(
-        self, batch: MicroBatch, temperature: float | None = None, entropy: bool | None = None
+        self,
+        batch: MicroBatch,
+        temperature: float | None = None,
+        entropy: bool | None = None,
+        states: Tensor | None = None,
     ) -> TokenLogprobs:
         """`token_logprobs` with this module's settings where an argument is None."""
         return token_logprobs(
@@ -81,6 +87,7 @@ class PolicyForward(nn.Module):
             entropy=self.entropy if entropy is None else entropy,
             mass=self.mass,
             noise=self.noise,
+            states=states,
         )
 
 
@@ -92,18 +99,19 @@ def token_logprobs(
     entropy: bool = False,
     mass: bool = False,
     noise: float | None = None,
+    states: Tensor | None = None,
 ) -> TokenLogprobs:
     """logp [T], and entropy and log_mass [T] if asked for, of the policy tokens of `batch`, float32 at least.
 
-    noise: NEFTune's alpha (arXiv 2310.05914), of a model that is in training.
+    noise: NEFTune's alpha (arXiv 2310.05914), of a model that is in training. states: what `predicting_states` gave,
+    where that is known.
     Differentiable in the model's parameters. `supports_tree` says whether batches other than padded ones are allowed.
     """
     base = plain_model(model)
     batch = batch.to(base.device)
-    weight, bias = _head(base)
-    scale, softcap = _logit_options(base.config)
+    weight, bias, scale, softcap = head_of(base)
     logp, best, entropies, masses = chunked_logprobs(
-        predicting_states(base, batch, noise=noise),
+        predicting_states(base, batch, noise=noise) if states is None else states,
         weight,
         batch.targets,
         rows=batch.predictor,
@@ -261,6 +269,11 @@ def _head(base: Any) -> tuple[Tensor, Tensor | None]:
             "of the adapter's target_modules, or train it in full with modules_to_save"
         )
     return head.weight, head.bias
+
+
+def head_of(base: Any) -> LMHead:
+    """What makes logits out of hidden states."""
+    return LMHead(*_head(base), *_logit_options(base.config))
 
 
 def _logit_options(config: Any) -> tuple[float, float | None]:

@@ -14,11 +14,13 @@ Shapes: U hidden states, H their width, V words, T tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from quintain.trainers.model.precision import FAINTEST, low_precision, products
 
@@ -102,6 +104,65 @@ def chunked_logprobs(
     logp, *about = _ChunkedLogprobs.apply(hidden, weight, bias, targets, rows, options)  # type: ignore[no-untyped-call]
     best, entropies, masses = (values[rows] for values in about)
     return Scored(logp, best, entropies if entropy else None, masses if mass else None)
+
+
+class LMHead(NamedTuple):
+    """What makes logits out of hidden states: scale · (hidden @ weightᵀ + bias), held by the soft cap."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    def log_softmax(self, hidden: Tensor, *, words: int, temperature: float) -> Tensor:
+        """[U, words] of hidden [U, H], float32 at least: of the first `words` of the vocabulary."""
+        bias = None if self.bias is None else self.bias[:words]
+        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight[:words], bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return torch.log_softmax(logits / temperature, -1)
+
+
+def chunked_divergence(
+    hidden: Tensor,
+    head: LMHead,
+    theirs: Tensor,
+    their_head: LMHead,
+    *,
+    beta: float,
+    temperature: float,
+    rows: int = 128,
+) -> Tensor:
+    """[U]: the generalised Jensen-Shannon divergence between the distributions of policy and teacher.
+
+    hidden [U, H], theirs [U, H']: hidden states at the same places. Of vocabularies padded to other lengths the words
+    of both count. Differentiable in `hidden` and `head`; logits of so many `rows` exist at a time, in the backward pass
+    too.
+    """
+    words = min(len(head.weight), len(their_head.weight))
+
+    def part(mine: Tensor, other: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher = their_head.log_softmax(other, words=words, temperature=temperature)
+        return generalised_jsd(head.log_softmax(mine, words=words, temperature=temperature), teacher, beta)
+
+    starts = range(0, len(hidden), rows)
+    parts = [checkpoint(part, hidden[i : i + rows], theirs[i : i + rows], use_reentrant=False) for i in starts]
+    return torch.cat(parts)
+
+
+def generalised_jsd(policy: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """[U] of log-probabilities [U, V]: β·KL(teacher ‖ m) + (1−β)·KL(policy ‖ m), m = β·teacher + (1−β)·policy (GKD,
+    arXiv 2306.13649, eq. 1); KL(teacher ‖ policy) at 0 and KL(policy ‖ teacher) at 1."""
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * (p - q)).sum(-1)
+
+    if beta in (0.0, 1.0):
+        return kl(policy, teacher) if beta else kl(teacher, policy)
+    mixture = torch.logaddexp(policy + math.log1p(-beta), teacher + math.log(beta))
+    return beta * kl(teacher, mixture) + (1 - beta) * kl(policy, mixture)
 
 
 class _Pass:

@@ -69,20 +69,10 @@ def load_critic(config: ExperimentConfig, tokenizer: Any) -> nn.Module:
     It is trained in full, next to an adapter too. QuintainError where it reads other tokens than `tokenizer`'s, or is
     no model that a number can be had from.
     """
-    from transformers import AutoTokenizer
-
     assert isinstance(config.trainer, PPOConfig)
     path = config.trainer.critic
     if path is not None:
-        try:
-            vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
-        except (OSError, ValueError) as error:
-            raise QuintainError(f"trainer.critic: no tokenizer in '{path}': {str(error).splitlines()[0]}") from None
-        if vocabulary != tokenizer.get_vocab():
-            raise QuintainError(
-                f"trainer.critic: '{path}' reads other tokens ({len(vocabulary)}) than {config.model.path}"
-                f" ({len(tokenizer.get_vocab())}): take a critic with the policy's tokenizer, or leave it out"
-            )
+        check_tokenizer("trainer.critic", path, config, tokenizer)
     source = config.model.model_copy(update={"path": path or config.model.path, "lora": None})
     try:
         critic, _ = load_policy(source, seed=config.seed, head="score")
@@ -93,6 +83,21 @@ def load_critic(config: ExperimentConfig, tokenizer: Any) -> nn.Module:
     if path is None:
         nn.init.zeros_(head.weight)
     return critic
+
+
+def check_tokenizer(option: str, path: str, config: ExperimentConfig, tokenizer: Any) -> None:
+    """QuintainError where the model that `option` names reads other tokens than the policy, by its `tokenizer`."""
+    from transformers import AutoTokenizer
+
+    try:
+        vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
+    except (OSError, ValueError) as error:
+        raise QuintainError(f"{option}: no tokenizer in '{path}': {str(error).splitlines()[0]}") from None
+    if vocabulary != tokenizer.get_vocab():
+        raise QuintainError(
+            f"{option}: '{path}' reads other tokens ({len(vocabulary)}) than {config.model.path}"
+            f" ({len(tokenizer.get_vocab())}): take one with the policy's tokenizer"
+        )
 
 
 def followed(segment: Segment) -> Segment:

@@ -1,0 +1,79 @@
+"""On-policy distillation: the policy samples, and learns at its own tokens what a teacher would have said there.
+
+Either the reverse KL at the tokens that were sampled, as a policy gradient (a teacher behind a server is enough), or a
+divergence between whole distributions (GKD, arXiv 2306.13649; MiniLLM's reverse KL, 2306.08543).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quintain.config import DistillationConfig
+from quintain.config.loss import LossOptions
+from quintain.failure import QuintainError
+from quintain.trainers.algorithms.base import Pass
+from quintain.trainers.estimators import discounted
+from quintain.trainers.losses.inputs import LossInputs
+from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
+from quintain.trainers.losses.policy import policy_loss, reduce
+from quintain.trainers.rows import Row, Rows, Totals, episode_rows, episode_spans
+from quintain.trajectory import Group
+
+
+class Distillation:
+    """What a teacher says of the policy's tokens as their credit; `longest` is the completion limit in tokens."""
+
+    trains = ("policy",)
+
+    def __init__(self, config: DistillationConfig, *, longest: int) -> None:
+        self.config, self.longest = config, longest
+        self.passes = frozenset({Pass.OLD, Pass.TEACHER} if config.beta is None else ())
+        self._loss = LossOptions(loss_type="dapo", epsilon=config.epsilon, epsilon_high=config.epsilon_high)
+
+    def rows(self, data: Sequence[Group], *, version: int) -> Rows:
+        """A row for each segment."""
+        return episode_rows(data, version=version, longest=self.longest, names=tuple(self.config.reward_weights or ()))
+
+    def credit(self, rows: Rows) -> Rows:
+        """A token's advantage is log(teacher / policy), and γ times what follows of the episode; the environment's
+        rewards are logged and not learned from."""
+        lived = rows.episodes.total(self.config.reward_weights)[~rows.episodes.failed]
+        logged = {"reward": float(lived.mean()), "reward_std": float(lived.std())} if len(lived) else {}
+        if self.config.beta is not None or not rows.rows:
+            return rows.having([{} for _ in rows.rows], logged)
+        teacher, old = (
+            np.concatenate([row.columns[name] for row in rows.rows]).astype(np.float64)
+            for name in (Pass.TEACHER, Pass.OLD)
+        )
+        broken = int((~np.isfinite(teacher)).sum())
+        if broken:
+            raise QuintainError(
+                f"teacher: it gives no finite log-probability of {broken} of {len(teacher)} tokens: are its weights"
+                " whole, and does it know every token of the policy's?"
+            )
+        advantage = teacher - old
+        logged["reverse_kl"] = -float(advantage.mean())
+        if self.config.gamma > 0:
+            for span in episode_spans(rows.rows).values():
+                advantage[span] = discounted(advantage[span], self.config.gamma)
+        parts = np.split(advantage.astype(np.float32), np.cumsum([row.tokens for row in rows.rows])[:-1])
+        return rows.having([{"advantage": part} for part in parts], logged)
+
+    def inert(self, row: Row) -> bool:
+        """No row is: a policy that differs nowhere is none that is trained."""
+        return False
+
+    def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
+        """The clipped policy loss, or the divergence, a mean over the batch's tokens."""
+        if self.config.beta is None:
+            per_token = policy_loss(inputs, self._loss)
+            return reduce(per_token, inputs, self._loss.loss_type, totals), per_token.metrics
+        assert inputs.divergence is not None
+        drafts = {"divergence": draft(Kind.MEAN, inputs.divergence, inputs.mask)}
+        if inputs.entropy is not None:
+            drafts["entropy"] = draft(Kind.MEAN, inputs.entropy, inputs.mask)
+        return torch.where(inputs.mask, inputs.divergence, 0.0).sum() / max(totals.tokens, 1), fetched(drafts)
