@@ -28,7 +28,16 @@ from quintain.failure import QuintainError, one_line
 from quintain.nearest import did_you_mean
 from quintain.records import read_rows
 from quintain.rollout.journal.parquet import Stored, read_trajectories
-from quintain.trainers.examples import Example, Item, Kind, Rendered, Renderer, RenderOptions, cut_examples, items_of
+from quintain.trainers.examples import (
+    DataItem,
+    Example,
+    Form,
+    RenderedExamples,
+    Renderer,
+    RenderOptions,
+    cut_examples,
+    items_of,
+)
 from quintain.trajectory import to_segments
 
 SUFFIXES: Final = (".jsonl", ".json", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
@@ -125,21 +134,21 @@ def _sampled(stored: Stored) -> Iterator[Example]:
 
 
 def rendered(
-    items: Sequence[Item],
+    items: Sequence[DataItem],
     renderer: Callable[[], Renderer],
     *,
     tokenizer: Any,
     options: RenderOptions,
     chat: str,
     check: Callable[[], None] = lambda: None,
-) -> Rendered:
+) -> RenderedExamples:
     """`items` as examples, from the cache where the same have been rendered before.
 
     `chat` says which options the chat layer has. What cannot be kept is rendered again the next time.
     """
     file = cache_folder("rendered") / f"{_key(items, tokenizer, options, chat)}.msgpack"
     try:
-        found = unpack(file.read_bytes(), Rendered)
+        found = unpack(file.read_bytes(), RenderedExamples)
         os.utime(file)
         return found
     except (OSError, QuintainError):
@@ -161,7 +170,7 @@ def cache_folder(of: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quintain" / of
 
 
-def _key(items: Sequence[Item], tokenizer: Any, options: RenderOptions, chat: str) -> str:
+def _key(items: Sequence[DataItem], tokenizer: Any, options: RenderOptions, chat: str) -> str:
     """What the rendering follows from, hashed."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -228,8 +237,8 @@ class Read:
     """Data sets as they were read: of each the items, or the examples where they are trajectories."""
 
     sources: tuple[DatasetConfig, ...]
-    train: list[list[Item] | list[Example]]
-    heldout: list[list[Item] | list[Example]]
+    train: list[list[DataItem] | list[Example]]
+    heldout: list[list[DataItem] | list[Example]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,12 +256,12 @@ def read(config: ExperimentConfig) -> Read:
     trainer, evaluation = config.offline, config.evaluation
     assert trainer is not None
     assert config.dataset is not None
-    kind = Kind(trainer.rows)
+    kind = Form(trainer.rows)
     apart = (evaluation and evaluation.dataset) or ()
     return Read(config.dataset, [_read(x, kind) for x in config.dataset], [_read(x, kind) for x in apart])
 
 
-def _read(source: DatasetConfig, kind: Kind) -> list[Item] | list[Example]:
+def _read(source: DatasetConfig, kind: Form) -> list[DataItem] | list[Example]:
     return sampled_examples(source) if source.run is not None else items_of(rows_of(source), kind)
 
 
@@ -279,7 +288,7 @@ def prepared(
     )
     chat = json.dumps(config.rollout.model_dump(mode="json", include=set(CHOSEN)))
 
-    def made(part: list[Any]) -> Rendered:
+    def made(part: list[Any]) -> RenderedExamples:
         if not part or isinstance(part[0], Example):
             return cut_examples(part, options)
         return rendered(
@@ -323,7 +332,7 @@ def _longest(config: ExperimentConfig) -> int | None:
     return min(limits, default=None)
 
 
-def _check_lost(each: Rendered, most: float, limit: int | None) -> None:
+def _check_lost(each: RenderedExamples, most: float, limit: int | None) -> None:
     total = len(each.examples) + each.dropped
     if each.dropped > most * total:
         raise QuintainError(
@@ -354,7 +363,10 @@ def _units(examples: list[Example], trainer: OfflineConfig) -> list[list[Example
 
 
 def _notes(
-    made: Sequence[Rendered], train: Sequence[Sequence[Example]], heldout: Sequence[Example], options: RenderOptions
+    made: Sequence[RenderedExamples],
+    train: Sequence[Sequence[Example]],
+    heldout: Sequence[Example],
+    options: RenderOptions,
 ) -> Iterator[str]:
     rows, tokens = sum(map(len, train)), sum(example.tokens for part in train for example in part)
     yield f"data: {rows:,} rows of {tokens:,} tokens to train on, {len(heldout):,} held out"

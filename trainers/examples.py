@@ -3,7 +3,7 @@
 TRL's formats, found from the columns: text and chats, with prompt or without; pairs (`chosen`, `rejected`), whose
 prompt may be implicit; labelled completions; completions in labelled steps. Invariants: a row that cannot be used is
 told with its place and its column, before a tokenizer or a model is loaded; what is trained on is said by spans of
-tokens, never by a template; an example of which nothing would be trained on is counted (`Rendered.dropped`).
+tokens, never by a template; an example of which nothing would be trained on is counted (`RenderedExamples.dropped`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Span = tuple[int, int]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-class Kind(StrEnum):
+class Form(StrEnum):
     """What an algorithm learns from."""
 
     TEXT = "text"  # text, messages, or prompt and completion
@@ -39,15 +39,15 @@ class Kind(StrEnum):
 
 
 EXPECTED = {
-    Kind.TEXT: "'messages', 'text', or 'prompt' and 'completion'",
-    Kind.PAIR: "'chosen' and 'rejected', with 'prompt' unless they begin alike",
-    Kind.LABELLED: "'prompt', 'completion' and 'label', or pairs ('chosen' and 'rejected')",
-    Kind.STEPS: "'prompt', 'completions' and 'labels'",
+    Form.TEXT: "'messages', 'text', or 'prompt' and 'completion'",
+    Form.PAIR: "'chosen' and 'rejected', with 'prompt' unless they begin alike",
+    Form.LABELLED: "'prompt', 'completion' and 'label', or pairs ('chosen' and 'rejected')",
+    Form.STEPS: "'prompt', 'completions' and 'labels'",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class DataItem:
     """A row that has been read: its answers to `prompt` (None: none, all is trained on), each text or messages.
 
     label: of the one answer. margin: by how much the first of two is preferred. labels: one for each step, which the
@@ -68,7 +68,7 @@ class Example:
     """An item as tokens: one sequence, or chosen and rejected.
 
     ids: [L] each. trained: of each sequence, the spans [start, end) of tokens that are trained on, never its first
-    token; of steps, the last token of each. label, margin, labels: as `Item` has them. prompt: how many tokens of
+    token; of steps, the last token of each. label, margin, labels: as `DataItem` has them. prompt: how many tokens of
     every sequence are the prompt's. ref: of each sequence, the reference's log-probabilities of what is trained on,
     where they were computed before.
     """
@@ -126,36 +126,36 @@ def mask_of(ids: Ints, spans: Sequence[Span]) -> Mask:
 # What the columns say
 
 
-def items_of(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: Kind) -> list[Item]:
+def items_of(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: Form) -> list[DataItem]:
     """The rows of a data set, each with its place, as items. QuintainError, one line, at the first that is none."""
     items = [
         item for where, row in rows for item in _items(where, {k: v for k, v in row.items() if v is not None}, kind)
     ]
     labels = {item.label for item in items}
-    if kind is Kind.LABELLED and len(labels) == 1:
+    if kind is Form.LABELLED and len(labels) == 1:
         raise QuintainError(f"{items[0].where}: every 'label' is {labels.pop()}: nothing can be learned from one kind")
     return items
 
 
-def _items(where: str, row: Mapping[str, Any], kind: Kind) -> list[Item]:
+def _items(where: str, row: Mapping[str, Any], kind: Form) -> list[DataItem]:
     tools = _read(where, row, "tools", tools_in) if "tools" in row else ()
     pair = "chosen" in row and "rejected" in row
-    if kind is Kind.TEXT and ("messages" in row or "text" in row):
+    if kind is Form.TEXT and ("messages" in row or "text" in row):
         name = "messages" if "messages" in row else "text"
         text = _read(where, row, name, messages_in) if name == "messages" else _text(where, row, name)
-        return [Item(where, None, (text,), tools)]
-    if kind is Kind.TEXT and {"prompt", "completion"} <= set(row):
+        return [DataItem(where, None, (text,), tools)]
+    if kind is Form.TEXT and {"prompt", "completion"} <= set(row):
         prompt, (completion,) = _texts(where, row, "prompt", "completion")
-        return [Item(where, prompt, (completion,), tools)]
-    if kind is Kind.PAIR and pair:
+        return [DataItem(where, prompt, (completion,), tools)]
+    if kind is Form.PAIR and pair:
         return [_pair(where, row, tools)]
-    if kind is Kind.LABELLED and pair:
+    if kind is Form.LABELLED and pair:
         item = _pair(where, row, tools)
         return [replace(item, answers=(x,), label=good) for x, good in zip(item.answers, (True, False), strict=True)]
-    if kind is Kind.LABELLED and {"prompt", "completion", "label"} <= set(row):
+    if kind is Form.LABELLED and {"prompt", "completion", "label"} <= set(row):
         prompt, (completion,) = _texts(where, row, "prompt", "completion")
-        return [Item(where, prompt, (completion,), tools, label=_flag(where, "label", row["label"]))]
-    if kind is Kind.STEPS and {"prompt", "completions", "labels"} <= set(row):
+        return [DataItem(where, prompt, (completion,), tools, label=_flag(where, "label", row["label"]))]
+    if kind is Form.STEPS and {"prompt", "completions", "labels"} <= set(row):
         return [_steps(where, row)]
     known = ", ".join(row) or "none"
     wanted = ("prompt", "completion", "messages", "text", "chosen", "rejected", "label", "completions", "labels")
@@ -165,7 +165,7 @@ def _items(where: str, row: Mapping[str, Any], kind: Kind) -> list[Item]:
     )
 
 
-def _pair(where: str, row: Mapping[str, Any], tools: tuple[ToolSpec, ...]) -> Item:
+def _pair(where: str, row: Mapping[str, Any], tools: tuple[ToolSpec, ...]) -> DataItem:
     if "prompt" in row:
         prompt, answers = _texts(where, row, "prompt", "chosen", "rejected")
     else:
@@ -178,7 +178,7 @@ def _pair(where: str, row: Mapping[str, Any], tools: tuple[ToolSpec, ...]) -> It
     margin = row.get("margin")
     if margin is not None and (isinstance(margin, bool) or not isinstance(margin, (int, float))):
         raise QuintainError(f"{where}: 'margin' is a number, not {margin!r}")
-    return Item(where, prompt, answers, tools, margin=None if margin is None else float(margin))
+    return DataItem(where, prompt, answers, tools, margin=None if margin is None else float(margin))
 
 
 def _implicit(where: str, chosen: Text, rejected: Text) -> tuple[Text, tuple[Text, Text]]:
@@ -194,7 +194,7 @@ def _implicit(where: str, chosen: Text, rejected: Text) -> tuple[Text, tuple[Tex
     return chosen[:at], (chosen[at:], rejected[at:])
 
 
-def _steps(where: str, row: Mapping[str, Any]) -> Item:
+def _steps(where: str, row: Mapping[str, Any]) -> DataItem:
     steps, labels = row["completions"], row["labels"]
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) and step for step in steps):
         raise QuintainError(f"{where}: 'completions' is a list of steps, each text, not {one_line(repr(steps), 80)}")
@@ -203,7 +203,7 @@ def _steps(where: str, row: Mapping[str, Any]) -> Item:
             f"{where}: 'labels' has one label for each of {len(steps)} steps, not {one_line(repr(labels), 80)}"
         )
     flags = tuple(_flag(where, "labels", label) for label in labels)
-    return Item(where, _text(where, row, "prompt"), tuple(steps), labels=flags)
+    return DataItem(where, _text(where, row, "prompt"), tuple(steps), labels=flags)
 
 
 def _texts(where: str, row: Mapping[str, Any], prompt: str | None, *answers: str) -> tuple[Text, tuple[Text, ...]]:
@@ -262,7 +262,7 @@ class RenderOptions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rendered:
+class RenderedExamples:
     """Examples, how many items were cut, and how many are left out: nothing was left to train on, first at `lost`."""
 
     examples: tuple[Example, ...]
@@ -271,7 +271,7 @@ class Rendered:
     lost: str = ""
 
 
-def cut_examples(examples: Iterable[Example], options: RenderOptions) -> Rendered:
+def cut_examples(examples: Iterable[Example], options: RenderOptions) -> RenderedExamples:
     """`examples` within the longest that `options` allow."""
     limit = options.max_length
     kept, cut, lost = [], 0, []
@@ -282,7 +282,7 @@ def cut_examples(examples: Iterable[Example], options: RenderOptions) -> Rendere
             kept.append(example)
         else:
             lost.append(example.where)
-    return Rendered(tuple(kept), cut, len(lost), lost[0] if lost else "")
+    return RenderedExamples(tuple(kept), cut, len(lost), lost[0] if lost else "")
 
 
 class Renderer:
@@ -292,7 +292,7 @@ class Renderer:
         self._tokenizer, self._load_chat, self._options = tokenizer, chat, options
         self._chat: Chat | None = None
 
-    def render(self, items: Sequence[Item], *, check: Callable[[], None] = lambda: None) -> Rendered:
+    def render(self, items: Sequence[DataItem], *, check: Callable[[], None] = lambda: None) -> RenderedExamples:
         """All of `items`; `check` is called now and then and may raise. QuintainError at an item that has no form."""
         examples = []
         for number, item in enumerate(items):
@@ -304,7 +304,7 @@ class Renderer:
                 raise QuintainError(f"{item.where}: {error.failure.message}") from None
         return cut_examples(examples, self._options)
 
-    def _example(self, item: Item) -> Example:
+    def _example(self, item: DataItem) -> Example:
         if item.labels:
             return self._stepped(item)
         rendered = [self._ids(item, answer) for answer in item.answers]
@@ -314,7 +314,7 @@ class Renderer:
         trained = tuple(self._spans(item, ids, at, said) for ids, _, said in rendered)
         return Example(item.where, tuple(ids for ids, _, _ in rendered), trained, at, item.label, item.margin)
 
-    def _ids(self, item: Item, answer: Text) -> tuple[Ints, int, tuple[Span, ...]]:
+    def _ids(self, item: DataItem, answer: Text) -> tuple[Ints, int, tuple[Span, ...]]:
         """(ids [L] of prompt and answer, where the answer begins, the spans of what assistants say in them)."""
         if isinstance(answer, str):
             prompt = item.prompt if isinstance(item.prompt, str) else ""
@@ -327,7 +327,7 @@ class Renderer:
         said = tuple((s.start, s.end) for s in spans if whole[s.message].role == "assistant" and s.end > s.start)
         return ids, _shared(chat.first(before, item.tools), ids) if before else 0, said
 
-    def _spans(self, item: Item, ids: Ints, at: int, said: tuple[Span, ...]) -> tuple[Span, ...]:
+    def _spans(self, item: DataItem, ids: Ints, at: int, said: tuple[Span, ...]) -> tuple[Span, ...]:
         options = self._options
         if options.completion_only_loss and item.prompt is None:
             raise QuintainError(
@@ -341,7 +341,7 @@ class Renderer:
             raise QuintainError(f"{item.where}: assistant_only_loss, and no assistant says anything")
         return tuple((max(a, start), b) for a, b in said if max(a, start) < b)
 
-    def _stepped(self, item: Item) -> Example:
+    def _stepped(self, item: DataItem) -> Example:
         """Prompt and steps, each with the separator behind it, whose last token is the step's (as TRL does)."""
         tokenizer = self._tokenizer
 

@@ -1,9 +1,9 @@
 """What a run is looked at for: a first step that is all of something, or none, and so teaches nothing; and figures that
 say, several steps in a row, that training comes apart.
 
-Such a run goes on for hours and looks like one that learns slowly. Pure but for `Guarded` and `Steps`, which stop the
-run or say so once, as `guards.first_step` and `guards.every_step` have it; `Guarded` has the figures of each of several
-environments, too.
+Such a run goes on for hours and looks like one that learns slowly. Pure but for `Guarded` and `StepGuard`, which stop
+the run or say so once, as `guards.first_step` and `guards.every_step` have it; `Guarded` has the figures of each of
+several environments, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Guarded:
         return groups
 
 
-class Steps:
+class StepGuard:
     """The figures of one step after the other; a trouble that stays is told to `say` once, or raised."""
 
     def __init__(self, *, stop: bool, say: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from quintain.config import ExperimentConfig
 from quintain.failure import QuintainError
 from quintain.launch.display import Display, before_after
-from quintain.launch.guards import Guarded, Steps
+from quintain.launch.guards import Guarded, StepGuard
 from quintain.launch.ranks import STORE_ENV
 from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
 from quintain.launch.run_folder import RunFolder, differences, with_choices_of
@@ -209,7 +209,7 @@ class TrainingRun:
             figures = {name: value for name, value in figures.items() if name not in ("step", "samples")}
             log.write("eval", result.step, figures)
 
-        steps = Steps(stop=self.config.guards.every_step == "stop", say=display.say)
+        steps = StepGuard(stop=self.config.guards.every_step == "stop", say=display.say)
 
         def stepped(step: int, metrics: dict[str, float]) -> None:
             metrics = metrics | (source.figures if isinstance(source, Guarded) else {})

@@ -24,7 +24,7 @@ from quintain.config import load_config
 from quintain.config.dataset import DatasetConfig
 from quintain.launch.train import train
 from quintain.trainers.datasets import rows_of
-from quintain.trainers.examples import Kind, items_of
+from quintain.trainers.examples import Form, items_of
 from quintain.verifiers.base import Item
 from quintain.verifiers.registry import get_verifier
 
@@ -263,4 +263,4 @@ def test_an_example_is_a_valid_experiment_on_rows_that_the_repository_makes(name
     assert config.dataset is not None
     assert config.offline is not None
     found = rows_of(DatasetConfig(path=str(tmp_path / Path(str(config.dataset[0].path)).name)))
-    assert len(items_of(found, Kind(config.offline.rows))) == 20
+    assert len(items_of(found, Form(config.offline.rows))) == 20

@@ -9,7 +9,7 @@ import pytest
 
 from quintain.codec import as_floats, as_ints
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
-from quintain.launch.guards import PATIENCE, Guarded, Steps, first_step_problem, step_problems
+from quintain.launch.guards import PATIENCE, Guarded, StepGuard, first_step_problem, step_problems
 from quintain.messages import FunctionCall, Message, ToolCall, assistant
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
@@ -111,7 +111,7 @@ def test_a_trouble_that_stays_is_told_once_with_what_helps_or_stops_the_run(
     assert not step_problems({})
     assert step_problems(WELL | {figure: value}).keys() == {figure}
     said: list[str] = []
-    steps = Steps(stop=False, say=said.append)
+    steps = StepGuard(stop=False, say=said.append)
     for _ in range(PATIENCE - 1):
         steps.see(WELL | {figure: value})
     steps.see(WELL)  # a step without it begins the count again
@@ -122,7 +122,7 @@ def test_a_trouble_that_stays_is_told_once_with_what_helps_or_stops_the_run(
         steps.see(WELL | {figure: value})
     (line,) = said
     assert re.search(says, line), line
-    stopping = Steps(stop=True, say=said.append)
+    stopping = StepGuard(stop=True, say=said.append)
     for _ in range(PATIENCE - 1):
         stopping.see(WELL | {figure: value})
     with pytest.raises(QuintainError, match=r"guards\.every_step: warn"):

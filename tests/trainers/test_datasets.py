@@ -21,7 +21,7 @@ from quintain.messages import assistant
 from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.journal.parquet import write_trajectories
 from quintain.trainers.datasets import ExampleSource, drawn, packed, rendered, rows_of, sampled_examples
-from quintain.trainers.examples import Kind, Renderer, RenderOptions, items_of
+from quintain.trainers.examples import Form, Renderer, RenderOptions, items_of
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 from .test_examples import CHAT, smol
@@ -230,7 +230,7 @@ def test_what_was_rendered_once_is_read_again_until_rows_tokenizer_or_options_di
     tokenizer, times = smol(), 0
 
     def ask(text: str = "x", chat: str = "", **options: Any) -> Any:
-        items = items_of([("row 1", {"messages": [CHAT[0], {"role": "assistant", "content": text}]})], Kind.TEXT)
+        items = items_of([("row 1", {"messages": [CHAT[0], {"role": "assistant", "content": text}]})], Form.TEXT)
         wanted = RenderOptions(**options)
 
         def renderer() -> Renderer:
