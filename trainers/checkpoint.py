@@ -31,7 +31,10 @@ _TENSORS = "state.pt"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands: `step` optimiser steps done, weights of `version` in force; `state` is the algorithm's."""
+    """Where a run stands: `step` optimiser steps done, weights of `version` in force; `state` is the algorithm's.
+
+    best: the best held-out figure so far; worse: evaluations since; kept: its step, whose checkpoint stays.
+    """
 
     step: int
     version: int
@@ -39,6 +42,9 @@ class Progress:
     train_wall_s: float
     heldout_before: float | None = None
     state: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    worse: int = 0
+    kept: int | None = None
 
 
 Models = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
@@ -94,6 +100,8 @@ def save_checkpoint(
             f"cannot write the checkpoint of step {progress.step} under {root}: {detail}; {kept}{advice}"
         ) from None
     for old in [*root.glob(".draft-*"), *sorted(root.glob("step-*"))[:-keep]]:
+        if progress.kept is not None and old.name == f"step-{progress.kept:06d}":
+            continue
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from quintain.failure import QuintainError
+from quintain.nearest import one_of
 from quintain.trainers.examples import Example
 from quintain.trajectory import Group, Trajectory
 
@@ -44,6 +46,17 @@ class Evaluation:
             return f"loss {self.heldout:.4g}"
         parts = ", ".join(f"{name} {_share(mean)}" for name, mean in self.environments.items())
         return f"{_share(self.heldout)} ({parts})" if parts else _share(self.heldout)
+
+    def figure(self, name: str | None) -> tuple[float | None, bool]:
+        """The figure of that name, None is the held-out one, and whether more of it is better. QuintainError."""
+        if name is None:
+            return self.heldout, not self.metrics
+        plain = name.removeprefix("eval_")
+        if plain not in self.metrics:
+            raise QuintainError(
+                f"evaluation.metric_for_best_model: nothing measures {name!r}{one_of(plain, list(self.metrics))}"
+            )
+        return self.metrics[plain], not plain.endswith("loss")
 
 
 def _share(mean: float | None) -> str:

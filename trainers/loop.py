@@ -9,6 +9,7 @@ All algorithms share it, whatever they train on. Invariants:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
@@ -116,7 +117,7 @@ class Loop(Generic[Data]):
     def _run(self) -> Evaluation | None:
         trainer = self.config.trainer
         after = self._ready(first=True)
-        while self.progress.step < trainer.max_steps:
+        while self.progress.step < trainer.max_steps and not self._stalled():
             self._step()
             after = self._ready(first=False)
             if trainer.save_steps and self.progress.step % trainer.save_steps == 0:
@@ -180,7 +181,35 @@ class Loop(Generic[Data]):
             self.before = result
             self.progress = replace(self.progress, heldout_before=result.heldout)
         self.hooks.evaluated(result)
+        self._judge(result)
         return result
+
+    def _judge(self, result: Evaluation) -> None:
+        """Note whether `result` is the best so far, and keep its checkpoint where that is asked for."""
+        evaluation = self.config.evaluation
+        assert evaluation is not None
+        value, greater = result.figure(evaluation.metric_for_best_model)
+        if value is None or not math.isfinite(value):
+            return
+        greater = greater if evaluation.greater_is_better is None else evaluation.greater_is_better
+        best = self.progress.best
+        if best is None or (value > best if greater else value < best):
+            kept = result.step if evaluation.load_best_model_at_end else None
+            self.progress = replace(self.progress, best=value, worse=0, kept=kept)
+            if kept is not None:
+                self._save()
+        else:
+            self.progress = replace(self.progress, worse=self.progress.worse + 1)
+
+    def _stalled(self) -> bool:
+        """Whether evaluations have been no better for as long as the run has patience; says so."""
+        patience = self.config.evaluation and self.config.evaluation.early_stopping_patience
+        if not patience or self.progress.worse < patience:
+            return False
+        self.hooks.say(
+            f"stopped early: {self.progress.worse} evaluations in a row were no better than {self.progress.best:.4g}"
+        )
+        return True
 
     def _publish(self, *, admit: bool) -> None:
         """Publish; a refusal is tried once more, since what is in place is unknown until one is accepted."""

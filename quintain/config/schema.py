@@ -221,6 +221,14 @@ class EvaluationConfig(Section):
     """How many of its tasks, or rows; null is all of a finite split."""
     eval_steps: Positive | None = None
     """Evaluate every so many steps; before and after training it always is."""
+    metric_for_best_model: str | None = None
+    """The figure that says which evaluation is the best: one of a data set's metrics; null is the held-out figure."""
+    greater_is_better: bool | None = None
+    """Whether more of it is better; null is yes, unless it is a loss."""
+    early_stopping_patience: Positive | None = None
+    """End after so many evaluations in a row that are no better than the best; null never."""
+    load_best_model_at_end: bool = False
+    """Keep the checkpoint of the best evaluation; with the run as model.path the next stage starts from it."""
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     """0 is greedy."""
     samples_shown: Count = 5

@@ -117,10 +117,11 @@ def from_another_run(config: ExperimentConfig) -> ExperimentConfig:
     run = RunFolder(Path(config.model.path))
     if not run.config.is_file() or (run.path / "config.json").is_file():
         return config
-    found = sorted(path for path in run.checkpoints.glob("*") if (path / "config.json").is_file())
+    found = sorted(path for path in run.checkpoints.glob("step-*") if (path / "config.json").is_file())
     if not found:
         raise QuintainError(f"model.path: the run {run.path} has no checkpoint yet: train it first")
-    best = next((path for path in found if path.name == "best"), found[-1])
+    kept = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8")).get("kept")
+    best = next((path for path in found if kept is not None and path.name == f"step-{kept:06d}"), found[-1])
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(best)})})
 
 

@@ -86,16 +86,24 @@ def trains(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> Trai
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(
-        algorithm: str, kind: str, *, to: str = "run", resume: bool = False, model: Any = None, **trainer: Any
+        algorithm: str,
+        kind: str,
+        *,
+        to: str = "run",
+        resume: bool = False,
+        model: Any = None,
+        evaluation: Any = None,
+        **trainer: Any,
     ) -> dict[str, Any]:
         data = tmp_path / f"{kind}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows(kind)))
         config = {
+            "name": to,
             "model": {"path": str(small), "compute_dtype": "float32"} | (model or {}),
             "dataset": str(data),
             "rollout": {"dtype": "float32"},
             "trainer": {"algorithm": algorithm, "max_steps": 40, "learning_rate": 0.01, "threads": 1} | trainer,
-            "evaluation": {"num_tasks": 32},
+            "evaluation": {"num_tasks": 32} | (evaluation or {}),
         }
         file = tmp_path / "experiment.yaml"
         file.write_text(yaml.safe_dump(config))
@@ -264,3 +272,41 @@ def test_an_example_is_a_valid_experiment_on_rows_that_the_repository_makes(name
     assert config.offline is not None
     found = rows_of(DatasetConfig(path=str(tmp_path / Path(str(config.dataset[0].path)).name)))
     assert len(items_of(found, Form(config.offline.rows))) == 20
+
+
+@pytest.mark.slow
+def test_a_run_that_gets_no_better_ends_early_and_the_next_stage_starts_from_its_best(
+    trains: Trains, tmp_path: Path
+) -> None:
+    patience = {"eval_steps": 2, "early_stopping_patience": 2, "load_best_model_at_end": True}
+    summary = trains(
+        "sft", "completion", to="sft", learning_rate=1.0, lr_scheduler_type="constant", evaluation=patience
+    )
+    losses = {row["step"]: row["eval_loss"] for row in metrics(tmp_path / "sft", "eval")}
+    best = min(losses, key=lambda step: losses[step])
+    assert summary["steps"] == best + 4 < 40
+    assert list(losses) == list(range(0, best + 5, 2))
+    trains("sft", "completion", to="next", model={"path": str(tmp_path / "sft")}, max_steps=1)
+    started = load_config(tmp_path / "next" / "config.yaml").model.path
+    assert started == str(tmp_path / "sft" / "checkpoints" / f"step-{best:06d}")
+    assert metrics(tmp_path / "next", "eval")[0]["eval_loss"] == pytest.approx(losses[best], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_policy_that_was_fine_tuned_on_data_goes_on_in_an_environment(run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "a", "completion": " b"}) + "\n" for _ in range(8)))
+    online = dict(run.config)
+    run.config = {
+        "model": online["model"],
+        "dataset": str(data),
+        "rollout": {"dtype": "float32"},
+        "trainer": {"algorithm": "sft", "max_steps": 2, "learning_rate": 0.01, "threads": 1},
+    }
+    run.train()
+    stage, run.path = run.path, tmp_path / "grpo"
+    run.config = online | {"model": online["model"] | {"path": str(stage)}}
+    run.samples().set("trainer.max_steps", 1)
+    run.train()
+    assert run.resolved()["model"]["path"] == str(stage / "checkpoints" / "step-000002")
+    assert run.metrics()[0]["sampling/sampling_logp_difference/max"] < 1e-3
