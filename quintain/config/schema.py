@@ -350,6 +350,12 @@ class ExperimentConfig(Section):
                 f"rollout.max_completion_length ({self.rollout.max_completion_length}) leaves no room for a prompt"
                 f" within rollout.max_length ({longest}): make it smaller"
             )
+        trainer = self.trainer
+        if self.rollout.dynamic_sampling and isinstance(trainer, OnlineConfig) and trainer.num_generations == 1:
+            raise ValueError(
+                "rollout.dynamic_sampling replaces groups whose rewards are all equal, and a group of one always is:"
+                " drop it, or set trainer.num_generations to 2 or more"
+            )
         lora = self.model.lora
         if self.trainer.needs_reference and lora is not None and lora.dropout > 0:
             raise ValueError(

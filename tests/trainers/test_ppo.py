@@ -264,3 +264,10 @@ def test_options_that_cannot_be_meant_are_told(options: dict[str, Any], said: st
     text = "model: {path: x}\nenvironment: {name: math}\ntrainer: {algorithm: ppo}\n"
     with pytest.raises(QuintainError, match=said):
         parse_config(text, [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()])
+
+
+def test_groups_of_one_cannot_be_replaced_for_being_alike() -> None:
+    text = "model: {path: x}\nenvironment: {name: math}\ntrainer: {algorithm: ppo}\nrollout: {dynamic_sampling: true}\n"
+    with pytest.raises(QuintainError, match="a group of one always is: drop it"):
+        parse_config(text)
+    assert parse_config(text, ["trainer.num_generations=2"]).rollout.dynamic_sampling
