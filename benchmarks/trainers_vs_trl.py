@@ -115,7 +115,7 @@ def trl(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[
     if about["trainer"] == "sft":
         columns = {
             "input_ids": [prompt + answers[0] for prompt, answers in made],
-            "completion_mask": [[0] * len(prompt) + [1] * len(answers[0]) for prompt, answers in made],
+            "labels": [[-100] * len(prompt) + answers[0] for prompt, answers in made],
         }
     else:
         full = about["trainer"] == "reward"
