@@ -122,6 +122,8 @@ class Learner(Generic[Data]):
             self.trained = {algorithm.trains[0]: self._prepared(self.model, forward)}
             if critic is not None:
                 self.trained[CRITIC] = self._prepared(critic, ValueForward(critic))
+            if self.reference is not None and self.reference.frozen is not None:
+                self._referring(self.reference.frozen)  # before anything moves its weights
         except ValueError as error:
             raise QuintainError(f"model: {error}") from None
 

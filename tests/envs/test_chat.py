@@ -148,12 +148,16 @@ async def test_a_verifier_judges_the_whole_conversation_and_its_failure_is_none_
         verifier = "regex"
 
     told = r'(?s)^\{"role": "user", .*"Green\?".*\n.*"blue!".*\n\{"role": "user", "content": "That is it!"\}$'
-    for reference, reward in ((told, 1.0), ("pink", 0.0)):
-        *_, last = await played(Judged(), "Green?", "blue!", task=Task("x", reference=reference))
-        assert last.reward == reward
-    with pytest.raises(FailureError) as error:
-        await played(Judged(), "blue", task=Task("x", reference="("))
-    assert error.value.failure.stage is Stage.VERIFY
+    env = Judged()
+    try:
+        for reference, reward in ((told, 1.0), ("pink", 0.0)):
+            *_, last = await played(env, "Green?", "blue!", task=Task("x", reference=reference))
+            assert last.reward == reward
+        with pytest.raises(FailureError) as error:
+            await played(env, "blue", task=Task("x", reference="("))
+        assert error.value.failure.stage is Stage.VERIFY
+    finally:
+        await env.close()
 
 
 MESSAGES = st.lists(

@@ -64,14 +64,13 @@ def test_a_run_goes_on_with_another_number_of_processes(run: Run, tmp_path: Path
     run.assert_books_balance(3)
 
 
-@pytest.mark.parametrize("number", [9, 11], ids=["killed", "crashed"])
-def test_a_rank_that_is_lost_ends_the_run_with_its_name_and_how_to_go_on(run: Run, number: int) -> None:
+def test_a_rank_that_is_killed_ends_the_run_with_its_name_and_how_to_go_on(run: Run) -> None:
     with_ranks(run, "ddp").set("trainer.max_steps", 50).start().wait_for_step(1)
-    run.kill(follower(run).pid, number)
+    run.kill(follower(run).pid)
     code, output = run.finish()
     assert code == 1
     said = " ".join(output.split())
-    assert re.search(rf"Error: the trainer's rank 1 ended \(signal {number}\)", said), output
+    assert re.search(r"Error: the trainer's rank 1 ended \(signal 9\)", said), output
     assert "--resume" in said
 
 
