@@ -105,7 +105,7 @@ def shard(forward: nn.Module, blocks: Collection[str]) -> None:
     for module in forward.modules():
         if type(module).__name__ in blocks:
             fully_shard(module)
-    fully_shard(forward)
+    fully_shard(forward, reshard_after_forward=True)  # or, after a pass without a gradient, it would stay together
     plain = [name for name, parameter in forward.named_parameters() if not isinstance(parameter, DTensor)]
     assert not plain, f"not sharded: {plain[:3]}"
 

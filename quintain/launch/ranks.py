@@ -27,9 +27,17 @@ def check_ranks(config: ExperimentConfig, environ: Mapping[str, str]) -> None:
         raise QuintainError(
             f"trainer.processes: {wanted}, but a launcher has started {launched} (WORLD_SIZE): leave one of them out"
         )
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    if launched > 1 and missing:
+        raise QuintainError(
+            f"WORLD_SIZE is {launched}, but {', '.join(missing)} are not set: start the ranks with torchrun, or leave"
+            " them out and set trainer.processes"
+        )
     cores = os.cpu_count() or 1
     if wanted > cores:
         raise QuintainError(f"trainer.processes: {wanted} asked for, this machine has {cores} cores: lower it")
+    if config.trainer.parallel == "fsdp" and config.trainer.optim not in ("adamw", "sgd"):
+        raise QuintainError(f"trainer.optim: {config.trainer.optim} cannot be sharded (fsdp): use adamw or sgd, or ddp")
     if config.trainer.parallel == "fsdp" and max(wanted, launched) == 1:
         raise QuintainError("trainer.parallel: fsdp shards a model over processes: set trainer.processes, at least 2")
 

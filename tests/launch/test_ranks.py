@@ -109,16 +109,23 @@ def test_torchrun_may_start_the_ranks(run: Run, other: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "parallel", "said"),
+    ("processes", "parallel", "optim", "said"),
     [
-        (4096, "ddp", r"trainer\.processes: 4096 asked for, this machine has \d+ cores: lower it"),
-        (1, "fsdp", r"trainer\.parallel: fsdp shards a model over processes: set trainer\.processes, at least 2"),
+        (4096, "ddp", "adamw", r"trainer\.processes: 4096 asked for, this machine has \d+ cores: lower it"),
+        (2, "fsdp", "adafactor", r"trainer\.optim: adafactor cannot be sharded \(fsdp\): use adamw or sgd, or ddp"),
+        (
+            1,
+            "fsdp",
+            "adamw",
+            r"trainer\.parallel: fsdp shards a model over processes: set trainer\.processes, at least 2",
+        ),
     ],
 )
 def test_ranks_that_cannot_be_are_refused_before_anything_starts(
-    run: Run, processes: int, parallel: str, said: str
+    run: Run, processes: int, parallel: str, optim: str, said: str
 ) -> None:
-    code, output = run.set("trainer.processes", processes).set("trainer.parallel", parallel).start().finish()
+    run.set("trainer.processes", processes).set("trainer.parallel", parallel).set("trainer.optim", optim)
+    code, output = run.start().finish()
     assert code == 2
     assert re.search(said, " ".join(output.split())), output
     assert not run.path.exists()

@@ -188,10 +188,10 @@ def test_a_mistake_that_is_mended_leaves_the_same_command_good(run: Run) -> None
     assert run.summary()["heldout_tasks"] == 2
 
 
-def test_a_launcher_of_several_processes_is_refused_in_one_line(run: Run) -> None:
+def test_half_a_launcher_of_several_processes_is_refused_in_one_line(run: Run) -> None:
     code, output = run.start(WORLD_SIZE="2").finish()
     assert code == 2, output
-    assert "WORLD_SIZE is 2: a run is one trainer process so far" in error_line(output)
+    assert "WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT are not set" in error_line(output)
     assert not run.path.exists()
 
 

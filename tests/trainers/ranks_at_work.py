@@ -29,7 +29,13 @@ EVERY: dict[str, Case] = {
     "an adapter": Case("grpo", {"beta": 0.1}, lora={"r": 2}),
 }
 STEPS = 2
-PAIRS = [(way, name) for way in WAYS for name in EVERY if way != FEW or name.startswith(("grpo", "an"))]
+PAIRS = [
+    (way, name)
+    for way in WAYS
+    for name in EVERY
+    if (way != FEW or name.startswith(("grpo", "an")))
+    and (way == "ddp" or EVERY[name].options.get("optim", "adamw") in ("adamw", "sgd"))
+]
 
 
 def trained(name: str, model: Path, way: dict[str, Any], scratch: Path, ranks: Ranks = ALONE) -> dict[str, Any] | None:
