@@ -28,7 +28,7 @@ EVERY: dict[str, Case] = {
     **{f"loss {name}": Case("grpo", {"loss_type": name, "epsilon_high": 2.0}) for name in LOSSES},
     "an adapter": Case("grpo", {"beta": 0.1}, lora={"r": 2}),
 }
-STEPS = 2
+REMADE = ("grpo", "ppo with everything", "dpo with everything", "an adapter")
 PAIRS = [
     (way, name)
     for way in WAYS
@@ -39,30 +39,33 @@ PAIRS = [
 
 
 def trained(name: str, model: Path, way: dict[str, Any], scratch: Path, ranks: Ranks = ALONE) -> dict[str, Any] | None:
-    """What STEPS steps make of the model, with a checkpoint and a new learner in the middle; None on other ranks."""
+    """What two steps make of the model, with a checkpoint and a new learner between them where `name` is in REMADE;
+    None on other ranks."""
     # Unequal numbers of tokens in pieces, and of pieces in ranks; but for bnpo, which depends on the cut.
     most = 100_000 if name == "loss bnpo" else 40
     config = config_of(EVERY[name], model, **({"streams": 1, "max_tokens_per_microbatch": most} | way))
     data = EVERY[name].data
-    figures: list[dict[str, float]] = []
 
     def made() -> Learner[Any]:
         return Learner(config, algorithm_of(config), checkpoints=scratch, logs=scratch / "logs", ranks=ranks)
 
-    for step in range(STEPS):
-        learner = made()
-        if not ranks.leads:
-            learner.follow(lambda step: data(step))
-            continue
-        if step:
-            newest = latest_checkpoint(scratch)
-            assert newest is not None
-            learner.restore(newest)
-        figures.append(learner.update(data(step), step=step))
-        learner.save(Progress(step + 1, step + 1, 1, 1.0))
-        weights = dict(learner.weights())
+    learner = made()
+    if not ranks.leads:
+        learner.follow(data)
+        if name in REMADE:
+            made().follow(data)
+        return None
+    figures = [learner.update(data(0), step=0)]
+    if name in REMADE:
+        learner.save(Progress(1, 1, 1, 1.0))
         learner.close()
-    return {"figures": figures, "weights": weights} if ranks.leads else None
+        learner, newest = made(), latest_checkpoint(scratch)
+        assert newest is not None
+        learner.restore(newest)
+    figures.append(learner.update(data(1), step=1))
+    weights = dict(learner.weights())
+    learner.close()
+    return {"figures": figures, "weights": weights}
 
 
 def main(rank: int, folder: Path, model: Path) -> None:

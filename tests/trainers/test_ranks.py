@@ -15,7 +15,7 @@ from .ranks_at_work import PAIRS, trained
 from .test_learner import model  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the fixture runs all cases on two ranks
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def results(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
         for rank, log in enumerate(logs)
     ]
     try:
-        codes = [rank.wait(300) for rank in ranks]
+        codes = [rank.wait(1100) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
