@@ -58,9 +58,10 @@ def test_two_ranks_make_of_a_model_what_one_makes(
 ) -> None:
     mine = alone[name] = alone.get(name) or trained(name, model, {}, tmp_path)
     theirs = results[way, name]
+    within = (1e-4, 1e-3) if name.startswith("ppo") else TOLERANCE  # PPO updates several times a step
     for step, (one, two) in enumerate(zip(mine["figures"], theirs["figures"], strict=True)):
         assert one.keys() == two.keys()
         one = {key: value for key, value in one.items() if key != "microbatches"}
-        assert {key: two[key] for key in one} == pytest.approx(one, rel=TOLERANCE[step], abs=1e-6)
+        assert {key: two[key] for key in one} == pytest.approx(one, rel=within[step], abs=1e-6)
     for key, weight in mine["weights"].items():
         assert torch.allclose(theirs["weights"][key].float(), weight.float(), atol=1e-5), key
