@@ -45,7 +45,7 @@ from quintain.trainers.ranks import ALONE, Ranks, number, shard
 from quintain.trainers.rows import Floats, Row, Rows
 from quintain.trainers.schedule import learning_rate, optimizer_of
 from quintain.trainers.streams import Streams, draws_random_numbers
-from quintain.trainers.update import Share, Work, accumulate, by_row, parameters_of, score
+from quintain.trainers.update import Work, accumulate, by_row, parameters_of, score
 
 SKIPS_IN_A_ROW = 3
 """So many batches without a finite gradient end a run: one is an accident, several are a run that has diverged."""
@@ -105,8 +105,7 @@ class Learner(Generic[Data]):
         torch.set_num_threads(self._threads)  # after Accelerate, which sets it too where there are several ranks
         if trainer.report_to:
             self.accelerator.init_trackers(config.name)
-        self.share, self._shards = Share(ranks.rank, ranks.world), ranks.several and trainer.parallel == "fsdp"
-        self._frozen: tuple[nn.Module, Any] | None = None  # the reference and its forward pass
+        self._shards = ranks.several and trainer.parallel == "fsdp"
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.model, notes = load_policy(config.model, seed=config.seed, head=trainer.head)
         _check_length(config, self.model)
@@ -122,8 +121,10 @@ class Learner(Generic[Data]):
             self.trained = {algorithm.trains[0]: self._prepared(self.model, forward)}
             if critic is not None:
                 self.trained[CRITIC] = self._prepared(critic, ValueForward(critic))
-            if self.reference is not None and self.reference.frozen is not None:
-                self._referring(self.reference.frozen)  # before anything moves its weights
+            if self.reference is not None:
+                self._reference_forward = self._referring(self.reference.frozen)
+            if isinstance(self.teacher, nn.Module):
+                self._teacher_forward = PolicyForward(self.teacher, temperature=config.rollout.temperature)
         except ValueError as error:
             raise QuintainError(f"model: {error}") from None
 
@@ -317,7 +318,7 @@ class Learner(Generic[Data]):
         live = rows.trained(self.algorithm.inert)
         pieces = self._pieces(live)
         return {
-            name: Work(pieces, live, rows.totals, partial(self.algorithm.loss, name), self.share)
+            name: Work(pieces, live, rows.totals, partial(self.algorithm.loss, name), self.ranks)
             for name in (trains if pieces else ())
         }
 
@@ -343,16 +344,15 @@ class Learner(Generic[Data]):
     def _taught(self, rows: Sequence[Row], pieces: Sequence[MicroBatch]) -> dict[int, Floats]:
         """What the teacher says of the tokens [T] of each of this rank's rows."""
         if isinstance(self.teacher, RemoteTeacher):
-            mine = range(self.share.rank, len(rows), self.share.world)
+            mine = range(self.ranks.rank, len(rows), self.ranks.world)
             return dict(zip(mine, self.teacher.of([rows[i] for i in mine]), strict=True))
-        assert self.teacher is not None
-        scored = score(PolicyForward(self.teacher, temperature=self.config.rollout.temperature), pieces, self.share)
+        scored = score(self._teacher_forward, pieces, self.ranks)
         return by_row(pieces, {index: tokens.logp for index, tokens in scored.items()})
 
     def _values(self, rows: Sequence[Row]) -> dict[str, dict[int, Floats]]:
         """What the critic expects before each policy token [T] of `rows`, and before what follows it."""
         pieces = self._pieces([replace(row, segment=followed(row.segment)) for row in rows])
-        scored = score(_alone(self.trained[CRITIC].forward), pieces, self.share)
+        scored = score(_alone(self.trained[CRITIC].forward), pieces, self.ranks)
         values = by_row(pieces, {i: tokens.value for i, tokens in scored.items() if tokens.value is not None})
         return {
             Pass.VALUE: {at: value[:-1] for at, value in values.items()},
@@ -365,23 +365,21 @@ class Learner(Generic[Data]):
         for trained in self.trained.values():
             trained.model.eval()
         if self.reference is not None:
-            with self.reference.model() as reference:
-                scored = score(self._referring(reference), pieces, self.share)
+            with self.reference.model():
+                scored = score(self._reference_forward, pieces, self.ranks)
             found[Pass.REF] = {index: tokens.logp for index, tokens in scored.items()}
         if passes & {Pass.OLD, Pass.ENTROPY}:
-            scored = score(_alone(self.trained["policy"].forward), pieces, self.share)
+            scored = score(_alone(self.trained["policy"].forward), pieces, self.ranks)
             found[Pass.OLD] = {index: tokens.logp for index, tokens in scored.items()}
             found[Pass.ENTROPY] = {i: tokens.entropy for i, tokens in scored.items() if tokens.entropy is not None}
         return {name: values for name, values in found.items() if name in passes}
 
-    def _referring(self, reference: nn.Module) -> Any:
+    def _referring(self, frozen: nn.Module | None) -> Any:
         """The forward pass of the reference: that of the policy itself where only its adapter is off."""
-        if reference is self.model:
+        if frozen is None:
             return _alone(self.trained["policy"].forward)
-        if self._frozen is None or self._frozen[0] is not reference:
-            forward = PolicyForward(reference, temperature=self.config.rollout.temperature)
-            self._frozen = reference, self._sharded(forward) if self._shards else forward
-        return self._frozen[1]
+        forward = PolicyForward(frozen, temperature=self.config.rollout.temperature)
+        return self._sharded(forward) if self._shards else forward
 
     def _sharded(self, forward: PolicyForward | ValueForward) -> Any:
         """`forward` with its parameters sharded over the ranks."""
@@ -409,7 +407,7 @@ class Learner(Generic[Data]):
 
     def _streams(self, model: nn.Module) -> Streams | None:
         count = min(self.config.trainer.streams, self._threads)
-        several = count > 1 and self.share.world == 1 and self.accelerator.device.type == "cpu"
+        several = count > 1 and not self.ranks.several and self.accelerator.device.type == "cpu"
         if not several or self.config.trainer.noise or draws_random_numbers(model):
             return None
         return Streams(count, self._threads, parameters_of(model))

@@ -8,7 +8,7 @@ averaged or compared is of all ranks; a rank that is lost ends the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -64,6 +64,13 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[tuple[int, T, bool]]:
+        """(index, item, counts) of every `world`-th item, from `rank` on: as many for every rank; a repeat that fills
+        up a rank's last round counts not."""
+        rounds = -(-len(items) // self.world)
+        indices = [turn * self.world + self.rank for turn in range(rounds)]
+        return [(i, items[i], True) if i < len(items) else (i, items[0], False) for i in indices]
 
     def told(self, what: T | None) -> T:
         """What rank 0 says, on every rank; rank 0 gives it, the others wait for it."""

@@ -21,25 +21,12 @@ from quintain.trainers.batches.batch import MicroBatch
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics, combine
 from quintain.trainers.model.forward import TokenLogprobs
+from quintain.trainers.ranks import ALONE, Ranks
 from quintain.trainers.rows import Floats, Row, Totals
 from quintain.trainers.streams import Streams
 
 Loss = Callable[[LossInputs, Totals], tuple[Tensor, Metrics]]
 """A micro-batch's part of the loss [] and of the metrics (`Algorithm.loss`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Which pieces are this process's: every `world`-th, from `rank` on."""
-
-    rank: int = 0
-    world: int = 1
-
-    def of(self, pieces: Sequence[MicroBatch]) -> list[tuple[int, MicroBatch, bool]]:
-        """(index, piece, counts): as many for every rank; a repeat that fills up a rank's last round counts not."""
-        rounds = -(-len(pieces) // self.world)
-        indices = [turn * self.world + self.rank for turn in range(rounds)]
-        return [(i, pieces[i], True) if i < len(pieces) else (i, pieces[0], False) for i in indices]
 
 
 @dataclass(eq=False)
@@ -54,7 +41,7 @@ class Work:
     rows: Sequence[Row]
     totals: Totals
     loss: Loss
-    share: Share = Share()
+    ranks: Ranks = ALONE
     old: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -86,9 +73,9 @@ def accumulate(
         if counts:
             done[index] = float(loss.detach()), metrics
         # DDP averages gradients over ranks; the parts are to be summed.
-        return loss * (work.share.world if counts else 0.0)
+        return loss * (work.ranks.world if counts else 0.0)
 
-    mine = work.share.of(work.pieces)
+    mine = work.ranks.share(work.pieces)
     if streams is not None and len(mine) > 1:
         streams.add_gradients([partial(loss_of, *part) for part in mine])
     else:
@@ -100,11 +87,11 @@ def accumulate(
 
 
 def score(
-    model: Callable[[MicroBatch], TokenLogprobs], pieces: Sequence[MicroBatch], share: Share
+    model: Callable[[MicroBatch], TokenLogprobs], pieces: Sequence[MicroBatch], ranks: Ranks
 ) -> dict[int, TokenLogprobs]:
     """What `model` says of this rank's pieces, by index, without a gradient."""
     with torch.no_grad():
-        found = [(index, model(piece), counts) for index, piece, counts in share.of(pieces)]
+        found = [(index, model(piece), counts) for index, piece, counts in ranks.share(pieces)]
     return {index: scored for index, scored, counts in found if counts}
 
 

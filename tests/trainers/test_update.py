@@ -23,9 +23,10 @@ from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.batches.batch import MicroBatch, micro_batches
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs
+from quintain.trainers.ranks import ALONE, Ranks
 from quintain.trainers.rows import Rows
 from quintain.trainers.streams import Streams, draws_random_numbers
-from quintain.trainers.update import Loss, Share, Work, accumulate, parameters_of
+from quintain.trainers.update import Loss, Work, accumulate, parameters_of
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 from ..tiny_llama import tiny_llama
@@ -81,7 +82,7 @@ def loss_of(trainer: GRPOConfig) -> Loss:
 
 def gradient(
     batch: list[Group], trainer: GRPOConfig, *, layout: str = "tree", max_tokens: int = 10_000,
-    share: Share | None = None, model: nn.Module | None = None, streams: int = 1, mixed: bool = False,
+    ranks: Ranks = ALONE, model: nn.Module | None = None, streams: int = 1, mixed: bool = False,
 ) -> tuple[Tensor, float, dict[str, float]]:  # fmt: skip
     model = model or tiny()
     credited = credited_rows(batch, trainer)
@@ -90,7 +91,7 @@ def gradient(
         [r.segment for r in rows], [r.prefix for r in rows], layout=layout, max_tokens=max_tokens, at_least=streams
     )
     assert len(pieces) >= streams
-    work = Work(pieces, rows, credited.totals, loss_of(trainer), share or Share())
+    work = Work(pieces, rows, credited.totals, loss_of(trainer), ranks)
     policy = PolicyForward(model, temperature=0.8)
 
     def forward(piece: MicroBatch) -> TokenLogprobs:
@@ -181,7 +182,7 @@ def test_a_model_with_dropout_is_known_to_draw_random_numbers() -> None:
 def test_the_shares_of_all_ranks_add_up_to_the_whole_batch(world: int) -> None:
     trainer = config()
     whole, loss, _ = gradient(groups(2), trainer)
-    parts = [gradient(groups(2), trainer, max_tokens=30, share=Share(rank, world)) for rank in range(world)]
+    parts = [gradient(groups(2), trainer, max_tokens=30, ranks=Ranks(rank, world)) for rank in range(world)]
     assert near(sum(part[0] for part in parts) / world, whole)  # type: ignore[arg-type]
     assert sum(part[1] for part in parts) == pytest.approx(loss, rel=1e-5)
 
@@ -233,7 +234,8 @@ from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.model.forward import PolicyForward
 from quintain.trainers.algorithms.grpo import GRPO
 from quintain.trainers.rows import Rows
-from quintain.trainers.update import Loss, Share, Work, accumulate
+from quintain.trainers.ranks import Ranks
+from quintain.trainers.update import Loss, Work, accumulate
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 model, trainer, batch = tiny(), config(), groups(5)
@@ -241,7 +243,7 @@ credited = credited_rows(batch, trainer)
 rows = credited.rows
 pieces = micro_batches([r.segment for r in rows], [r.prefix for r in rows], layout="tree", max_tokens=int(sys.argv[1]))
 forward = DistributedDataParallel(PolicyForward(model, temperature=0.8))
-work = Work(pieces, rows, credited.totals, loss_of(trainer), Share(dist.get_rank(), dist.get_world_size()))
+work = Work(pieces, rows, credited.totals, loss_of(trainer), Ranks(dist.get_rank(), dist.get_world_size()))
 loss, _ = accumulate(forward, work, backward=lambda value: value.backward(), unsynced=forward.no_sync)
 flat = torch.cat([p.grad.flatten() for p in model.parameters()])
 total = torch.tensor([loss]); dist.all_reduce(total)
