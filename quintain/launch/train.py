@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
@@ -97,12 +97,8 @@ def _train(
         starting = beside.submit(start_rollout, supervisor, config, run, environments)
         try:
             from quintain.launch.session import Interrupted, TrainingRun
-            from quintain.trainers.loop import Stopped
 
-            def check() -> None:
-                supervisor.check()
-                if stopping:
-                    raise Stopped
+            check = _check(supervisor, stopping)
 
             def rollout() -> Address:
                 while not wait([starting], timeout=CHECK_S).done:
@@ -137,11 +133,7 @@ def _train_on_data(
     from quintain.trainers.loop import Stopped
     from quintain.trainers.precompute import with_reference
 
-    def check() -> None:
-        supervisor.check()
-        if stopping:
-            raise Stopped
-
+    check = _check(supervisor, stopping)
     display.phase("rendering the data")
     try:
         score = partial(with_reference, config=config, check=check) if precomputes(config) else list
@@ -163,6 +155,18 @@ def _train_on_data(
 def precomputes(config: ExperimentConfig) -> bool:
     """Whether the reference scores the data before training."""
     return isinstance(config.trainer, ReferenceConfig) and config.trainer.precompute_ref_log_probs
+
+
+def _check(supervisor: Supervisor, stopping: list[int]) -> Callable[[], None]:
+    """What raises QuintainError where a child is beyond help, and Stopped where somebody asked for an end."""
+    from quintain.trainers.loop import Stopped
+
+    def check() -> None:
+        supervisor.check()
+        if stopping:
+            raise Stopped
+
+    return check
 
 
 @contextmanager

@@ -144,7 +144,9 @@ def tasks_in_order(places: list[Place]) -> Iterator[CheckResult]:
     orders: dict[IssuedRules, TaskOrder] = {}
     for place in places:
         if (rules := place.rules) is not None:
-            _, due = orders.setdefault(rules, TaskOrder(rules.splits, rules.seed)).at(place.place)
+            if rules not in orders:
+                orders[rules] = TaskOrder(rules.splits, rules.seed)
+            _, due = orders[rules].at(place.place)
             problem = f"place {place.place} has task {place.task_index}, the seed's order says {due}"
             yield CheckResult("tasks in the seed's order", place.task_index == due, problem)
 
