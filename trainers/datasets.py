@@ -28,16 +28,8 @@ from quintain.failure import QuintainError, one_line
 from quintain.nearest import did_you_mean
 from quintain.records import read_rows
 from quintain.rollout.journal.parquet import Stored, read_trajectories
-from quintain.trainers.examples import (
-    DataItem,
-    Example,
-    Form,
-    RenderedExamples,
-    Renderer,
-    RenderOptions,
-    cut_examples,
-    items_of,
-)
+from quintain.trainers.data_items import DataItem, Form, items_of
+from quintain.trainers.examples import Example, RenderedExamples, Renderer, RenderOptions, cut_examples
 from quintain.trajectory import to_segments
 
 SUFFIXES: Final = (".jsonl", ".json", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")

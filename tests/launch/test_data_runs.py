@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from quintain.config import load_config
 from quintain.config.dataset import DatasetConfig
 from quintain.launch.train import train
+from quintain.trainers.data_items import Form, items_of
 from quintain.trainers.datasets import rows_of
-from quintain.trainers.examples import Form, items_of
 from quintain.verifiers.base import Item
 from quintain.verifiers.registry import get_verifier
 

@@ -20,8 +20,9 @@ from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
 from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.journal.parquet import write_trajectories
+from quintain.trainers.data_items import Form, items_of
 from quintain.trainers.datasets import ExampleSource, drawn, packed, rendered, rows_of, sampled_examples
-from quintain.trainers.examples import Form, Renderer, RenderOptions, items_of
+from quintain.trainers.examples import Renderer, RenderOptions
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 from .test_examples import CHAT, smol

@@ -18,7 +18,8 @@ from quintain.messages import assistant, user
 from quintain.records import messages_in, tools_in
 from quintain.rollout.chat.load import load_tokenizer
 from quintain.rollout.chat.template import TemplateChat
-from quintain.trainers.examples import Example, Form, RenderedExamples, Renderer, RenderOptions, items_of, mask_of
+from quintain.trainers.data_items import Form, items_of
+from quintain.trainers.examples import Example, RenderedExamples, Renderer, RenderOptions, mask_of
 
 from ..rollout.chat_tokenizers import byte_level
 
