@@ -118,8 +118,10 @@ class HeldoutTasks:
             for one in self._splits
         }
         whole = evaluation_of([group for groups in played.values() for group in groups], step=step)
+        if len(played) == 1:
+            return whole
         means = {name: evaluation_of(groups, step=step).heldout for name, groups in played.items()}
-        return replace(whole, environments=means) if len(means) > 1 else whole
+        return replace(whole, environments=means)
 
 
 def heldout_at(step: int) -> str:

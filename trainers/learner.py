@@ -365,7 +365,7 @@ class Learner(Generic[Data]):
         for trained in self.trained.values():
             trained.model.eval()
         if self.reference is not None:
-            with self.reference.model():
+            with self.reference.in_place():
                 scored = score(self._reference_forward, pieces, self.ranks)
             found[Pass.REF] = {index: tokens.logp for index, tokens in scored.items()}
         if passes & {Pass.OLD, Pass.ENTROPY}:

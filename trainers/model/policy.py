@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -170,15 +170,12 @@ class ReferenceModel:
             for mine, theirs in zip(self.frozen.parameters(), self._model.parameters(), strict=True):
                 mine.lerp_(theirs.to(mine.dtype), share)
 
-    @contextmanager
-    def model(self) -> Iterator[nn.Module]:
-        """The reference model, for as long as the block lasts."""
+    def in_place(self) -> AbstractContextManager[Any]:
+        """While it lasts, the policy itself is the reference, where there is no copy."""
         if self.frozen is not None:
-            yield self.frozen
-        else:
-            off: Any = self._model.disable_adapter()  # type: ignore[operator]
-            with off:
-                yield self._model
+            return nullcontext()
+        off: AbstractContextManager[Any] = self._model.disable_adapter()  # type: ignore[operator]
+        return off
 
 
 def published(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
