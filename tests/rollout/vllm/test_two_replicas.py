@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-LONG = Sampling(200)
+LONG = Sampling(400)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +103,11 @@ async def test_with_kv_keep_the_seam_is_as_exact_and_the_old_keys_and_values_sta
     other = await asyncio.to_thread(open_vllm, config, logs=tmp_path, report=real.Said())
     try:
         await other.load(publish(tmp_path / "1", 1))
+        second = publish(tmp_path / "2", 2)
         running = asyncio.ensure_future(other.generate(PROMPT, LONG, session="s"))
         await until("tokens", lambda: other.stats().output_tokens >= 20)
         await other.pause()
-        await other.load(publish(tmp_path / "2", 2))
+        await other.load(second)
         (scored,) = await other.score([PROMPT])
         np.testing.assert_allclose(scored, logprobs(2, PROMPT), atol=1e-4)
         await other.resume()
@@ -147,8 +148,8 @@ async def test_a_killed_replicas_requests_go_on_elsewhere_and_it_comes_back_with
     done = await asyncio.gather(*tasks)
     moved = 0
     for one in done:
-        assert (len(one.output_ids), one.finish) == (200, Finish.LENGTH)
-        check_spans(one.versions, 200)
+        assert (len(one.output_ids), one.finish) == (LONG.max_tokens, Finish.LENGTH)
+        check_spans(one.versions, LONG.max_tokens)
         versions = [span.version for span in one.versions]
         moved += versions[:2] == [7, 7]
         assert versions[-1] in (7, 8)
@@ -179,7 +180,7 @@ async def test_a_hung_replica_is_treated_as_dead_and_started_again(
     assert said.has("replica 1 is in trouble: it has given no sign of life")
     assert sorted(len(one.versions) for one in done) == [1, 1, 2, 2]
     for one in done:
-        assert len(one.output_ids) == 200
+        assert len(one.output_ids) == LONG.max_tokens
         assert explained(one, version).max() <= 1e-4
     await until("the replica to come back", lambda: len(engine._fleet.up) == 2)
     assert living(group) == []
