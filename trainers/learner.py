@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -32,7 +32,7 @@ from quintain.failure import QuintainError
 from quintain.rollout.chat.load import quiet_transformers
 from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.dtypes import torch_dtype
-from quintain.trainers.algorithms.base import NEXT_VALUE, Algorithm, Data, Pass, Remembers
+from quintain.trainers.algorithms.base import Algorithm, Data, Pass, Remembers
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.examples import padding
@@ -40,30 +40,16 @@ from quintain.trainers.losses.metrics import Metrics, combine, metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, supports_tree
 from quintain.trainers.model.policy import ReferenceModel, load_policy, published
 from quintain.trainers.model.teacher import DistillingForward, RemoteTeacher, load_teacher
-from quintain.trainers.model.value import ValueForward, followed, load_critic
-from quintain.trainers.ranks import ALONE, Ranks, number, shard
-from quintain.trainers.rows import Floats, Row, Rows
+from quintain.trainers.model.value import ValueForward, load_critic
+from quintain.trainers.passes import Passes
+from quintain.trainers.ranks import ALONE, Ranks, alone, number, shard
+from quintain.trainers.rows import Row, Rows
 from quintain.trainers.schedule import learning_rate, optimizer_of
 from quintain.trainers.streams import Streams, draws_random_numbers
-from quintain.trainers.update import Work, accumulate, by_row, parameters_of, score
+from quintain.trainers.update import Trained, Work, accumulate, parameters_of
 
 SKIPS_IN_A_ROW = 3
 """So many batches without a finite gradient end a run: one is an accident, several are a run that has diverged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A model that is trained: itself, its forward pass and optimiser as Accelerate wraps them, and its threads."""
-
-    model: nn.Module
-    forward: Any
-    optimizer: torch.optim.Optimizer
-    streams: Streams | None
-
-    def scored(self, piece: MicroBatch) -> TokenLogprobs:
-        """What the model says of the tokens of `piece`."""
-        scored: TokenLogprobs = self.forward(piece)
-        return scored
 
 
 class Learner(Generic[Data]):
@@ -121,10 +107,14 @@ class Learner(Generic[Data]):
             self.trained = {algorithm.trains[0]: self._prepared(self.model, forward)}
             if critic is not None:
                 self.trained[CRITIC] = self._prepared(critic, ValueForward(critic))
-            if self.reference is not None:
-                self._reference_forward = self._referring(self.reference.frozen)
-            if isinstance(self.teacher, nn.Module):
-                self._teacher_forward = PolicyForward(self.teacher, temperature=config.rollout.temperature)
+            self.passes = Passes(
+                algorithm.passes | ({Pass.OLD} if trainer.minibatches > 1 else set()),
+                self.trained,
+                reference=None if self.reference is None else (self.reference, self._referring(self.reference.frozen)),
+                teacher=self._teaching(),
+                pieces=self._pieces,
+                ranks=ranks,
+            )
         except ValueError as error:
             raise QuintainError(f"model: {error}") from None
 
@@ -133,7 +123,7 @@ class Learner(Generic[Data]):
         over. The figures to log, by TRL's names."""
         self._tell("update", step, None if self.config.offline is None else data)
         trainer = self.config.trainer
-        rows = self.algorithm.credit(self._passed(self.algorithm.rows(data, version=step)))
+        rows = self.algorithm.credit(self.passes.fill(self.algorithm.rows(data, version=step)))
         rate = learning_rate(trainer, step)
         figures: dict[str, float] = {"learning_rate": rate, "loss": 0.0, "grad_norm": 0.0, "skipped_steps": 0.0}
         rates = {name: trainer.rate_of(name, rate, step) for name in self.algorithm.trains}
@@ -183,7 +173,7 @@ class Learner(Generic[Data]):
         """The loss of the first trained model on all of `data`, and its metrics, without a gradient."""
         self._tell("measure", data)
         name = self.algorithm.trains[0]
-        rows = self.algorithm.credit(self._passed(self.algorithm.rows(data, version=-1)))
+        rows = self.algorithm.credit(self.passes.fill(self.algorithm.rows(data, version=-1)))
         work, trained = self._works(rows, [name]).get(name), self.trained[name]
         if work is None:
             return dict(rows.metrics)
@@ -197,7 +187,7 @@ class Learner(Generic[Data]):
         self._tell("score", piece, temperature)
         self.model.eval()
         with torch.no_grad():
-            scored: TokenLogprobs = _alone(self.trained["policy"].forward)(piece, temperature=temperature)
+            scored: TokenLogprobs = alone(self.trained["policy"].forward)(piece, temperature=temperature)
         return scored
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -322,64 +312,18 @@ class Learner(Generic[Data]):
             for name in (trains if pieces else ())
         }
 
-    def _passed(self, rows: Rows) -> Rows:
-        """`rows` with the columns that the algorithm's passes fill, those that are not masked."""
-        passes = self.algorithm.passes | ({Pass.OLD} if self.config.trainer.minibatches > 1 else set())
-        live = [i for i, row in enumerate(rows.rows) if not row.masked]
-        if not passes or not live:
-            return rows
-        pieces = self._pieces([rows.rows[i] for i in live])
-        columns: list[dict[str, Floats]] = [{} for _ in rows.rows]
-        mine = {str(name): by_row(pieces, values) for name, values in self._scores(passes, pieces).items()}
-        if Pass.TEACHER in passes:
-            mine[Pass.TEACHER] = self._taught([rows.rows[i] for i in live], pieces)
-        if Pass.VALUE in passes:
-            mine |= self._values([rows.rows[i] for i in live])
-        for found in self.ranks.gathered(mine):
-            for name, of_rows in found.items():
-                for at, column in of_rows.items():
-                    columns[live[at]][name] = column
-        return rows.having(columns)
-
-    def _taught(self, rows: Sequence[Row], pieces: Sequence[MicroBatch]) -> dict[int, Floats]:
-        """What the teacher says of the tokens [T] of each of this rank's rows."""
-        if isinstance(self.teacher, RemoteTeacher):
-            mine = range(self.ranks.rank, len(rows), self.ranks.world)
-            return dict(zip(mine, self.teacher.of([rows[i] for i in mine]), strict=True))
-        scored = score(self._teacher_forward, pieces, self.ranks)
-        return by_row(pieces, {index: tokens.logp for index, tokens in scored.items()})
-
-    def _values(self, rows: Sequence[Row]) -> dict[str, dict[int, Floats]]:
-        """What the critic expects before each policy token [T] of `rows`, and before what follows it."""
-        pieces = self._pieces([replace(row, segment=followed(row.segment)) for row in rows])
-        scored = score(_alone(self.trained[CRITIC].forward), pieces, self.ranks)
-        values = by_row(pieces, {i: tokens.value for i, tokens in scored.items() if tokens.value is not None})
-        return {
-            Pass.VALUE: {at: value[:-1] for at, value in values.items()},
-            NEXT_VALUE: {at: value[1:] for at, value in values.items()},
-        }
-
-    def _scores(self, passes: Set[Pass], pieces: Sequence[MicroBatch]) -> dict[Pass, dict[int, Tensor]]:
-        """What each of `passes` says of the tokens [T] of the pieces, by the index of the piece."""
-        found: dict[Pass, dict[int, Tensor]] = {}
-        for trained in self.trained.values():
-            trained.model.eval()
-        if self.reference is not None:
-            with self.reference.in_place():
-                scored = score(self._reference_forward, pieces, self.ranks)
-            found[Pass.REF] = {index: tokens.logp for index, tokens in scored.items()}
-        if passes & {Pass.OLD, Pass.ENTROPY}:
-            scored = score(_alone(self.trained["policy"].forward), pieces, self.ranks)
-            found[Pass.OLD] = {index: tokens.logp for index, tokens in scored.items()}
-            found[Pass.ENTROPY] = {i: tokens.entropy for i, tokens in scored.items() if tokens.entropy is not None}
-        return {name: values for name, values in found.items() if name in passes}
-
     def _referring(self, frozen: nn.Module | None) -> Any:
         """The forward pass of the reference: that of the policy itself where only its adapter is off."""
         if frozen is None:
-            return _alone(self.trained["policy"].forward)
+            return alone(self.trained["policy"].forward)
         forward = PolicyForward(frozen, temperature=self.config.rollout.temperature)
         return self._sharded(forward) if self._shards else forward
+
+    def _teaching(self) -> RemoteTeacher | PolicyForward | None:
+        """The teacher, or its forward pass where it is on this machine."""
+        if isinstance(self.teacher, nn.Module):
+            return PolicyForward(self.teacher, temperature=self.config.rollout.temperature)
+        return self.teacher
 
     def _sharded(self, forward: PolicyForward | ValueForward) -> Any:
         """`forward` with its parameters sharded over the ranks."""
@@ -446,11 +390,6 @@ class Learner(Generic[Data]):
             return Trained(model, sharded, self.accelerator.prepare_optimizer(optimizer), None)
         prepared: tuple[Any, Any] = self.accelerator.prepare(forward, optimizer)
         return Trained(model, *prepared, self._streams(model))
-
-
-def _alone(forward: Any) -> Any:
-    """A forward pass that one rank may run without the others, but for a sharded one."""
-    return getattr(forward, "module", forward)
 
 
 def _check_length(config: ExperimentConfig, model: Any) -> None:

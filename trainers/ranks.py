@@ -98,6 +98,11 @@ ALONE = Ranks()
 """One process."""
 
 
+def alone(forward: Any) -> Any:
+    """A forward pass that one rank may run without the others, but for a sharded one."""
+    return getattr(forward, "module", forward)
+
+
 def is_loss(error: RuntimeError) -> bool:
     """Whether `error` is what a collective call says where another rank has ended."""
     text = str(error)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,21 @@ from quintain.trainers.streams import Streams
 
 Loss = Callable[[LossInputs, Totals], tuple[Tensor, Metrics]]
 """A micro-batch's part of the loss [] and of the metrics (`Algorithm.loss`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model that is trained: itself, its forward pass and optimiser as Accelerate wraps them, and its threads."""
+
+    model: nn.Module
+    forward: Any
+    optimizer: torch.optim.Optimizer
+    streams: Streams | None
+
+    def scored(self, piece: MicroBatch) -> TokenLogprobs:
+        """What the model says of the tokens of `piece`."""
+        scored: TokenLogprobs = self.forward(piece)
+        return scored
 
 
 @dataclass(eq=False)

@@ -166,7 +166,7 @@ def vllm(path: str, body: dict[str, Any]) -> dict[str, Any] | None:
 def test_a_teacher_behind_a_server_scores_the_tokens_that_were_sampled(made: Made) -> None:
     with serving(vllm) as url:
         learner = made(Case("distillation", {"teacher_url": url}))
-        rows = learner._passed(learner.algorithm.rows(groups(1), version=0)).rows
+        rows = learner.passes.fill(learner.algorithm.rows(groups(1), version=0)).rows
     for row in rows:
         np.testing.assert_allclose(row.columns["teacher"], row.segment.ids[row.segment.mask] / -100, rtol=1e-6)
 

@@ -180,7 +180,7 @@ def test_the_critic_is_asked_before_every_token_and_after_the_last(made: Made, l
     critic: Any = learner.trained["critic"].model.eval()
     torch.nn.init.normal_(critic.score.weight)
     rows = learner.algorithm.rows(groups(1), version=0)
-    for row in learner._passed(rows).rows:
+    for row in learner.passes.fill(rows).rows:
         ids = torch.tensor(row.segment.ids).long()[None]
         with torch.no_grad():
             said = critic.score(critic.model(ids).last_hidden_state)[0, :, 0]
@@ -207,7 +207,7 @@ def test_a_critic_that_has_a_head_begins_with_what_it_says_and_one_of_the_policy
     made: Made, model: Path, tmp_path: Path
 ) -> None:
     fresh = made(Case("ppo"))
-    rows = fresh._passed(fresh.algorithm.rows(groups(1), version=0)).rows
+    rows = fresh.passes.fill(fresh.algorithm.rows(groups(1), version=0)).rows
     assert not any(row.columns["value"].any() for row in rows)
     kept: Any = fresh.trained["critic"].model
     torch.nn.init.normal_(kept.score.weight)
