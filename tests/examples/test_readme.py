@@ -54,7 +54,7 @@ def loaded(code: str, file: Path) -> Any:
     return module
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_is_a_sound_experiment(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config(file)
@@ -62,10 +62,10 @@ def test_every_example_is_a_sound_experiment(file: Path, tmp_path: Path, monkeyp
         assert config.environment.name is not None
         assert resolve(config.environment.name).splits
         return
-    made = tmp_path / "examples" / "make_sums.py"
-    made.parent.mkdir()
-    shutil.copy(ROOT / "examples" / made.name, made)
-    subprocess.run([sys.executable, made, "--rows=300"], check=True)
+    folder = tmp_path / file.parent.relative_to(ROOT)
+    shutil.copytree(file.parent, folder, ignore=shutil.ignore_patterns("*.jsonl"))
+    (maker,) = folder.glob("make_*.py")  # what writes the rows lies beside the file
+    subprocess.run([sys.executable, maker, "--rows=300"], check=True)
     monkeypatch.chdir(tmp_path)
     found = read(config)
     assert [len(part) for part in found.train] == [300]
