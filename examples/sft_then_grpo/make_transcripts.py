@@ -1,4 +1,4 @@
-"""Rows for sft.yaml: episodes of the environment `calculator`, played by rule; each calls the tool and answers as it says.
+"""Rows for sft.yaml: episodes of `calculator` played by rule, each calling the tool and answering as it says.
 
 python examples/sft_then_grpo/make_transcripts.py [--rows 400]
 """
