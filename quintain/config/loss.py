@@ -18,6 +18,10 @@ LOSS_TYPES: tuple[LossType, ...] = get_args(LossType)
 CLIPPED: frozenset[LossType] = frozenset(("grpo", "bnpo", "dr_grpo", "dapo", "luspo"))
 """The loss types whose core is PPO's clipped ratio; they differ in the reduction only."""
 
+Correction = Literal["none", "tis", "icepop", "sequence_truncate", "sequence_mask", "geometric_mask", "decoupled"]
+BY_SEQUENCE: frozenset[Correction] = frozenset(("sequence_truncate", "sequence_mask", "geometric_mask"))
+"""The corrections that are one number for a row."""
+
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -54,12 +58,14 @@ class LossOptions(ClipOptions):
     """Rows that a limit cut short leave the token count and the loss, and stay in the row count."""
     off_policy_mask_threshold: Above0 | None = None
     """Drop rows of negative advantage whose mean log(sampler / policy) exceeds this (DeepSeek-V3.2, eq. 9)."""
-    off_policy_correction: Literal["none", "tis", "icepop", "seq_mask", "decoupled"] = "none"
-    """How the ratio of trainer to sampler enters: truncated, masked, masked by sequence, or as it is."""
+    off_policy_correction: Correction = "none"
+    """How the ratio of trainer to sampler enters: each token's, truncated (tis), masked (icepop) or as it is
+    (decoupled); the product over a row, truncated or masked (sequence_truncate, sequence_mask); or not at all but for
+    rows that are dropped because its geometric mean is out of bounds (geometric_mask)."""
     importance_sampling_clip_max: Above0 | None = 3.0
-    """Upper bound of that ratio in tis, icepop and seq_mask."""
+    """Upper bound of that ratio; decoupled has none."""
     importance_sampling_clip_min: Rate | None = None
-    """Lower bound of that ratio in tis, icepop and seq_mask."""
+    """Lower bound of that ratio; decoupled has none."""
     sapo_temperature_pos: Above0 = 1.0
     """SAPO's temperature where the advantage is positive."""
     sapo_temperature_neg: Above0 = 1.05
@@ -93,15 +99,15 @@ class LossOptions(ClipOptions):
             raise ValueError(
                 f"importance_sampling_clip_min ({low}) must be below importance_sampling_clip_max ({high})"
             )
-        if self.off_policy_correction in ("tis", "icepop", "seq_mask") and low is None and high is None:
+        if self.off_policy_correction not in ("none", "decoupled") and low is None and high is None:
             raise ValueError(
                 f"off_policy_correction: {self.off_policy_correction} needs a bound; set importance_sampling_clip_max"
                 " or importance_sampling_clip_min, or use decoupled (no bound)"
             )
-        if self.loss_type == "vespo" and self.off_policy_correction == "seq_mask":
+        if self.loss_type == "vespo" and self.off_policy_correction in BY_SEQUENCE:
             raise ValueError(
                 "off_policy_correction: vespo folds a per-token correction into its sequence weight and takes no"
-                " separate factor; use tis, icepop, decoupled or none instead of seq_mask"
+                f" separate factor; use tis, icepop, decoupled or none instead of {self.off_policy_correction}"
             )
         return self
 

@@ -158,9 +158,11 @@ def trl_options(options: LossOptions) -> dict[str, Any]:
         and not name.startswith("covariance")
     }
     return named | {
-        "vllm_importance_sampling_mode": {"tis": "token_truncate", "icepop": "token_mask"}.get(
-            options.off_policy_correction, "sequence_mask"
-        ),
+        "vllm_importance_sampling_mode": {
+            "tis": "token_truncate",
+            "icepop": "token_mask",
+            "sequence_truncate": "sequence_truncate",
+        }.get(options.off_policy_correction, "sequence_mask"),
         "vllm_importance_sampling_clip_max": options.importance_sampling_clip_max,
         "vllm_importance_sampling_clip_min": options.importance_sampling_clip_min,
         "max_completion_length": LONGEST,

@@ -62,7 +62,7 @@ def test_options_can_be_checked_without_importing_torch() -> None:
             {"importance_sampling_level": "turn"},
             "trainer.importance_sampling_level: expected 'token' or 'sequence'",
         ),
-        ({"off_policy_correction": "sequence_mask"}, "trainer.off_policy_correction: expected 'none', 'tis'"),
+        ({"off_policy_correction": "seq_mask"}, "trainer.off_policy_correction: expected 'none', 'tis'"),
         ({"epsilon": -0.1}, "trainer.epsilon: expected greater than or equal to 0"),
         ({"epsilon": float("nan")}, "trainer.epsilon: expected a finite number"),
         ({"delta": 0.0}, "trainer.delta: expected greater than 0"),
@@ -71,7 +71,7 @@ def test_options_can_be_checked_without_importing_torch() -> None:
         ({"vespo_lambda_pos": -1.0}, "trainer.vespo_lambda_pos: expected greater than 0"),
         ({"importance_sampling_clip_min": 3.0}, "importance_sampling_clip_min (3.0) must be below"),
         ({"off_policy_correction": "tis", "importance_sampling_clip_max": None}, "tis needs a bound"),
-        ({"loss_type": "vespo", "off_policy_correction": "seq_mask"}, "takes no separate factor"),
+        ({"loss_type": "vespo", "off_policy_correction": "sequence_mask"}, "takes no separate factor"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused_in_one_line(wrong: dict[str, Any], message: str) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl.experimental.gmpo import GMPOTrainer
 
+from quintain.config.loss import BY_SEQUENCE, LossOptions
 from quintain.config.loss import LOSS_TYPES as ALL_LOSS_TYPES
-from quintain.config.loss import LossOptions
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.losses.policy import entropy_bonus
 
@@ -68,6 +68,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "importance_sampling_clip_min": 0.9,
         "importance_sampling_clip_max": None,
     },
+    "sequence mask": {"off_policy_correction": "sequence_mask", "importance_sampling_clip_max": 1.5},
+    "sequence truncate": {
+        "off_policy_correction": "sequence_truncate",
+        "importance_sampling_clip_min": 0.7,
+        "importance_sampling_clip_max": 1.5,
+    },
     "off-policy mask by the sampler, tis": {
         "off_policy_mask_threshold": 0.05,
         "off_policy_correction": "tis",
@@ -97,9 +103,9 @@ def trl(batch: Batch, advantages: Tensor, options: LossOptions) -> tuple[Tensor,
     names = trl_options(options)
     inputs, scored = trl_oracle.score(batch, **names)
     inputs["advantages"] = advantages
-    if options.off_policy_correction in ("none", "seq_mask", "decoupled"):
+    if options.off_policy_correction in ("none", "geometric_mask", "decoupled"):
         inputs.pop("importance_sampling_ratio", None)
-    if options.off_policy_correction in ("seq_mask", "decoupled"):
+    if options.off_policy_correction in ("geometric_mask", "decoupled"):
         inputs["importance_sampling_ratio"] = closed_form_factor(batch, options)
     loss, gradient, metrics = trl_oracle.loss(batch, inputs, **names)
     return loss, gradient.flatten(), scored | metrics
@@ -117,7 +123,7 @@ def closed_form_factor(batch: Batch, options: LossOptions) -> Tensor:
         if options.mask_truncated_completions and batch.truncated[b]:
             used = []
         weights = [math.exp(batch.old_logp[b, t].item() - batch.sampler_logp[b, t].item()) for t in used]
-        if options.off_policy_correction == "seq_mask":
+        if options.off_policy_correction == "geometric_mask":
             mean = math.prod(weights) ** (1 / max(len(weights), 1))
             factor[b] = 1.0 if low <= mean <= high else 0.0
         else:
@@ -138,6 +144,10 @@ def assert_equals_trl(batch: Batch, advantages: Tensor, options: LossOptions) ->
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_value_and_gradient_are_those_of_trl(loss_type: Any, name: str) -> None:
+    if loss_type == "vespo" and OPTIONS[name].get("off_policy_correction") in BY_SEQUENCE:
+        with pytest.raises(ValueError, match="takes no separate factor"):
+            LossOptions(loss_type=loss_type, **OPTIONS[name])
+        return
     options = LossOptions(loss_type=loss_type, **OPTIONS[name])
     for seed in range(2):
         batch = make_batch(seed, sampler=options.off_policy_correction != "none", truncated=True)
@@ -147,7 +157,7 @@ def test_value_and_gradient_are_those_of_trl(loss_type: Any, name: str) -> None:
 @st.composite
 def any_options(draw: st.DrawFn) -> LossOptions:
     loss_type = draw(st.sampled_from(LOSS_TYPES))
-    corrections = ["none", "tis", "icepop", "decoupled"] + ["seq_mask"] * (loss_type != "vespo")
+    corrections = ["none", "tis", "icepop", "decoupled"] + sorted(BY_SEQUENCE) * (loss_type != "vespo")
     return LossOptions(
         loss_type=loss_type,
         epsilon=draw(st.sampled_from([0.0, 0.1, 0.2])),
@@ -173,17 +183,17 @@ def test_any_combination_of_options_is_that_of_trl(options: LossOptions, seed: i
     assert_equals_trl(batch, random_advantages(seed), options)
 
 
-@pytest.mark.parametrize("correction", ["seq_mask", "decoupled"])
+@pytest.mark.parametrize("correction", ["geometric_mask", "decoupled"])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_the_corrections_that_trl_lacks_have_their_closed_form(loss_type: Any, correction: Any) -> None:
-    if (loss_type, correction) == ("vespo", "seq_mask"):
-        with pytest.raises(ValueError, match="seq_mask"):
+    if (loss_type, correction) == ("vespo", "geometric_mask"):
+        with pytest.raises(ValueError, match="geometric_mask"):
             LossOptions(loss_type=loss_type, off_policy_correction=correction)
         return
     bounds = {"importance_sampling_clip_min": 0.95, "importance_sampling_clip_max": 1.1}
     options = LossOptions(loss_type=loss_type, off_policy_correction=correction, **bounds)
     batch = make_batch(3, sampler=True)
-    if correction == "seq_mask":
+    if correction == "geometric_mask":
         kept = closed_form_factor(batch, options)[:, 0]
         assert 0 < kept.sum() < ROWS
     assert_equals_trl(batch, random_advantages(3), options)

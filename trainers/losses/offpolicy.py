@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from quintain.config.loss import LossOptions
+from quintain.config.loss import BY_SEQUENCE, LossOptions
 from quintain.trainers.losses.inputs import LossInputs, bounded_exp
 
 
@@ -36,12 +36,14 @@ def correction(inputs: LossInputs, options: LossOptions) -> Tensor | None:
     """[T]: the factor of the policy term that corrects from the sampler μ to the proximal policy, or None.
 
     With w = exp(ℓ_old − μ) per token and bounds [lo, hi] = importance_sampling_clip_min, _max:
-        tis        w clipped to the bounds (TRL's token_truncate)
-        icepop     w, 0 outside the bounds (TRL's token_mask)
-        seq_mask   1 if the geometric mean of w over the row is within the bounds, else 0. TRL's sequence_mask
-                   differs: it bounds the product, which shrinks and grows with length, and multiplies by it
-        decoupled  w itself: the clipped ratio is against π_old, the weight carries π_old/μ (decoupled PPO,
-                   arXiv 2110.00641); bounded by e^20 only
+        tis                w clipped to the bounds (TRL's token_truncate)
+        icepop             w, 0 outside the bounds (TRL's token_mask)
+        sequence_truncate  the product of w over the row, clipped to the bounds (TRL's)
+        sequence_mask      the product of w over the row, 0 outside the bounds (TRL's)
+        geometric_mask     1 if the geometric mean of w over the row is within the bounds, else 0: the product
+                           shrinks and grows with length, the mean does not
+        decoupled          w itself: the clipped ratio is against π_old, the weight carries π_old/μ (decoupled PPO,
+                           arXiv 2110.00641); bounded by e^20 only
     """
     mode = options.off_policy_correction
     if mode == "none":
@@ -49,15 +51,16 @@ def correction(inputs: LossInputs, options: LossOptions) -> Tensor | None:
     log_w = log_mismatch(inputs)
     low = -math.inf if options.importance_sampling_clip_min is None else options.importance_sampling_clip_min
     high = math.inf if options.importance_sampling_clip_max is None else options.importance_sampling_clip_max
-    if mode == "seq_mask":
-        mean = bounded_exp(inputs.row_mean(log_w))
-        return ((mean >= low) & (mean <= high)).to(log_w.dtype)[inputs.row]
+    if mode in BY_SEQUENCE:
+        of_row = inputs.row_mean(log_w) if mode == "geometric_mask" else inputs.row_sum(log_w)
+        log_w = of_row[inputs.row]
     w = bounded_exp(log_w)
-    if mode == "tis":
+    if mode in ("tis", "sequence_truncate"):
         return w.clamp(low, high)
-    if mode == "icepop":
-        return w * ((w >= low) & (w <= high))
-    return w
+    if mode == "decoupled":
+        return w
+    kept = ((w >= low) & (w <= high)).to(w.dtype)
+    return kept if mode == "geometric_mask" else w * kept
 
 
 def off_policy_keep(inputs: LossInputs, threshold: float) -> Tensor:

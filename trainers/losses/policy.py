@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from quintain.config.loss import LossOptions, LossType
+from quintain.config.loss import BY_SEQUENCE, LossOptions, LossType
 from quintain.trainers.losses import offpolicy
 from quintain.trainers.losses.cores import (
     Core,
@@ -114,7 +114,7 @@ def policy_loss(inputs: LossInputs, options: LossOptions, *, entropy_threshold: 
         loss = loss + options.beta * kl
         drafts["kl"] = draft(Kind.MEAN, kl, tokens.mask)
 
-    drafts |= always_logged(tokens, log_ratio, factor, per_row=options.off_policy_correction == "seq_mask")
+    drafts |= always_logged(tokens, log_ratio, factor, per_row=options.off_policy_correction in BY_SEQUENCE)
     return PerToken(torch.where(tokens.mask, loss, 0.0), fetched(drafts))
 
 
