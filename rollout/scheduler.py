@@ -27,7 +27,7 @@ from quintain.rollout.episodes.gate import Key
 from quintain.rollout.episodes.runner import Finished, Runner
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.admission import Admission
-from quintain.rollout.rules.groups import Groups, outcome_of
+from quintain.rollout.rules.groups import Groups, outcome_of, rewards_of
 from quintain.rollout.rules.order import TaskOrder, derive_seed
 from quintain.rollout.rules.plan import Plan as Plan
 from quintain.rollout.rules.plan import Played
@@ -84,7 +84,7 @@ class Scheduler:
         self._dropped: Counter[str] = Counter()
         self._ages: Counter[int] = Counter()
         self._changed = asyncio.Event()
-        self._order = TaskOrder(plan.splits, plan.seed)
+        self._order, self._learned = self._ordered()
         journal.describe(plan.audited())
         balance = journal.balance()
         self._issued, self._consumed = balance.issued, balance.consumed
@@ -124,7 +124,9 @@ class Scheduler:
         if version < self.version:
             self._runner.recall()
             self._admission, self._next = self._only_consumed(), self._first()
+            self._order, self._learned = self._ordered()
         self._admission = self._admission.advance(version)
+        self._learn(version)
         try:
             self._fill()
         except FailureError as error:
@@ -228,6 +230,20 @@ class Scheduler:
         """The first place that is not consumed."""
         return min(self._groups.places(), default=self._issued)
 
+    def _ordered(self) -> tuple[TaskOrder, int]:
+        """The order of tasks as the journal leaves it, with nothing measured, and the first place to learn from."""
+        order = TaskOrder(self.plan.splits, self.plan.seed)
+        for place, index, _ in self.journal.used() if order.follows_what_is_measured else ():
+            order.issued(place, index)
+        return order, 0
+
+    def _learn(self, version: int) -> None:
+        """Let a curriculum know what the steps before `version` have come to: the same, whenever it is asked."""
+        if self._order.follows_what_is_measured:
+            for group in self.journal.done(self._learned, before=version):
+                self._order.measured(group.place, group.task_index, rewards_of(group.outcomes))
+                self._learned = group.place + 1
+
     def _fill(self) -> None:
         """Admit places in order while there is room: those the journal knows first, then new ones."""
         while self._admission.room >= self.plan.members and not self.draining:
@@ -235,6 +251,7 @@ class Scheduler:
             if place == self._issued:
                 _, index = self._order.at(place)
                 self.journal.issue(place, index, self.version)
+                self._order.issued(place, index)
                 self._groups.issue(place, index)
                 self._issued += 1
             self._next += 1
@@ -245,7 +262,7 @@ class Scheduler:
     def _start(self, place: int) -> None:
         """Launch every member that the group needs and that neither ended nor runs."""
         plan, index = self.plan, self._groups.task_index(place)
-        played = plan.plays[self._order.at(place)[0]]
+        played = plan.plays[self._order.source(place)]
         for member in self._groups.missing(place):
             if (place, member) not in self._runner:
                 seed = derive_seed(plan.seed, "episode", place, member)

@@ -5,6 +5,7 @@ from quintain.config.distillation import DistillationConfig
 from quintain.config.load import dump_config, load_config, parse_config, write_config
 from quintain.config.ppo import PPOConfig
 from quintain.config.schema import (
+    CurriculumConfig,
     EnvironmentConfig,
     EvaluationConfig,
     ExperimentConfig,
@@ -16,6 +17,7 @@ from quintain.config.trainer import OnlineConfig, TrainerConfig
 from quintain.config.vllm import VLLMConfig
 
 __all__ = [
+    "CurriculumConfig",
     "DistillationConfig",
     "EnvironmentConfig",
     "EvaluationConfig",

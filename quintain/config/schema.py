@@ -63,6 +63,47 @@ class EpisodeSampling(Section):
     """An episode with more turns is truncated."""
 
 
+class CurriculumConfig(Section):
+    """Tasks are chosen by how hard they have turned out to be. Shares need not add up to 1; an empty pool's pass on."""
+
+    unseen: Rate = 0.3
+    """Share of tasks that were never measured."""
+    hard: Rate = 0.1
+    """Share of hard tasks."""
+    medium: Rate = 0.5
+    """Share of tasks that are neither: what is sometimes passed teaches most."""
+    easy: Rate = 0.1
+    """Share of easy tasks."""
+    hard_below: Fraction = 0.1
+    """A task is hard where at most this share of episodes passed, over the visits that count."""
+    easy_above: Fraction = 0.9
+    """A task is easy where at least this share passed."""
+    visits: Positive = 2
+    """How many of a task's last visits count; one is a group of trainer.num_generations episodes."""
+    pass_at: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """The reward from which an episode has passed."""
+    tasks: Positive | None = None
+    """Of an endless split, how many tasks from its beginning; null of a finite one, which is taken whole."""
+
+    @model_validator(mode="after")
+    def _pools(self) -> CurriculumConfig:
+        if not self.unseen:
+            raise ValueError("'unseen' is 0, so nothing would ever be measured: give it a share")
+        if self.hard_below >= self.easy_above:
+            raise ValueError(f"hard_below ({self.hard_below}) must be less than easy_above ({self.easy_above})")
+        return self
+
+    def size(self, split: str, size: int | None) -> int:
+        """How many tasks of `split`, which has `size`, are chosen from. QuintainError where that is not clear."""
+        if size is None and self.tasks is None:
+            raise QuintainError(
+                f"environment.curriculum: the split '{split}' is endless: give 'tasks', how many to visit"
+            )
+        if size is not None and self.tasks is not None:
+            raise QuintainError(f"environment.curriculum.tasks: the split '{split}' is finite, it has {size}: drop it")
+        return size or self.tasks or 0
+
+
 class EnvironmentConfig(Section):
     """Where tasks and rewards come from."""
 
@@ -88,6 +129,8 @@ class EnvironmentConfig(Section):
     """How its training episodes are sampled, where that is not as in `rollout`."""
     shuffle: bool = True
     """Visit a finite split in a seeded order, a new one each epoch; an endless split is always taken in order."""
+    curriculum: CurriculumConfig | None = None
+    """Visit tasks by how hard they have turned out to be; null visits each once an epoch."""
     workers: MayChange[Positive] = 1
     """Worker processes of the environment server."""
     step_timeout_s: MayChange[Seconds] = 60.0

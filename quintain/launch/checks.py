@@ -22,8 +22,11 @@ def check_model(config: ExperimentConfig) -> None:
 
 def check_split(environment: EnvironmentConfig, client: Any) -> None:
     """QuintainError where the environment has no tasks to train on."""
-    if _size(client, environment.split, "environment.split") == 0:
+    size = _size(client, environment.split, "environment.split")
+    if size == 0:
         raise QuintainError(f"environment.split: '{environment.split}' has no tasks: choose another")
+    if environment.curriculum is not None:
+        environment.curriculum.size(environment.split, size)
 
 
 def heldout_size(config: ExperimentConfig, environment: EnvironmentConfig, client: Any) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,7 +21,8 @@ from typing import Any
 
 from quintain.failure import QuintainError
 from quintain.rollout.journal import schema
-from quintain.rollout.rules.groups import MemberOutcome, MemberStatus, complete, left_out, teaches, wanted
+from quintain.rollout.rules.curriculum import CurriculumRules
+from quintain.rollout.rules.groups import MemberOutcome, MemberStatus, complete, left_out, rewards_of, teaches, wanted
 from quintain.rollout.rules.order import TaskOrder, TaskSplit, derive_seed
 
 
@@ -114,8 +116,15 @@ def _places(db: sqlite3.Connection) -> Iterator[Place]:
 
 
 def _rules_of(plan: dict[str, Any]) -> IssuedRules:
-    splits = tuple(TaskSplit(**split) for split in plan["splits"])
+    splits = tuple(_split_of(split) for split in plan["splits"])
     return IssuedRules(splits, **{name: plan[name] for name in IssuedRules.__slots__ if name != "splits"})
+
+
+def _split_of(split: dict[str, Any]) -> TaskSplit:
+    rules = split.pop("curriculum", None)
+    if rules is not None:
+        rules = CurriculumRules(**{**rules, "shares": tuple(rules["shares"])})
+    return TaskSplit(**split, curriculum=rules)
 
 
 def _recorded(db: sqlite3.Connection, place: int) -> Iterator[tuple[int, Recorded]]:
@@ -140,15 +149,27 @@ def issued_in_order(places: list[Place]) -> Iterator[CheckResult]:
 
 
 def tasks_in_order(places: list[Place]) -> Iterator[CheckResult]:
-    """The tasks that the seed's order says."""
-    orders: dict[IssuedRules, TaskOrder] = {}
-    for place in places:
-        if (rules := place.rules) is not None:
-            if rules not in orders:
-                orders[rules] = TaskOrder(rules.splits, rules.seed)
-            _, due = orders[rules].at(place.place)
-            problem = f"place {place.place} has task {place.task_index}, the seed's order says {due}"
-            yield CheckResult("tasks in the seed's order", place.task_index == due, problem)
+    """The tasks that the seed's order says, and, under a curriculum, what the steps before had come to."""
+    consumed = [place for place in places if place.consumed_at is not None]
+    rules, order, learned, version = None, TaskOrder((), 0), 0, 0
+    for at, place in enumerate(places):
+        if place.rules is None:
+            continue
+        if place.rules != rules or place.issued_at < version:  # as a scheduler begins again with the journal
+            rules, order, learned = place.rules, TaskOrder(place.rules.splits, place.rules.seed), 0
+            for earlier in places[:at] if order.follows_what_is_measured else ():
+                order.issued(earlier.place, earlier.task_index)
+        version = place.issued_at
+        if order.follows_what_is_measured:
+            steps = bisect_left(consumed, version, key=lambda done: done.consumed_at or 0)
+            last = consumed[steps - 1].place if steps else -1
+            for earlier in (earlier for earlier in places[learned:at] if earlier.place <= last):
+                order.measured(earlier.place, earlier.task_index, rewards_of(earlier.outcomes))
+                learned += 1
+        _, due = order.at(place.place)
+        problem = f"place {place.place} has task {place.task_index}, the seed's order says {due}"
+        yield CheckResult("tasks in the seed's order", place.task_index == due, problem)
+        order.issued(place.place, place.task_index)
 
 
 def admitted_in_time(places: list[Place]) -> Iterator[CheckResult]:

@@ -204,13 +204,12 @@ class Journal:
 
     def window(self) -> list[OpenGroup]:
         """Every group after the last one consumed, in the order of issue."""
-        return [
-            OpenGroup(place, index, None if dropped is None else Drop(dropped), self._outcomes(place))
-            for place, index, dropped in self._db.execute(
-                "SELECT place, task_index, dropped FROM groups WHERE place > "
-                "(SELECT coalesce(max(place), -1) FROM groups WHERE consumed_at IS NOT NULL) ORDER BY place"
-            ).fetchall()
-        ]
+        return self._groups("place > (SELECT coalesce(max(place), -1) FROM groups WHERE consumed_at IS NOT NULL)")
+
+    def done(self, first: int, *, before: int) -> list[OpenGroup]:
+        """Every group from `first` up to the last one that a step before `before` consumed, in the order of issue."""
+        last = "(SELECT coalesce(max(place), -1) FROM groups WHERE consumed_at < ?)"
+        return self._groups(f"place >= ? AND place <= {last}", first, before)
 
     def balance(self) -> Balance:
         """Counts that must reconcile: consumed + dropped <= completed <= issued."""
@@ -242,6 +241,13 @@ class Journal:
     def _waiting(self, count: int) -> list[int]:
         query = "SELECT place FROM groups WHERE consumed_at IS NULL AND dropped IS NULL ORDER BY place LIMIT ?"
         return self._column(query, count)
+
+    def _groups(self, which: str, *values: int) -> list[OpenGroup]:
+        query = f"SELECT place, task_index, dropped FROM groups WHERE {which} ORDER BY place"
+        return [
+            OpenGroup(place, index, None if dropped is None else Drop(dropped), self._outcomes(place))
+            for place, index, dropped in self._db.execute(query, values).fetchall()
+        ]
 
     def _outcomes(self, place: int) -> dict[int, MemberOutcome]:
         query = f"SELECT member, {schema.OUTCOME} FROM trajectories WHERE place = ? ORDER BY member"

@@ -118,6 +118,11 @@ def teaches(outcomes: Mapping[int, MemberOutcome]) -> Drop | None:
     return Drop.ZERO_VARIANCE if all(_equal(column) for column in zip(*rows, strict=True)) else None
 
 
+def rewards_of(outcomes: Mapping[int, MemberOutcome]) -> list[float]:
+    """The reward of each member that did not fail."""
+    return [sum(outcome.scores) for outcome in outcomes.values() if outcome.status is MemberStatus.OK]
+
+
 def _equal(values: Sequence[float]) -> bool:
     if any(math.isnan(value) for value in values):
         return False

@@ -16,12 +16,19 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from quintain.config import EnvironmentConfig, ExperimentConfig, RolloutConfig, load_config, write_config
+from quintain.config import (
+    CurriculumConfig,
+    EnvironmentConfig,
+    ExperimentConfig,
+    RolloutConfig,
+    load_config,
+    write_config,
+)
 from quintain.envs.serving.serve import TOKEN_ENV
 from quintain.failure import FailureError, QuintainError
 from quintain.lifeline import hold_lifeline
@@ -30,6 +37,7 @@ from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.choose import check_engine, make_engine, say_progress
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.journal.sessions import FinishedSessions
+from quintain.rollout.rules.curriculum import CurriculumRules
 from quintain.rollout.rules.groups import Patience, Rewards
 from quintain.rollout.rules.order import TaskSplit
 from quintain.rollout.rules.plan import Played
@@ -85,7 +93,14 @@ def _played(environment: EnvironmentConfig, rollout: RolloutConfig, size: int | 
         rollout.top_k if own.top_k is None else own.top_k,
     )
     split = TaskSplit(environment.label, environment.split, size, environment.shuffle, environment.weight)
+    if (asked := environment.curriculum) is not None:
+        split = replace(split, size=asked.size(split.name, size), curriculum=_curriculum(asked))
     return Played(split, sampling, own.max_turns or rollout.max_turns, environment.reward_weights)
+
+
+def _curriculum(asked: CurriculumConfig) -> CurriculumRules:
+    shares = (asked.unseen, asked.hard, asked.medium, asked.easy)
+    return CurriculumRules(shares, asked.hard_below, asked.easy_above, asked.visits, asked.pass_at)
 
 
 def open_journal(config: ExperimentConfig, path: Path) -> Journal:

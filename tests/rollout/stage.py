@@ -77,14 +77,14 @@ def plan(**changes: Any) -> Plan:
     return Plan(**{**fields, **changes})
 
 
-PLAYED = ("environment", "split", "size", "shuffle", "weight", "sampling", "max_turns", "reward_weights")
+PLAYED = ("environment", "split", "size", "shuffle", "weight", "sampling", "max_turns", "reward_weights", "curriculum")
 
 
 def played(**changes: Any) -> Played:
     """An environment of a plan."""
     fields = {"environment": "", "split": "train", "size": None, "shuffle": True, "weight": 1.0, "reward_weights": None}
-    of = SimpleNamespace(**{**fields, "sampling": Sampling(8), "max_turns": 8, **changes})
-    split = TaskSplit(of.environment, of.split, of.size, of.shuffle, of.weight)
+    of = SimpleNamespace(**{**fields, "sampling": Sampling(8), "max_turns": 8, "curriculum": None, **changes})
+    split = TaskSplit(of.environment, of.split, of.size, of.shuffle, of.weight, of.curriculum)
     return Played(split, of.sampling, of.max_turns, of.reward_weights)
 
 
