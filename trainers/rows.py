@@ -16,10 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quintain.config.trainer import OnlineConfig
 from quintain.failure import QuintainError
 from quintain.trajectory import Group, Segment, Trajectory, to_segments
 
 Floats = NDArray[np.floating[Any]]
+SOFT_OVERLONG = "soft_overlong"
+"""The named reward that `soft_punish_cache` gives."""
+ENVIRONMENT = "environment"
+"""The column that is 1 at tokens which the environment wrote, of a row that is `observing`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +45,32 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """T: how many policy tokens there are."""
+        """T: how many policy tokens there are; the environment's count too, where the row is `observing`."""
         return int(self.segment.mask.sum())
+
+    @property
+    def environment_tokens(self) -> int:
+        """How many of them the environment wrote."""
+        return int(self.columns[ENVIRONMENT].sum()) if ENVIRONMENT in self.columns else 0
+
+    def observing(self) -> Row:
+        """The row with what the environment wrote after the policy's first words among its tokens; there its columns
+        are 0, and `ENVIRONMENT` is 1."""
+        policy = self.segment.mask
+        mask = policy | (np.cumsum(policy) > 0)
+        ours = policy[mask]
+
+        def spread(values: Floats) -> Floats:
+            full = np.zeros(len(ours), values.dtype)
+            full[ours] = values
+            return full
+
+        columns = {name: spread(values) for name, values in self.columns.items()}
+        return replace(
+            self,
+            segment=replace(self.segment, mask=mask),
+            columns={**columns, ENVIRONMENT: (~ours).astype(np.float32)},
+        )
 
     @property
     def log_ratio_to_reference(self) -> Floats | None:
@@ -60,7 +89,8 @@ class Totals:
 
     rows: rows of the batch, those with an empty mask, and those left out of micro-batches because they are inert,
         included; rows of failed trajectories are not rows of the batch.
-    tokens: mask entries that are True, of those same rows; those of masked rows (truncated completions) are not.
+    tokens: the policy's, of those same rows; those of masked rows (truncated completions) are not.
+    environment_tokens: those that the environment wrote, of rows that are `observing`.
     units: how many units (`Row.unit`) those rows make up: pairs, where rows are paired.
     max_completion_length: the length limit in tokens, L_max of Dr. GRPO.
     entropy_threshold: the least entropy of a token that is trained on, in nats; None: any.
@@ -70,6 +100,7 @@ class Totals:
     tokens: int
     max_completion_length: int
     units: int = 0
+    environment_tokens: int = 0
     entropy_threshold: float | None = None
 
     def __post_init__(self) -> None:
@@ -81,8 +112,12 @@ class Totals:
 
     def of(self, rows: Sequence[Row]) -> Totals:
         """The same with the counts of `rows`."""
-        tokens = sum(row.tokens for row in rows if not row.masked)
-        return replace(self, rows=len(rows), tokens=tokens, units=len({row.unit for row in rows}))
+        tokens, theirs = (
+            sum(each for row, each in zip(rows, counts, strict=True) if not row.masked)
+            for counts in ([row.tokens for row in rows], [row.environment_tokens for row in rows])
+        )
+        units = len({row.unit for row in rows})
+        return replace(self, rows=len(rows), tokens=tokens - theirs, units=units, environment_tokens=theirs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,14 +186,19 @@ class Rows:
 
 
 def episode_rows(
-    groups: Sequence[Group], *, version: int, longest: int, names: Sequence[str] = (), mask_truncated: bool = False
+    groups: Sequence[Group], config: OnlineConfig, *, version: int, longest: int, mask_truncated: bool = False
 ) -> Rows:
-    """One row for each segment of `groups`, without credit; `version` is the trainer's, `longest` the L_max of Totals.
+    """One row for each segment of `groups`, without credit; `version` is the trainer's, `longest` a turn's limit, the
+    L_max of Totals.
 
-    names: the rewards that credit is given for; none is the episode's reward as it is. mask_truncated: rows that a
-    limit cut short are masked. QuintainError where the environment does not give a reward that is named.
+    Credit is given for the rewards that `config` names, or for the episode's reward as it is; what it takes off for
+    length is taken off. mask_truncated: rows that a limit cut short are masked. QuintainError where the environment
+    does not give a reward that is named.
     """
+    names, cache = tuple(config.reward_weights or ()), config.soft_punish_cache
     members = [(g, row) for g, group in enumerate(groups) for row in group.trajectories]
+    if cache is not None:
+        members = [(g, punished(row, longest, cache)) for g, row in members]
     trajectories = [trajectory for _, trajectory in members]
     made = [
         (segment, g, n, mask_truncated and trajectory.truncated)
@@ -169,12 +209,26 @@ def episode_rows(
     rows = tuple(Row(segment, g, i, n, masked) for i, (segment, g, n, masked) in enumerate(made))
     episodes = BatchEpisodes(
         _rewards(trajectories, names),
-        tuple(names),
+        names,
         np.array([g for g, _ in members], np.int64),
         np.array([row.failure is not None for row in trajectories], np.bool_),
     )
     totals = Totals(rows=0, tokens=0, max_completion_length=longest).of(rows)
     return Rows(rows, totals, described(trajectories, rows, version), episodes)
+
+
+def punished(trajectory: Trajectory, longest: int, cache: int) -> Trajectory:
+    """`trajectory` with each turn's reward lower by how much of its last `cache` tokens before `longest` it used: by 1
+    where it used all (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13)."""
+    if trajectory.reward is None:
+        return trajectory
+    used = [min(1.0, max(0.0, (len(turn.output_ids) - longest + cache) / cache)) for turn in trajectory.turns]
+    return replace(
+        trajectory,
+        turns=tuple(replace(turn, reward=turn.reward - u) for turn, u in zip(trajectory.turns, used, strict=True)),
+        reward=trajectory.reward - sum(used),
+        rewards={**trajectory.rewards, SOFT_OVERLONG: -sum(used)},
+    )
 
 
 def turns_of(row: Row) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

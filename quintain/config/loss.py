@@ -83,6 +83,18 @@ class LossOptions(ClipOptions):
     """With kl: the weight of |log-ratio| at those tokens."""
     entropy_coef: Rate = 0.0
     """Weight of the policy's mean entropy per token, which is added to what is maximised."""
+    entropy_target: Rate | None = None
+    """Let that weight begin at entropy_coef, rise by entropy_coef_delta after a step whose entropy (in nats a token)
+    was no higher than this and fall after others, after which there is no bonus (Skywork-OR1); null keeps it."""
+    entropy_coef_delta: Above0 = 0.005
+    """How much the weight changes in a step, with entropy_target."""
+    entropy_coef_min: Rate = 0.0
+    """Least weight, with entropy_target."""
+    entropy_coef_max: Rate = 1.0
+    """Largest weight, with entropy_target."""
+    env_token_loss_coef: Rate = 0.0
+    """Weight of the cross-entropy of what the environment wrote after the policy's first words, a mean over those
+    tokens, which is minimised too (ECHO); its paper takes 0.05."""
     vespo_k_pos: Rate = 2.0
     """VESPO's exponent where the advantage is not negative."""
     vespo_lambda_pos: Above0 = 3.0
@@ -104,6 +116,11 @@ class LossOptions(ClipOptions):
                 f"off_policy_correction: {self.off_policy_correction} needs a bound; set importance_sampling_clip_max"
                 " or importance_sampling_clip_min, or use decoupled (no bound)"
             )
+        if self.entropy_coef_min > self.entropy_coef_max:
+            raise ValueError(
+                f"entropy_coef_min ({self.entropy_coef_min}) must be no higher than entropy_coef_max"
+                f" ({self.entropy_coef_max})"
+            )
         if self.loss_type == "vespo" and self.off_policy_correction in BY_SEQUENCE:
             raise ValueError(
                 "off_policy_correction: vespo folds a per-token correction into its sequence weight and takes no"
@@ -121,11 +138,16 @@ class LossOptions(ClipOptions):
         """True when a row with advantage 0 has no loss and no gradient, so that it need not be run at all.
 
         It still counts in the global denominators, its entropies in the threshold of `top_entropy_quantile`, and
-        leaving it out changes the metrics. Not so with a KL term or an entropy bonus, nor for `bnpo`, whose local mean
-        counts it.
+        leaving it out changes the metrics. Not so with a KL term, an entropy bonus or a loss on the environment's
+        tokens, nor for `bnpo`, whose local mean counts it.
         """
-        others = self.beta > 0 or self.entropy_coef > 0 or self.covariance != "none"
+        others = self.beta > 0 or self.has_entropy_bonus or self.env_token_loss_coef > 0 or self.covariance != "none"
         return not others and self.loss_type != "bnpo"
+
+    @property
+    def has_entropy_bonus(self) -> bool:
+        """Whether entropy is rewarded, now or whenever it is too low."""
+        return self.entropy_coef > 0 or self.entropy_target is not None
 
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but rarely meant, one line each, starting with the field."""

@@ -394,6 +394,12 @@ class ExperimentConfig(Section):
                 f" within rollout.max_length ({longest}): make it smaller"
             )
         trainer = self.trainer
+        cache = trainer.soft_punish_cache if isinstance(trainer, OnlineConfig) else None
+        if cache is not None and cache > self.rollout.max_completion_length:
+            raise ValueError(
+                f"trainer.soft_punish_cache ({cache}) is more than rollout.max_completion_length"
+                f" ({self.rollout.max_completion_length}): make it a part of that"
+            )
         if self.rollout.dynamic_sampling and isinstance(trainer, OnlineConfig) and trainer.num_generations == 1:
             raise ValueError(
                 "rollout.dynamic_sampling replaces groups whose rewards are all equal, and a group of one always is:"

@@ -133,6 +133,9 @@ class OnlineConfig(TrainerConfig):
     """In how many optimiser updates a batch is gone over once."""
     reward_weights: dict[str, float] | None = None
     """Weights of the environment's named rewards; null takes the episode's reward as it is."""
+    soft_punish_cache: Positive | None = None
+    """In a turn's last so many tokens before rollout.max_completion_length the reward falls by up to 1 (DAPO's soft
+    overlong punishment). Among reward_weights it is called soft_overlong."""
 
     @model_validator(mode="after")
     def _names_a_reward(self) -> OnlineConfig:

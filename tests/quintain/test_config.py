@@ -60,6 +60,7 @@ def test_overrides_are_yaml_values_at_paths() -> None:
         ("a: [", "line 1: this is not YAML"),
         ("- 3", "expected sections such as 'model:'"),
         (BASE + "rollout: {max_length: 16, max_completion_length: 16}", "leaves no room for a prompt"),
+        (BASE + "trainer: {soft_punish_cache: 300}", "more than rollout.max_completion_length (256)"),
         (BASE + "trainer: {warmup_steps: 200}", "warmup_steps (200) is more than max_steps (100)"),
         (BASE + "trainer: {multi_objective_aggregation: normalize_then_sum}", "needs reward_weights"),
     ],

@@ -154,7 +154,7 @@ def trl_options(options: LossOptions) -> dict[str, Any]:
         name: getattr(options, name)
         for name in LossOptions.model_fields
         if not name.startswith("importance_sampling_clip")
-        and name not in ("off_policy_correction", "dppo_threshold")
+        and name not in ("off_policy_correction", "dppo_threshold", "entropy_target", "env_token_loss_coef")
         and not name.startswith("covariance")
     }
     return named | {

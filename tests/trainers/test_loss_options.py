@@ -21,7 +21,7 @@ from quintain.trainers.rows import Totals
 from .trl_oracle import DEFAULTS
 
 COVARIANCE = {"covariance", "covariance_ratio", "covariance_bounds", "covariance_kl_coef"}
-OURS_ONLY = {"off_policy_correction", "dppo_threshold", *COVARIANCE}
+OURS_ONLY = {"off_policy_correction", "dppo_threshold", "entropy_target", "env_token_loss_coef", *COVARIANCE}
 RENAMED = {
     "importance_sampling_clip_max": "vllm_importance_sampling_clip_max",
     "importance_sampling_clip_min": "vllm_importance_sampling_clip_min",

@@ -125,9 +125,14 @@ def score(batch: Batch, **options: Any) -> tuple[dict[str, Any], dict[str, float
 
 
 def loss(
-    batch: Batch, inputs: dict[str, Any], *, trainer_class: Any = GRPOTrainer, **options: Any
+    batch: Batch,
+    inputs: dict[str, Any],
+    *,
+    trainer_class: Any = GRPOTrainer,
+    state: dict[str, Any] | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """TRL's loss, its gradient with respect to `logp` [B, L], and its metrics."""
+    """TRL's loss, its gradient with respect to `logp` [B, L], and its metrics. `state`: more attributes, kept."""
     logp = batch.logp.clone().requires_grad_()
     use_vllm = "importance_sampling_ratio" in inputs
     trainer = _stand_in(
@@ -139,8 +144,11 @@ def loss(
         }
         | options,
     )
+    vars(trainer).update(state or {})
     value = trainer_class._compute_loss(trainer, trainer.model, inputs)
     value.backward()
+    for name in state or ():
+        state[name] = getattr(trainer, name)  # type: ignore[index]
     assert logp.grad is not None
     return value.detach(), logp.grad, {name: values[-1] for name, values in trainer._metrics["train"].items()}
 

@@ -36,7 +36,7 @@ class Distillation:
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment."""
-        return episode_rows(data, version=version, longest=self.longest, names=tuple(self.config.reward_weights or ()))
+        return episode_rows(data, self.config, version=version, longest=self.longest)
 
     def credit(self, rows: Rows) -> Rows:
         """A token's advantage is log(teacher / policy), and γ times what follows of the episode; the environment's

@@ -5,7 +5,7 @@ What this file decides is the credit: which row gets which advantage, and which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -18,10 +18,10 @@ from quintain.config import GRPOConfig, ReinforceConfig
 from quintain.trainers.algorithms.base import Pass
 from quintain.trainers.estimators import covariant_tokens, discounted, group_advantages, pass_at_k_advantages
 from quintain.trainers.losses.inputs import LossInputs
-from quintain.trainers.losses.metrics import Metrics
+from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.losses.policy import entropy_bonus, policy_loss, reduce
-from quintain.trainers.rows import Row, Rows, Totals, episode_rows, turns_of
+from quintain.trainers.rows import ENVIRONMENT, Row, Rows, Totals, episode_rows, turns_of
 from quintain.trajectory import Group
 
 Options = TypeVar("Options", bound=GRPOConfig | ReinforceConfig)
@@ -29,13 +29,19 @@ Options = TypeVar("Options", bound=GRPOConfig | ReinforceConfig)
 
 class PolicyLoss(Generic[Options]):
     """Rows of episodes and the loss that `config` says, for those that differ in the credit; `longest` is the
-    completion limit in tokens."""
+    completion limit in tokens.
+
+    `state` is what it remembers from batch to batch, where the entropy has a target: the weight that follows it, and
+    the one that counts in the next step.
+    """
 
     trains = ("policy",)
 
     def __init__(self, config: Options, *, longest: int) -> None:
         self.config, self.longest = config, longest
         self._all_tokens = config.top_entropy_quantile >= 1.0
+        adaptive = config.entropy_target is not None
+        self.state = {"entropy_coef": config.entropy_coef, "entropy_bonus": 0.0} if adaptive else {}
         wanted = {
             Pass.REF: config.beta > 0,
             Pass.ENTROPY: not self._all_tokens,
@@ -45,19 +51,20 @@ class PolicyLoss(Generic[Options]):
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment."""
-        return episode_rows(
-            data,
-            version=version,
-            longest=self.longest,
-            names=tuple(self.config.reward_weights or ()),
-            mask_truncated=self.config.mask_truncated_completions,
-        )
+        masked = self.config.mask_truncated_completions
+        return episode_rows(data, self.config, version=version, longest=self.longest, mask_truncated=masked)
 
     def selected(self, rows: Rows) -> Rows:
-        """`rows`, credited, with what follows from all of their tokens: which are covariant, and the least entropy."""
+        """`rows`, credited, with what follows from all of their tokens: which are covariant, and the least entropy; and
+        with the environment's tokens, where they are trained on too."""
         if self.config.covariance != "none":
             rows = self._covariant(rows)
-        return rows if self._all_tokens else self._thresholded(rows)
+        if not self._all_tokens:
+            rows = self._thresholded(rows)
+        if self.config.env_token_loss_coef > 0:
+            observing = tuple(row.observing() for row in rows.rows)
+            rows = replace(rows, rows=observing, totals=rows.totals.of(observing))
+        return replace(rows, metrics={**rows.metrics, **self.state})
 
     def _covariant(self, rows: Rows) -> Rows:
         live = [row for row in rows.rows if not row.masked]
@@ -84,12 +91,30 @@ class PolicyLoss(Generic[Options]):
         return self.config.zero_advantage_is_inert and self._all_tokens and not row.columns["advantage"].any()
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
-        """The policy loss of `losses`, reduced."""
-        per_token = policy_loss(inputs, self.config, entropy_threshold=totals.entropy_threshold)
-        loss = reduce(per_token, inputs, self.config.loss_type, totals)
-        if self.config.entropy_coef > 0:
-            loss = loss + entropy_bonus(inputs, self.config, totals)
-        return loss, per_token.metrics
+        """The policy loss of `losses`, reduced, less the entropy's bonus, and the loss on the environment's tokens."""
+        config, everything = self.config, inputs
+        if ENVIRONMENT in inputs.columns:
+            inputs = replace(inputs, mask=inputs.mask & (inputs.columns[ENVIRONMENT] == 0))
+        per_token = policy_loss(inputs, config, entropy_threshold=totals.entropy_threshold)
+        loss, metrics = reduce(per_token, inputs, config.loss_type, totals), dict(per_token.metrics)
+        coef = self.state.get("entropy_bonus", config.entropy_coef)
+        if coef > 0:
+            loss = loss - coef * entropy_bonus(inputs, totals)
+        if config.env_token_loss_coef > 0:
+            theirs = everything.mask & ~inputs.mask
+            surprise = torch.where(theirs, -inputs.logp, 0.0)
+            loss = loss + config.env_token_loss_coef * surprise.sum() / max(totals.environment_tokens, 1)
+            metrics |= fetched({"env_token_loss": draft(Kind.MEAN, surprise, theirs)})
+        return loss, metrics
+
+    def remember(self, figures: Mapping[str, float]) -> None:
+        """With a target, the entropy's weight rises after a step whose entropy was too low, and falls after others."""
+        config = self.config
+        if config.entropy_target is not None and "entropy" in figures:
+            low = figures["entropy"] <= config.entropy_target
+            moved = self.state["entropy_coef"] + (config.entropy_coef_delta if low else -config.entropy_coef_delta)
+            moved = min(max(moved, config.entropy_coef_min), config.entropy_coef_max)
+            self.state |= {"entropy_coef": moved, "entropy_bonus": moved if low else 0.0}
 
 
 class GRPO(PolicyLoss[GRPOConfig]):

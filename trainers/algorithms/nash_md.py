@@ -31,8 +31,7 @@ class NashMD:
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment."""
-        names = tuple(self.config.reward_weights or ())
-        return episode_rows(data, version=version, longest=self.longest, names=names)
+        return episode_rows(data, self.config, version=version, longest=self.longest)
 
     def credit(self, rows: Rows) -> Rows:
         """P(win) − 1/2, the half being what an answer like the others' has."""

@@ -32,8 +32,7 @@ class OnlineDPO:
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """The rows of both sides of each pair; the tokens that are counted are the chosen's."""
-        names = tuple(self.config.reward_weights or ())
-        all_rows = episode_rows(data, version=version, longest=self.longest, names=names)
+        all_rows = episode_rows(data, self.config, version=version, longest=self.longest)
         reward = all_rows.episodes.total(self.config.reward_weights)
         pairs = list(self.pairs(reward, all_rows.episodes))
         of_episode: dict[int, list[Row]] = {}

@@ -45,7 +45,7 @@ class PPO:
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment, which says whether a limit ended its episode."""
-        rows = episode_rows(data, version=version, longest=self.longest, names=tuple(self.config.reward_weights or ()))
+        rows = episode_rows(data, self.config, version=version, longest=self.longest)
         cut = [float(each.ending is Ending.TRUNCATED) for group in data for each in group.trajectories]
         return rows.having([{"truncated": cut[row.trajectory]} for row in rows.rows])
 

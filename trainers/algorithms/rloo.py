@@ -33,8 +33,8 @@ class RLOO:
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment."""
-        names, masked = tuple(self.config.reward_weights or ()), self.config.mask_truncated_completions
-        return episode_rows(data, version=version, longest=self.longest, names=names, mask_truncated=masked)
+        masked = self.config.mask_truncated_completions
+        return episode_rows(data, self.config, version=version, longest=self.longest, mask_truncated=masked)
 
     def credit(self, rows: Rows) -> Rows:
         """Every token of an episode gets its advantage over the others of its group."""

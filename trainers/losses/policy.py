@@ -123,10 +123,10 @@ def reduce(per_token: PerToken, inputs: LossInputs, loss_type: LossType, totals:
     return LOSSES[loss_type].reduction(per_token.loss, inputs, totals)
 
 
-def entropy_bonus(inputs: LossInputs, options: LossOptions, totals: Totals) -> Tensor:
-    """The micro-batch's part of −`entropy_coef` · the mean entropy of the batch's tokens, whatever the loss type."""
-    entropy = _needed(inputs.entropy, "entropy", f"entropy_coef is {options.entropy_coef}")
-    return -options.entropy_coef * torch.where(inputs.mask, entropy, 0.0).sum() / max(totals.tokens, 1)
+def entropy_bonus(inputs: LossInputs, totals: Totals) -> Tensor:
+    """The micro-batch's part of the mean entropy of the batch's tokens, whatever the loss type."""
+    entropy = _needed(inputs.entropy, "entropy", "entropy is rewarded")
+    return torch.where(inputs.mask, entropy, 0.0).sum() / max(totals.tokens, 1)
 
 
 def _k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
