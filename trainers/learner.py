@@ -37,7 +37,7 @@ from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.examples import padding
 from quintain.trainers.losses.metrics import Metrics, combine, metric_values
-from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, supports_tree
+from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, routes, supports_tree
 from quintain.trainers.model.policy import ReferenceModel, load_policy, published
 from quintain.trainers.model.teacher import DistillingForward, RemoteTeacher, load_teacher
 from quintain.trainers.model.value import ValueForward, load_critic
@@ -98,6 +98,11 @@ class Learner(Generic[Data]):
         self.reference = ReferenceModel(self.model) if Pass.REF in algorithm.passes else None
         self._following = trainer if isinstance(trainer, ReferenceConfig) and trainer.sync_ref_model else None
         self.notes: list[str] = [*notes, *trainer.warnings()]
+        if config.offline is None and routes(plain_model(self.model)):
+            self.notes.append(
+                "model: it chooses experts anew in training, and not always those that sampled (routing is not"
+                " replayed): watch sampling/sampling_logp_difference"
+            )
         critic = load_critic(config, self.tokenizer) if CRITIC in algorithm.trains else None
         self.teacher = load_teacher(config, self.tokenizer) if isinstance(trainer, DistillationConfig) else None
         try:
@@ -306,9 +311,9 @@ class Learner(Generic[Data]):
         """A minibatch cut into pieces, with the loss of each model of `trains`; empty where there is nothing to train
         on."""
         live = rows.trained(self.algorithm.inert)
-        pieces = self._pieces(live)
+        pieces, balance = self._pieces(live), self.config.trainer.router_aux_loss_coef
         return {
-            name: Work(pieces, live, rows.totals, partial(self.algorithm.loss, name), self.ranks)
+            name: Work(pieces, live, rows.totals, partial(self.algorithm.loss, name), self.ranks, balance)
             for name in (trains if pieces else ())
         }
 
@@ -377,6 +382,7 @@ class Learner(Generic[Data]):
                 temperature=self.config.rollout.temperature,
                 mass=trainer.needs_mass,
                 noise=trainer.noise,
+                balance=trainer.router_aux_loss_coef > 0,
             )
         # By it transformers' classifiers, and the verifier `reward_model`, find the last token of a row.
         plain_model(self.model).config.pad_token_id = self.tokenizer.pad_token_id = padding(self.tokenizer)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from quintain.trainers.batches.batch import MicroBatch
 from quintain.trainers.losses.inputs import LossInputs
-from quintain.trainers.losses.metrics import Metrics, combine
+from quintain.trainers.losses.metrics import Kind, Metric, Metrics, combine
 from quintain.trainers.model.forward import TokenLogprobs
 from quintain.trainers.ranks import ALONE, Ranks
 from quintain.trainers.rows import Floats, Row, Totals
@@ -47,7 +47,8 @@ class Trained:
 
 @dataclass(eq=False)
 class Work:
-    """The rows of an optimiser update, cut into pieces, and the loss of one model on them.
+    """The rows of an optimiser update, cut into pieces, and the loss of one model on them; `balance` is the weight of
+    the loss on how its experts are used, a mean over the pieces by their tokens.
 
     old: log-probabilities [T] of the proximal policy by the index of the piece, filled at the first pass over the
     batch; where the rows have them as a column, that is taken.
@@ -58,6 +59,7 @@ class Work:
     totals: Totals
     loss: Loss
     ranks: Ranks = ALONE
+    balance: float = 0.0
     old: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -86,6 +88,10 @@ def accumulate(
         work.old.setdefault(index, scored.logp.detach())
         inputs = loss_inputs(work, index, piece, scored)
         loss, metrics = work.loss(inputs, work.totals)
+        if scored.balance is not None:
+            loss = loss + work.balance * scored.balance * piece.tokens / sum(each.tokens for each in work.pieces)
+            balance = Metric(Kind.MEAN, piece.tokens * float(scored.balance.detach()), piece.tokens)
+            metrics = {**metrics, "router_aux_loss": balance}
         if counts:
             done[index] = float(loss.detach()), metrics
         # DDP averages gradients over ranks; the parts are to be summed.

@@ -35,6 +35,11 @@ class DistillationConfig(ClipOptions, OnlineConfig):
     gamma: Fraction = 0.0
     """With beta null: 0 judges a token by what the teacher says of it, 1 by what it says of all that follow too."""
 
+    @property
+    def balances_experts(self) -> bool:
+        """Whether the loss on how a model's experts are used may be added."""
+        return self.beta is None
+
     @model_validator(mode="after")
     def _one_teacher(self) -> DistillationConfig:
         if (self.teacher is None) == (self.teacher_url is None):

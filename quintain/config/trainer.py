@@ -45,6 +45,10 @@ class TrainerConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this norm."""
 
+    router_aux_loss_coef: Rate = 0.0
+    """Weight of the loss that keeps a model's experts equally used (often 0.001), of a model that has experts. It is a
+    mean over micro-batches, so it depends a little on how a batch is cut."""
+
     layout: MayChange[Literal["auto", "tree", "packed", "padded"]] = "auto"
     """How rows share a forward pass; auto is tree wherever the model allows it."""
     max_tokens_per_microbatch: MayChange[Positive] = 8192
@@ -70,6 +74,10 @@ class TrainerConfig(Section):
     def _warms_up_in_time(self) -> TrainerConfig:
         if self.warmup_steps > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
+        if self.router_aux_loss_coef > 0 and not self.balances_experts:
+            raise ValueError(
+                f"router_aux_loss_coef: {self.algorithm} cannot balance experts with these options: drop it"
+            )
         return self
 
     @property
@@ -91,6 +99,11 @@ class TrainerConfig(Section):
     def head(self) -> Literal["lm", "score", "steps"]:
         """What the trained model says of a token: a distribution, a number, or one of two labels."""
         return "lm"
+
+    @property
+    def balances_experts(self) -> bool:
+        """Whether the loss on how a model's experts are used may be added."""
+        return self.head == "lm"
 
     @property
     def noise(self) -> float | None:

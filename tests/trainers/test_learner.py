@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,39 @@ def test_what_the_trainer_cannot_run_is_one_line(model: Path, tmp_path: Path) ->
     config = parse_config(f"model: {{path: {untied}, compute_dtype: float32}}\nenvironment: {{name: math}}\n", [lora])
     with pytest.raises(QuintainError, match=r"^model: the LM head of LlamaForCausalLM is a Linear.*leave it out"):
         Learner(config, algorithm_of(config), checkpoints=tmp_path, logs=tmp_path)
+
+
+def test_experts_are_balanced_by_the_models_own_loss_beside_the_algorithms(
+    made: Made, model: Path, tmp_path: Path
+) -> None:
+    """Mixtral's own auxiliary loss on the same rows, and its gradient; and one warning about the routing."""
+    folder = tmp_path / "experts"
+    of_kind("mixtral", num_local_experts=4, num_experts_per_tok=2, vocab_size=97).save_pretrained(folder)
+    for file in model.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    for layout in ("padded", "packed"):  # in a tree a prompt is routed once
+        learner = made(path=folder, layout=layout, router_aux_loss_coef=0.3, streams=1)
+        (note,) = [each for each in learner.notes if "routing is not replayed" in each]
+        assert "sampling_logp_difference" in note
+        rows = learner.algorithm.credit(learner.algorithm.rows(groups(1), version=0))
+        work = learner._works(rows, ["policy"])["policy"]
+        ids = torch.zeros(len(work.rows), 64, dtype=torch.int64)
+        real = torch.zeros_like(ids)
+        for at, row in enumerate(work.rows):  # a row's last token predicts nothing, and is not run
+            tokens = torch.tensor(row.segment.ids[:-1])
+            ids[at, : len(tokens)], real[at, : len(tokens)] = tokens, 1
+        loss = learner.model(input_ids=ids, attention_mask=real, output_router_logits=True, use_cache=False).aux_loss
+        parameters = list(learner.model.parameters())
+        own = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        found = []
+        for weight in (0.0, 0.3):
+            _, metrics = learner._gradient(learner.trained["policy"], replace(work, balance=weight), check=False)
+            assert metrics["router_aux_loss"].value() == pytest.approx(float(loss.detach()), rel=1e-5)
+            found.append([p.grad.clone() for p in parameters if p.grad is not None])
+        for without, with_it, expected in zip(*found, own, strict=True):
+            torch.testing.assert_close(with_it - without, 0.3 * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_without_experts_has_none_to_balance(made: Made) -> None:
+    with pytest.raises(QuintainError, match=r"router_aux_loss_coef: LlamaForCausalLM has no experts"):
+        made(router_aux_loss_coef=0.1)

@@ -9,6 +9,7 @@ divided by the temperature; nothing here is particular to an algorithm.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class TokenLogprobs:
 
     value [T]: of a model with a value head, what it says before each token; logp is 0 where it has no LM head.
     divergence [T]: how far the distribution is from a teacher's, with a gradient.
+    balance []: the loss that keeps the model's experts equally used, with a gradient, where it is asked for.
     """
 
     logp: Tensor
@@ -39,6 +41,7 @@ class TokenLogprobs:
     log_mass: Tensor | None = None
     value: Tensor | None = None
     divergence: Tensor | None = None
+    balance: Tensor | None = None
 
 
 class PolicyForward(nn.Module):
@@ -56,10 +59,17 @@ class PolicyForward(nn.Module):
         entropy: bool = True,
         mass: bool = False,
         noise: float | None = None,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.temperature, self.entropy, self.mass, self.noise = model, temperature, entropy, mass, noise
+        self.balance = balance
         base = plain_model(model)
+        if balance and not routes(base):
+            raise ValueError(
+                f"trainer.router_aux_loss_coef: {type(base).__name__} has no experts whose use could be balanced: drop"
+                " it"
+            )
         _decoder(base), _head(base)
         usual = base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation()
         if base.device.type == "cpu":
@@ -87,6 +97,7 @@ class PolicyForward(nn.Module):
             entropy=self.entropy if entropy is None else entropy,
             mass=self.mass,
             noise=self.noise,
+            balance=self.balance and torch.is_grad_enabled(),
             states=states,
         )
 
@@ -99,19 +110,26 @@ def token_logprobs(
     entropy: bool = False,
     mass: bool = False,
     noise: float | None = None,
+    balance: bool = False,
     states: Tensor | None = None,
 ) -> TokenLogprobs:
     """logp [T], and entropy and log_mass [T] if asked for, of the policy tokens of `batch`, float32 at least.
 
-    noise: NEFTune's alpha (arXiv 2310.05914), of a model that is in training. states: what `predicting_states` gave,
+    noise: NEFTune's alpha (arXiv 2310.05914), of a model that is in training. balance: whether to give that, of a model
+    that `routes`. states: what `predicting_states` gave,
     where that is known.
     Differentiable in the model's parameters. `supports_tree` says whether batches other than padded ones are allowed.
     """
     base = plain_model(model)
     batch = batch.to(base.device)
     weight, bias, scale, softcap = head_of(base)
+    balanced = None
+    if states is None:
+        decoded = _decoded(base, batch, noise=noise, **({"output_router_logits": True} if balance else {}))
+        states = _at_predictors(decoded, batch)
+        balanced = _balance(base, decoded.router_logits, batch) if balance else None
     logp, best, entropies, masses = chunked_logprobs(
-        predicting_states(base, batch, noise=noise) if states is None else states,
+        states,
         weight,
         batch.targets,
         rows=batch.predictor,
@@ -122,11 +140,36 @@ def token_logprobs(
         entropy=entropy,
         mass=mass,
     )
-    return TokenLogprobs(logp, entropies, best, masses)
+    return TokenLogprobs(logp, entropies, best, masses, balance=balanced)
 
 
-def predicting_states(base: Any, batch: MicroBatch, *, noise: float | None = None) -> Tensor:
+def predicting_states(base: Any, batch: MicroBatch) -> Tensor:
     """The decoder's last hidden states [U, H] at the batch's predictors."""
+    return _at_predictors(_decoded(base, batch), batch)
+
+
+def _at_predictors(decoded: Any, batch: MicroBatch) -> Tensor:
+    states: Tensor = decoded.last_hidden_state
+    return states.flatten(0, 1)[batch.predictors]
+
+
+def routes(base: Any) -> bool:
+    """Whether the model sends tokens to experts of its own choice, and says so."""
+    return hasattr(base.config.get_text_config(), "output_router_logits")
+
+
+def _balance(base: Any, logits: tuple[Tensor, ...], batch: MicroBatch) -> Tensor:
+    """[]: the model's own loss on how its experts share the tokens, padding excluded (arXiv 2101.03961, eq. 4)."""
+    real = torch.zeros(batch.input_ids.numel(), device=batch.input_ids.device)
+    for start, stop in batch.spans:
+        real[start:stop] = 1
+    loss_of = sys.modules[type(base).__module__].load_balancing_loss_func
+    loss: Tensor = loss_of(logits, base.num_experts, base.num_experts_per_tok, real)
+    return loss
+
+
+def _decoded(base: Any, batch: MicroBatch, *, noise: float | None = None, **more: Any) -> Any:
+    """What the decoder gives for the batch's rows."""
     where: dict[str, Any] = {"input_ids": batch.input_ids}
     if noise and base.training:
         where = {"inputs_embeds": _noisy(base.get_input_embeddings()(batch.input_ids), batch, noise)}
@@ -141,8 +184,7 @@ def predicting_states(base: Any, batch: MicroBatch, *, noise: float | None = Non
             where |= attention.block_arguments(blocks, base.device)
         else:
             where["attention_mask"] = batch.attention_mask()
-    hidden: Tensor = _decoder(base)(use_cache=False, **where).last_hidden_state
-    return hidden.flatten(0, 1)[batch.predictors]
+    return _decoder(base)(use_cache=False, **where, **more)
 
 
 def _noisy(embeddings: Tensor, batch: MicroBatch, alpha: float) -> Tensor:
