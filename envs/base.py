@@ -17,19 +17,21 @@ from typing import Any, ClassVar, get_args
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import Message, Role, ToolSpec, assistant
-from quintain.task import Task, TaskSource, plain
+from quintain.task import POLICY, Task, TaskSource, plain
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the policy gets to see: the new `messages` and the `tools` on offer.
 
-    `info` is for people and logs.
+    `info` is for people and logs. `agent` is the seat whose turn it is: an episode may have several, each sees what is
+    new to it and nothing of what the others see, and all are played by the policy.
     """
 
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolSpec, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    agent: str = POLICY
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "info", _plain(self.info, "an observation's info"))
@@ -63,8 +65,9 @@ class Step:
     """The environment's answer to an action.
 
     `terminated`: the task has come to its end. `truncated`: a limit came first. `info["rewards"]`, where
-    present, names the parts of the reward: a mapping of names to finite floats. Raises FailureError (invalid,
-    at stage step) where a number is none or not finite.
+    present, names the parts of the reward: a mapping of names to finite floats. `reward` is for the seat that
+    acted; `others` is what other seats are paid, for their last turns. Raises FailureError (invalid, at stage step)
+    where a number is none or not finite.
     """
 
     observation: Observation
@@ -72,9 +75,12 @@ class Step:
     terminated: bool
     truncated: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", finite(self.reward, "the reward"))
+        paid = {str(agent): finite(reward, f"the reward of {agent!r}") for agent, reward in self.others.items()}
+        object.__setattr__(self, "others", paid)
         info = dict(self.info)
         if parts := info.pop("rewards", None):
             named = {"rewards": {str(name): finite(part, f"the reward {name!r}") for name, part in parts.items()}}

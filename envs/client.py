@@ -169,7 +169,7 @@ class RemoteEnv(Environment):
         answer = await self._client.step(self._episode, StepRequest(self._turn, action))
         self._turn = answer.turn
         self._ended = answer.terminated or answer.truncated
-        return Step(answer.observation, answer.reward, answer.terminated, answer.truncated, answer.info)
+        return Step(answer.observation, answer.reward, answer.terminated, answer.truncated, answer.info, answer.others)
 
     async def keep_lease(self) -> None:
         """Renew the episode's lease for as long as this runs: until it is cancelled, or the episode is gone."""

@@ -24,7 +24,7 @@ from quintain.envs.base import Action, Environment, Observation
 from quintain.envs.local import LocalClient
 from quintain.envs.registry import resolve
 from quintain.failure import QuintainError
-from quintain.task import size_of
+from quintain.task import POLICY, size_of
 
 T = TypeVar("T")
 
@@ -124,6 +124,8 @@ class _Loop:
 
 
 def _text(observation: Observation) -> str:
+    if observation.agent != POLICY:
+        raise QuintainError(f"a gymnasium.Env has one player, and it is the turn of {observation.agent!r} of several")
     return "\n\n".join(message.text for message in observation.messages)
 
 

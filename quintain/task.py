@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from quintain.failure import QuintainError
 from quintain.messages import Message
+
+POLICY: Final = "policy"
+"""The seat of an episode that has one."""
 
 
 def plain(value: Any, what: str, *, opaque: bool = False) -> Any:

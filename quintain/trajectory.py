@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, PlainValidator
@@ -24,10 +24,7 @@ from pydantic import Field, PlainValidator
 from quintain.codec import Floats, Ints, as_floats, as_ints, pack, unpack
 from quintain.failure import Failure
 from quintain.messages import Message
-from quintain.task import plain
-
-POLICY: Final = "policy"
-"""The seat of an episode that has one."""
+from quintain.task import POLICY, plain
 
 
 class Finish(StrEnum):
@@ -62,8 +59,8 @@ class Turn:
     prompt_ids [P] int32 and output_ids [T] int32 are exactly what the engine was given and gave; logprobs [T]
     float32 are of the distribution sampled from (temperature included). Stored of the prompt is what is new, new_ids
     [N]: what follows the tokens of the turn `before`, all of it where there is none. `message` is the sample as the
-    environment saw it; `observation` is what it answered. `agent` is the seat that sampled it: several may play one
-    episode. `before` is in no file and on no wire: a trajectory knows it.
+    environment saw it; `observation` is what it answered, to the seat whose turn comes next. `agent` is the seat that
+    sampled it: several may play one episode. `before` is in no file and on no wire: a trajectory knows it.
     """
 
     new_ids: Ints
@@ -117,8 +114,9 @@ class Trajectory:
     """The record of one episode.
 
     `reward` is the sum over turns, None where the episode failed; `rewards` names its parts where the environment
-    does (an episode's `info["rewards"]`). `index` is the task's place in its source, `member` the place in the group;
-    `environment` is the run's name for where it was played, and `task_id` the environment's own for the task.
+    does (an episode's `info["rewards"]`), and what each seat was paid where there are several. `index` is the task's
+    place in its source, `member` the place in the group; `environment` is the run's name for where it was played, and
+    `task_id` the environment's own for the task.
     """
 
     id: str
@@ -206,6 +204,21 @@ def _linked(turns: Iterable[Turn]) -> Iterator[Turn]:
         before = last.get(turn.agent) if turn.fork is None else None
         last[turn.agent] = turn if turn.before is before else replace(turn, before=before)
         yield last[turn.agent]
+
+
+def by_seat(trajectory: Trajectory) -> dict[str, Trajectory]:
+    """What each seat played, as a trajectory whose reward is what its turns were paid; a single seat's is the whole.
+
+    A failure is nobody's own, so a failed trajectory stays whole.
+    """
+    agents = dict.fromkeys(turn.agent for turn in trajectory.turns)
+    if len(agents) < 2 or trajectory.failure is not None:
+        return {next(iter(agents), POLICY): trajectory}
+    turns = {agent: tuple(turn for turn in trajectory.turns if turn.agent == agent) for agent in agents}
+    return {
+        agent: replace(trajectory, turns=own, reward=math.fsum(turn.reward for turn in own), rewards={})
+        for agent, own in turns.items()
+    }
 
 
 def extends(prompt: Ints, before: Ints) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from quintain.config.trainer import OnlineConfig
 from quintain.failure import QuintainError
-from quintain.trajectory import Group, Segment, Trajectory, to_segments
+from quintain.trajectory import Group, Segment, Trajectory, by_seat, to_segments
 
 Floats = NDArray[np.floating[Any]]
 SOFT_OVERLONG = "soft_overlong"
@@ -122,10 +122,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchEpisodes:
-    """The N trajectories of a batch, failed ones included: what credit is given for.
+    """The N trajectories of a batch, failed ones included: what credit is given for. Of several seats each has its own.
 
     reward [N, K] float64: the named parts, or the whole (K = 1); NaN where failed. names: of the parts, none for the
-    whole. group [N]: equal for those of one task. failed [N] bool.
+    whole. group [N]: equal for those of one task, and of one seat there. failed [N] bool.
     """
 
     reward: NDArray[np.float64]
@@ -196,7 +196,7 @@ def episode_rows(
     does not give a reward that is named.
     """
     names, cache = tuple(config.reward_weights or ()), config.soft_punish_cache
-    members = [(g, row) for g, group in enumerate(groups) for row in group.trajectories]
+    members = credited(groups)
     if cache is not None:
         members = [(g, punished(row, longest, cache)) for g, row in members]
     trajectories = [trajectory for _, trajectory in members]
@@ -229,6 +229,17 @@ def punished(trajectory: Trajectory, longest: int, cache: int) -> Trajectory:
         reward=trajectory.reward - sum(used),
         rewards={**trajectory.rewards, SOFT_OVERLONG: -sum(used)},
     )
+
+
+def credited(groups: Sequence[Group]) -> list[tuple[int, Trajectory]]:
+    """The trajectories that credit is given for, those of several seats apart, and for each who it is compared with."""
+    labels: dict[tuple[int, str], int] = {}
+    return [
+        (labels.setdefault((g, agent), len(labels)), played)
+        for g, group in enumerate(groups)
+        for row in group.trajectories
+        for agent, played in by_seat(row).items()
+    ]
 
 
 def turns_of(row: Row) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

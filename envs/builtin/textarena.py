@@ -18,7 +18,7 @@ from quintain.envs.builtin.numbered import numbered
 from quintain.envs.chat import UserModel
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.messages import user
-from quintain.task import Task, TaskSource
+from quintain.task import POLICY, Task, TaskSource
 from quintain.thinking import text_after_thinking
 
 T = TypeVar("T")
@@ -28,8 +28,9 @@ SEEDS: Final = 1 << 31
 class TextArenaEnv(Environment):
     """A game of TextArena (`pip install 'quintain[textarena]'`), such as Wordle-v0; the reward is its own.
 
-    Of its `players` the policy has the `seat`, and `opponent`, a language model behind a URL, has the others. An
-    episode is truncated after `max_turns` turns of the policy.
+    Of its `players` the policy has the `seat`, and `opponent`, a language model behind a URL, has the others; without
+    an opponent the policy has them all, each a seat of its own (`player_0`, ...) that is paid for itself. An episode is
+    truncated after `max_turns` turns of the policy.
     """
 
     splits = ("train", "heldout")
@@ -39,15 +40,16 @@ class TextArenaEnv(Environment):
     ) -> None:
         if not 0 <= seat < players:
             raise QuintainError(f"TextArenaEnv's seat is 0 to {players - 1}, not {seat}")
-        if players > 1 and opponent is None:
-            raise QuintainError(f"TextArenaEnv needs the option 'opponent' where there are {players} players")
+        if seat and opponent is None:
+            raise QuintainError("TextArenaEnv's seat is against an opponent: give 'opponent', or leave out 'seat'")
         if max_turns < 1:
             raise QuintainError(f"TextArenaEnv's max_turns is at least 1, not {max_turns}")
         self._game_name, self._players, self._seat, self._max_turns = game, players, seat, max_turns
         self._opponent = opponent.endpoint("the opponent") if opponent is not None else None
         self._game: Any = None
         self._left = 0
-        self._heard = ""
+        self._player, self._told = 0, ""  # whose turn it is, and all that was said to that player
+        self._heard: dict[int, str] = {}  # by player
         self._random: Any = None
 
     @classmethod
@@ -60,7 +62,7 @@ class TextArenaEnv(Environment):
 
     async def reset(self, task: Task, *, seed: int) -> Observation:
         """Begin the game of the task's seed, and show it once it is the policy's turn."""
-        self._random, self._heard, self._left = None, "", self._max_turns
+        self._random, self._heard, self._left = None, {}, self._max_turns
         self._game = self._drawing(lambda: begun(self._game_name, self._players, task.seed or seed))
         if await self._until_our_turn() is not None:
             raise invalid(f"the game {self._game_name} is over before it has begun", Stage.RESET)
@@ -73,10 +75,12 @@ class TextArenaEnv(Environment):
             raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first"))
         self._left -= 1
         done, _ = self._drawing(lambda: self._game.step(action.content))
+        acted = self._player
         rewards = self._rewards() if done else await self._until_our_turn()
         if rewards is not None:
             self._left = 0
-            return Step(Observation(), float(rewards.get(self._seat, 0.0)), True)
+            others = {} if self._alone else {self._agent(n): float(r) for n, r in rewards.items() if n != acted}
+            return Step(Observation(), float(rewards.get(acted, 0.0)), True, others=others)
         return Step(self._shown(), 0.0, False, truncated=not self._left)
 
     async def close(self) -> None:
@@ -88,10 +92,9 @@ class TextArenaEnv(Environment):
         """Let the others play; the rewards where that ends the game."""
         while True:
             player, shown = self._drawing(self._game.get_observation)
-            if player == self._seat:
-                self._told = str(shown)
+            if player == self._seat or self._opponent is None:
+                self._player, self._told = player, str(shown)
                 return None
-            assert self._opponent is not None  # with several players there is one
             reply = (await self._opponent.complete([{"role": "user", "content": str(shown)}])).message.get("content")
             said = (text_after_thinking(reply) or "").strip() if isinstance(reply, str) else ""
             if not said:
@@ -104,9 +107,17 @@ class TextArenaEnv(Environment):
 
     def _shown(self) -> Observation:
         """What is new: most games repeat everything that was said."""
-        new = self._told.removeprefix(self._heard)
-        self._heard = self._told
-        return Observation((user(new.strip() or "It is your turn."),))
+        new = self._told.removeprefix(self._heard.get(self._player, ""))
+        self._heard[self._player] = self._told
+        return Observation((user(new.strip() or "It is your turn."),), agent=self._agent(self._player))
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the policy has one seat."""
+        return self._players == 1 or self._opponent is not None
+
+    def _agent(self, player: int) -> str:
+        return POLICY if self._alone else f"player_{player}"
 
     def _drawing(self, play: Callable[[], T]) -> T:
         """What `play` gives, with random numbers of this episode's own."""

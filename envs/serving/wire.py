@@ -7,7 +7,7 @@ No answer has a place for a task's reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from quintain.codec import Int64
@@ -71,6 +71,7 @@ class StepAnswer(EpisodeStanding):
     terminated: bool
     truncated: bool
     info: Mapping[str, Any]
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from quintain.failure import QuintainError, one_line
 from quintain.tool_calls import looks_like_a_call
 from quintain.trainers.sources import BatchSource
-from quintain.trajectory import Ending, Finish, Group, Trajectory
+from quintain.trajectory import Ending, Finish, Group, Trajectory, by_seat
 
 EXAMPLE_CHARS = 160
 PATIENCE = 5
@@ -134,7 +134,10 @@ def first_step_problem(groups: Sequence[Group]) -> str | None:
             f"every episode of the first step was truncated ({_example(rows[0])}): raise rollout.max_turns, or the"
             " environment's own limit"
         )
-    if len(rows) > 1 and len({row.reward for row in rows}) == 1:
+    rewards: dict[str, set[float | None]] = {}
+    for agent, played in (seat for row in rows for seat in by_seat(row).items()):
+        rewards.setdefault(agent, set()).add(played.reward)
+    if len(rows) > 1 and all(len(found) == 1 for found in rewards.values()):
         return (
             f"every reward of the first step is {rows[0].reward:g} ({_example(rows[0])}): the tasks are too hard or too"
             " easy for this model, or the answer is not where the verifier looks for it"

@@ -24,6 +24,7 @@ from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.messages import REASONING, FunctionCall, Message, ToolCall, ToolSpec
 from quintain.rollout.episodes.episode import Attempt, EpisodeSpec, attempted
 from quintain.rollout.rules.order import derive_seed
+from quintain.task import POLICY
 from quintain.trajectory import Finish, Trajectory, Turn
 
 SEED_BITS: Final = 31
@@ -54,12 +55,15 @@ class _Asked(Attempt):
     def __init__(self, *episode: Any, endpoint: ChatEndpoint, send_seed: bool) -> None:
         super().__init__(*episode)
         self._endpoint, self._send_seed = endpoint, send_seed
-        self._messages: list[Message] = []
-        self._tools: Sequence[ToolSpec] = ()
+        self._heard: dict[str, tuple[list[Message], Sequence[ToolSpec]]] = {}
+        self._agent = POLICY
         self._usage: dict[str, int] = {}
 
-    def begin(self, observation: Observation) -> None:
-        self._messages, self._tools = list(observation.messages), observation.tools
+    def hear(self, observation: Observation) -> None:
+        self._agent = observation.agent
+        messages, _ = self._heard.setdefault(self._agent, ([], observation.tools))
+        last = self.last_turn(self._agent)
+        messages += [*([] if last is None else [last.message]), *observation.messages]
 
     async def act(self) -> Turn | None:
         self.stage = Stage.GENERATE
@@ -68,16 +72,15 @@ class _Asked(Attempt):
         said = message_of(reply)
         finish = Finish.LENGTH if reply.finish == "length" else Finish.STOP
         none, no_logprobs = as_ints([]), as_floats([])
-        return Turn(none, none, no_logprobs, finish, (), said, generate_s=self.clock() - began)
-
-    def extend(self, turn: Turn) -> None:
-        self._messages += [turn.message, *turn.observation]
+        took = self.clock() - began
+        return Turn(none, none, no_logprobs, finish, (), said, generate_s=took, agent=self._agent)
 
     async def _ask(self) -> ChatReply:
-        more: dict[str, Any] = {"tools": [to_builtins(tool) for tool in self._tools]} if self._tools else {}
+        messages, tools = self._heard[self._agent]
+        more: dict[str, Any] = {"tools": [to_builtins(tool) for tool in tools]} if tools else {}
         if self._send_seed:
             more["seed"] = derive_seed(self.spec.seed, "turn", len(self.turns)) % 2**SEED_BITS
-        told = [replace(message, reasoning=None).to_openai() for message in self._messages]  # endpoints refuse it
+        told = [replace(message, reasoning=None).to_openai() for message in messages]  # endpoints refuse it
         reply = await self._endpoint.complete(told, **more)
         for name, count in (("prompt_tokens", reply.prompt_tokens), ("output_tokens", reply.output_tokens)):
             if count is not None:

@@ -28,7 +28,7 @@ from quintain.messages import Message, ToolSpec
 from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.rules.order import derive_seed
-from quintain.task import Task
+from quintain.task import POLICY, Task
 from quintain.trajectory import Ending, Trajectory, Turn
 
 
@@ -116,16 +116,16 @@ class Attempt(ABC):
         self.info: Mapping[str, Any] = {}
 
     @abstractmethod
-    def begin(self, observation: Observation) -> None:
-        """The episode has begun: this is what the policy sees."""
+    def hear(self, observation: Observation) -> None:
+        """It is the turn of a seat, and this is what is new to it."""
 
     @abstractmethod
     async def act(self) -> Turn | None:
-        """The policy's next turn, without what the environment will answer; None where there is no room for one."""
+        """That seat's turn, without what the environment will answer; None where there is no room for one."""
 
-    @abstractmethod
-    def extend(self, turn: Turn) -> None:
-        """The environment has answered, and the episode goes on."""
+    def last_turn(self, agent: str) -> Turn | None:
+        """The last turn of a seat, None where it has had none."""
+        return next((turn for turn in reversed(self.turns) if turn.agent == agent), None)
 
     async def run(self) -> Trajectory:
         try:
@@ -147,7 +147,7 @@ class Attempt(ABC):
             return await self._turns(observation)
 
     async def _turns(self, observation: Observation) -> Ending:
-        self.begin(observation)
+        self.hear(observation)
         while (turn := await self.act()) is not None:
             self.turns.append(turn)  # it is kept where the step fails
             self.stage = Stage.STEP
@@ -156,14 +156,29 @@ class Attempt(ABC):
             new = tuple(step.observation.messages)
             turn = replace(turn, observation=new, reward=step.reward, env_s=self.clock() - began)
             self.turns[-1] = turn
+            self._pay(step.others)
             for name, value in dict(step.info.get("rewards", {})).items():
                 self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
             if step.terminated:
                 return Ending.TERMINATED
             if step.truncated or len(self.turns) >= self.spec.max_turns:
                 return Ending.TRUNCATED
-            self.extend(turn)
+            self.hear(step.observation)
         return Ending.TRUNCATED
+
+    def _pay(self, others: Mapping[str, float]) -> None:
+        """Each of `others` for its last turn; who had none has nothing that could be credited."""
+        for agent, reward in others.items():
+            at = next((at for at in reversed(range(len(self.turns))) if self.turns[at].agent == agent), None)
+            if at is not None:
+                self.turns[at] = replace(self.turns[at], reward=self.turns[at].reward + reward)
+
+    def _of_seats(self) -> dict[str, float]:
+        """What each seat was paid, where there are several."""
+        paid: dict[str, float] = {}
+        for turn in self.turns:
+            paid[turn.agent] = paid.get(turn.agent, 0.0) + turn.reward
+        return paid if len(paid) > 1 else {}
 
     def _failure(self, error: Exception) -> Failure:
         if self.cutoff.reason is not None:
@@ -182,6 +197,9 @@ class Attempt(ABC):
             known = ", ".join(self.rewards) or "none at all"
             message = f"environment.reward_weights: the environment gives no reward {missing!r} (it gives {known})"
             raise FailureError(Failure.of(FailureKind.INVALID, Stage.STEP, message, retryable=False))
+        if self.spec.reward_weights and self._of_seats():
+            message = "environment.reward_weights are for episodes of one seat, and this one has several: drop them"
+            raise FailureError(Failure.of(FailureKind.INVALID, Stage.STEP, message, retryable=False))
 
     def _trajectory(self, ending: Ending, failure: Failure | None) -> Trajectory:
         spec = self.spec
@@ -196,7 +214,7 @@ class Attempt(ABC):
             ending,
             None if failure else self._reward(),
             failure,
-            {} if failure else self.rewards,
+            {} if failure else {**self.rewards, **self._of_seats()},
             self.prompt,
             self.info,
             self.number,
@@ -219,55 +237,66 @@ async def _lease_kept(env: Environment) -> AsyncIterator[None]:
         keeping.cancel()
 
 
+@dataclass(slots=True)
+class _Seat:
+    """What one seat has heard and said, as messages and as tokens; its next prompt is `ids`, which extend `before`."""
+
+    messages: list[Message]
+    tools: Sequence[ToolSpec]
+    ids: Ints
+    before: Turn | None = None
+    fork: str | None = None
+
+
 class _Sampled(Attempt):
     """The policy is an engine's, token by token."""
 
     def __init__(self, *episode: Any, engine: Engine, chat: Chat) -> None:
         super().__init__(*episode)
         self._engine, self._chat = engine, chat
-        self._messages: list[Message] = []
-        self._tools: Sequence[ToolSpec] = ()
-        self._ids: Ints = as_ints([])
-        self._before: Turn | None = None
-        self._fork: str | None = None
+        self._seats: dict[str, _Seat] = {}
+        self._agent = POLICY
 
-    def begin(self, observation: Observation) -> None:
-        self.stage = Stage.RENDER
-        self._messages, self._tools = list(observation.messages), observation.tools
-        self._ids, self._fork = self._chat.first(self._messages, self._tools), None
+    def hear(self, observation: Observation) -> None:
+        self.stage, self._agent = Stage.RENDER, observation.agent
+        last, new = self.last_turn(self._agent), observation.messages
+        if last is None:
+            ids = self._chat.first(new, observation.tools)
+            self._seats[self._agent] = _Seat(list(new), observation.tools, ids)
+            return
+        seat = self._seats[self._agent]
+        seat.messages.append(last.message)
+        rendered = self._chat.extend(seat.ids, last.output_ids, seat.messages, new, seat.tools)
+        seat.messages += new
+        seat.ids, seat.fork = rendered.ids, rendered.fork
+        seat.before = last if rendered.fork is None else None
 
     async def act(self) -> Turn | None:
-        room = self.spec.max_length - len(self._ids)
+        seat = self._seats[self._agent]
+        room = self.spec.max_length - len(seat.ids)
         if room <= 0:
             if self.turns:
                 return None
-            message = f"the prompt has {len(self._ids)} tokens and an episode at most {self.spec.max_length}"
+            message = f"the prompt has {len(seat.ids)} tokens and an episode at most {self.spec.max_length}"
             raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
         self.stage = Stage.GENERATE
         began = self.clock()
-        completion = await self._sample(self._ids, room)
+        completion = await self._sample(seat.ids, room)
         sampled = self.clock()
         self.stage = Stage.RENDER
-        known = 0 if self._before is None else len(self._before.ids)
+        known = 0 if seat.before is None else len(seat.before.ids)
         return Turn(
-            as_ints(self._ids[known:].copy()),  # a view would keep all the tokens before it
+            as_ints(seat.ids[known:].copy()),  # a view would keep all the tokens before it
             completion.output_ids,
             completion.logprobs,
             completion.finish,
             completion.versions,
-            self._chat.read(completion.output_ids, prompt_ids=self._ids, tools=self._tools),
-            fork=self._fork,
+            self._chat.read(completion.output_ids, prompt_ids=seat.ids, tools=seat.tools),
+            fork=seat.fork,
             generate_s=sampled - began,
-            before=self._before,
+            agent=self._agent,
+            before=seat.before,
         )
-
-    def extend(self, turn: Turn) -> None:
-        self.stage = Stage.RENDER
-        self._messages.append(turn.message)
-        rendered = self._chat.extend(self._ids, turn.output_ids, self._messages, turn.observation, self._tools)
-        self._messages += turn.observation
-        self._ids, self._fork = rendered.ids, rendered.fork
-        self._before = turn if rendered.fork is None else None
 
     async def _sample(self, ids: Ints, room: int) -> Completion:
         limit = self.spec.sample_timeout_s

@@ -22,10 +22,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
+from itertools import islice, zip_longest
 from statistics import median
 
-from quintain.trajectory import Trajectory
+from quintain.trajectory import Trajectory, by_seat
 
 ROUNDING = 1e-12
 """Rewards that differ by less than this share of the largest are equal, here and to the trainer: the rest is float64
@@ -65,9 +65,13 @@ class Rewards:
     apart: bool = False
 
     def of(self, trajectory: Trajectory) -> tuple[float, ...]:
-        """What is compared of `trajectory`; NaN (equal to nothing) for a part that the environment did not name."""
+        """What is compared of `trajectory`; NaN (equal to nothing) for a part that the environment did not name.
+
+        Of several seats each is compared with itself.
+        """
         if not self.weights:
-            return () if trajectory.reward is None else (trajectory.reward,)
+            seats = by_seat(trajectory)
+            return tuple(reward for agent in sorted(seats) if (reward := seats[agent].reward) is not None)
         parts = [weight * trajectory.rewards.get(name, math.nan) for name, weight in self.weights]
         return tuple(parts) if self.apart else (sum(parts),)
 
@@ -115,7 +119,7 @@ def teaches(outcomes: Mapping[int, MemberOutcome]) -> Drop | None:
     rows = [outcome.scores for outcome in outcomes.values() if outcome.status is MemberStatus.OK]
     if len(rows) < 2:
         return Drop.TOO_FEW
-    return Drop.ZERO_VARIANCE if all(_equal(column) for column in zip(*rows, strict=True)) else None
+    return Drop.ZERO_VARIANCE if all(_equal(column) for column in zip_longest(*rows, fillvalue=math.nan)) else None
 
 
 def rewards_of(outcomes: Mapping[int, MemberOutcome]) -> list[float]:

@@ -210,3 +210,28 @@ class Stuck(ToolEnv):
 
     def score(self, answer: str, reference: str) -> float:
         return 1.0
+
+
+class Bidding(Environment):
+    """Two bidders, each told only what concerns it; a bid is how many words one says, and the longer one wins."""
+
+    rounds = 3
+
+    @classmethod
+    def tasks(cls, split: str) -> TaskSource:
+        return [Task("lot", (user("lot"),))]
+
+    async def reset(self, task: Task, *, seed: int) -> Observation:
+        self.bids: dict[str, int] = {"ann": 0, "bob": 0}
+        self.turns = 0
+        return Observation((user("you are ann"),), agent="ann")
+
+    async def step(self, action: Action) -> Step:
+        acting, other = ("ann", "bob") if self.turns % 2 == 0 else ("bob", "ann")
+        self.bids[acting] += len(action.content)
+        self.turns += 1
+        if self.turns == 2 * self.rounds:
+            wins = self.bids[acting] > self.bids[other]
+            return Step(Observation(), float(wins), True, others={other: float(not wins)})
+        told = "you are bob" if self.turns == 1 else f"round {self.turns // 2}"
+        return Step(Observation((user(told),), agent=other), 0.0, False)

@@ -84,6 +84,20 @@ async def test_a_game_of_two_is_played_against_a_model_for_the_reward_of_ones_ow
                 assert (steps[-1].reward, steps[-1].terminated) == (reward, True)
 
 
+async def test_without_an_opponent_the_policy_has_every_seat_and_each_is_paid_for_itself():
+    async with LocalClient(TextArenaEnv, {"game": "TicTacToe-v0", "players": 2}) as client:
+        env = client.episode()
+        shown = await env.reset(client.tasks("train")[0], seed=0)
+        assert shown.agent == "player_0"
+        assert "You are Player 0" in text(shown)
+        for place, word in enumerate(["[0]", "[3]", "[1]", "[4]"]):
+            step = await env.step(Action.text(word))
+            assert (step.observation.agent, step.reward, step.others) == (f"player_{(place + 1) % 2}", 0.0, {})
+            assert ("You are Player 1" in text(step)) == (place == 0)  # a seat is told once who it is
+        step = await env.step(Action.text("[2]"))
+        assert (step.terminated, step.reward, step.others) == (True, 1.0, {"player_1": -1.0})
+
+
 @pytest.mark.parametrize(
     ("says", "kind"), [((500, {}), FailureKind.CRASHED), ({"content": ""}, FailureKind.INVALID)], ids=str
 )
@@ -103,7 +117,7 @@ async def test_an_opponent_that_does_not_answer_is_a_failure_and_no_reward(says,
     [
         ({"game": "TicTacTo-v0"}, "Environment TicTacTo-v0 not found"),
         ({"game": "TicTacToe-v0"}, "The number of players has to be 2"),
-        ({"game": "TicTacToe-v0", "players": 2}, "TextArenaEnv needs the option 'opponent' where there are 2 players"),
+        ({"game": "TicTacToe-v0", "players": 2, "seat": 1}, "TextArenaEnv's seat is against an opponent"),
         ({**GUESS, "seat": 1}, "TextArenaEnv's seat is 0 to 0, not 1"),
         ({**GUESS, "max_turns": 0}, "TextArenaEnv's max_turns is at least 1, not 0"),
     ],
@@ -121,3 +135,4 @@ def test_a_game_that_cannot_be_played_is_one_line(options, complaint):
 
 async def test_a_game_is_a_sound_environment():
     assert await check_environment(TextArenaEnv, options=GUESS | {"max_turns": 4}) == []
+    assert await check_environment(TextArenaEnv, options={"game": "TicTacToe-v0", "players": 2}) == []

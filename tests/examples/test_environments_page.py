@@ -36,7 +36,7 @@ async def test_every_environment_of_the_page_is_sound(page: ModuleType, monkeypa
     monkeypatch.chdir(ROOT)
     classes = [c for c in vars(page).values() if isinstance(c, type) and issubclass(c, Environment)]
     own = [cls for cls in classes if cls.__module__ == page.__name__]
-    assert len(own) == len(re.findall(r"^class \w+\([\w, ]*Env\):", "\n".join(BLOCKS), re.MULTILINE))
+    assert len(own) == len(re.findall(r"^class \w+\([\w, ]*(?:Env|Environment)\):", "\n".join(BLOCKS), re.MULTILINE))
     for cls in own:
         assert await check_environment(cls) == [], cls
 
@@ -61,6 +61,16 @@ async def test_the_conversation_of_the_page_ends_as_it_is_told(page: ModuleType)
             assert first.messages[-1].text == "When is breakfast?"
             step = await env.step(Action.text(said))
             assert (step.reward, step.info["end"]) == (reward, end)
+
+
+async def test_the_seats_of_the_page_are_paid_against_each_other(page: ModuleType) -> None:
+    for guess, reward in (("7", 1.0), ("8", 0.0)):
+        async with LocalClient(page.Bluff) as client:
+            env = client.episode()
+            assert (await env.reset(client.tasks("train")[0], seed=0)).agent == "keeper"
+            assert (await env.step(Action.text("7"))).observation.agent == "guesser"
+            step = await env.step(Action.text(guess))
+            assert (step.reward, step.others) == (reward, {"keeper": 1.0 - reward})
 
 
 async def test_the_server_of_the_page_adds(page: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from quintain.trainers.estimators import Floats, explained_variance, gae, group_
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import policy_loss, reduce
-from quintain.trainers.rows import Row, Rows, Totals, episode_rows, episode_spans
+from quintain.trainers.rows import Row, Rows, Totals, credited, episode_rows, episode_spans
 from quintain.trajectory import Ending, Group
 
 KL_STEP = 0.2
@@ -46,7 +46,7 @@ class PPO:
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment, which says whether a limit ended its episode."""
         rows = episode_rows(data, self.config, version=version, longest=self.longest)
-        cut = [float(each.ending is Ending.TRUNCATED) for group in data for each in group.trajectories]
+        cut = [float(each.ending is Ending.TRUNCATED) for _, each in credited(data)]
         return rows.having([{"truncated": cut[row.trajectory]} for row in rows.rows])
 
     def credit(self, rows: Rows) -> Rows:
