@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 SHOWN_CHARS: Final = 200
@@ -11,9 +12,25 @@ MAX_ANSWER_CHARS: Final = 4 << 20
 _QUOTES: Final = str.maketrans("\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u201f", "'''''" + '"' * 4)
 
 
+_TAKEN_BACK: Final = re.compile(
+    r"\W*(?:(?:oh|hm+|wait|oops|sorry|actually|but)\b\W*)*"
+    r"(?:(?:no|nope)\b\s*(?:[,.!;:\u2013\u2014-]|$)|scratch that\b"
+    r"|i(?:'m| am| was) (?:wrong|mistaken)\b|i made an? (?:mistake|error)\b"
+    r"|(?:that|this|it|which)(?: answer| result)?(?:'s| is| was| seems| looks)(?: \w+ly)?"
+    r" (?:wrong|incorrect|false|mistaken|an? (?:mistake|error)|not (?:right|correct|true|it))\b"
+    r"|(?:that|this|it)(?: answer| result)? (?:isn't|wasn't|can't be|cannot be) (?:right|correct|true|it)\b)",
+    re.IGNORECASE,
+)
+
+
 def straight_quotes(text: str) -> str:
     """`text` with typographic quotation marks and apostrophes as ASCII has them."""
     return text.translate(_QUOTES)
+
+
+def takes_back(sentence: str) -> bool:
+    """Whether `sentence`, the one behind an answer, takes it back: "Wait, no, 6.", "That is wrong."."""
+    return _TAKEN_BACK.match(straight_quotes(sentence)) is not None
 
 
 def last_element(text: str, tag: str) -> str | None:

@@ -27,7 +27,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
-from quintain.verifiers.text import last_element, straight_quotes
+from quintain.verifiers.text import last_element, straight_quotes, takes_back
 
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_BOXES: Final = 32
@@ -169,6 +169,9 @@ def _with_hedges(found: re.Match[str], text: str, choices: Sequence[str]) -> fro
         return frozenset({letter, own})
     sentence, *later = _SENTENCE_END.split(line)
     letters = {letter, *_letters_in(_ASIDE.split(sentence, maxsplit=1)[0], choices, ends=False)}
+    if later and takes_back(later[0]):
+        letters |= _letters_in(later[0], choices, ends=True)
+        return frozenset(letters if len(letters) > 1 else ())
     for other in later:
         if not _DENIES.search(other) and not _ASIDE.search(other):
             letters |= _letters_in(other, choices, ends=True)

@@ -16,6 +16,7 @@ The policy of `auto`; what is tried first stands first:
 | "the answer is", "answer:", "answer =" | the first mathematics after the last of these |
 | anything else | the last mathematics in the last sentence that has any with a digit or a command in it |
 | "25 or 26", "25, maybe 26", "25. Or 26." | the list of them all: it is not 25 |
+| "25. That is wrong.", "25. No, wait." | nothing |
 | "not 25 but 26", "less than 25", "half of 25", "not \\boxed{25}" | 26; nothing |
 | "25 more than 3", "2\\cdot\\boxed{25}", "\\boxed{25}^2" | nothing: it is a part of what is said |
 | "25 if n is even and 26 if n is odd" | both: it is not 25 |
@@ -59,6 +60,7 @@ from quintain.verifiers.math.read.reading import has_words, read
 from quintain.verifiers.math.read.spelling import closing_brace, comparable, grouped, plain_spelling, unwrapped
 from quintain.verifiers.math.read.tree import Undecided, Unreadable
 from quintain.verifiers.math.read.units import parse_unit, split_unit
+from quintain.verifiers.text import takes_back
 
 Extraction = Literal["auto", "boxed", "whole"]
 
@@ -288,6 +290,8 @@ def _from_prose(body: str) -> Extracted | None:
         if rival is not None:
             return _extracted(rival, "answer")
         for sentence, following in pairwise([*sentences(body[answers[-1].end() :]), ""]):
+            if takes_back(following) and not has_second_thoughts(following):
+                return None
             sentence = sentence.strip("*_` .")
             if (reads_whole(sentence) or _is_value_and_words(sentence)) and not has_second_thoughts(following):
                 return _extracted(sentence, "answer")
@@ -298,8 +302,10 @@ def _from_prose(body: str) -> Extracted | None:
             if words and len(words.split()) <= MAX_WORDS and not sentence.endswith(":"):
                 return Extracted(words, "answer")
     weak: MathRun | None = None
-    for sentence in reversed(list(sentences(body))):
+    for sentence, following in reversed(list(pairwise([*sentences(body), ""]))):
         run = last(sentence)
+        if run is not None and takes_back(following):
+            return None
         if run is not None:
             return _extracted(run.text, "last", groups=run.groups)
         if weak is None:
@@ -324,6 +330,8 @@ def _rival(body: str, answers: list[re.Match[str]]) -> str | None:
         return None
     between = body[answers[-2].end() : answers[-1].start()]
     if len(between) > MAX_GAP_CHARS or "\n\n" in between or _STEPS.search(between):
+        return None
+    if any(map(takes_back, sentences(between))):
         return None
     one, other = (first(next(sentences(text), "")) for text in (between, body[answers[-1].end() :]))
     if one is None or other is None or comparable(one.text) == comparable(other.text):

@@ -57,9 +57,10 @@ _NEGATIONS: Final = word_set(
 )
 _CHANGED = re.compile(
     r"(?:\b(?:than|least|most|over|under|above|below|beyond|few|nearly|almost|minus|negative|half|twice|double|triple"
-    r"|except|from|point|step|question|problem|case|up to|one in|(?:any\w*|all|every\w*) but|divi\w+ by|multipl\w+ by"
+    r"|except|from|point|step|question|problem|case|up to|one in|(?:any\w*|all|every\w*) but|(?:divi|multipl)\w+ by"
     r"|(?:root|cube|square|log\w*|(?:co)?sine|tangent|reciprocal|inverse|opposite|multiple|divisor|half|third|quarter"
-    r"|power|factorial|percent) of(?: the)?|rul\w+ out|(?:eliminat|exclud|reject)\w*)|[%°]|不是|不为|不等于)$"
+    r"|(?<!by a )factor|power|factorial|percent) of(?: the)?"
+    r"|rul\w+ out|(?:eliminat|exclud|reject)\w*)|[%°]|不是|不为|不等于)$"
 )
 """Right before a number these words make it another one, or none."""
 _REFUTED = re.compile(
@@ -201,7 +202,7 @@ def _hedged(run: MathRun) -> bool:
 
 def is_denied(run: MathRun) -> bool:
     """Whether the words before `run` say that this is not it, or that it is more or less, or so many times it."""
-    if _CHANGED.search(" ".join(run.before[-3:])):
+    if _CHANGED.search(" ".join(run.before[-4:])):
         return True
     near = run.before[-MAX_DENIAL_WORDS:]
     return bool(_NEGATIONS & set(near[near.index(",") + 1 :] if "," in near else near))
