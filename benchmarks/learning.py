@@ -49,8 +49,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "reinforce++": {"algorithm": "reinforce_plus_plus"},
     "reinforce++ baseline": {"algorithm": "reinforce_plus_plus_baseline"},
     "online_dpo": {"algorithm": "online_dpo", "beta": 0.05},
+    "xpo": {"algorithm": "online_dpo", "beta": 0.05, "xpo_alpha": 1e-3},
     "nash_md": {"algorithm": "nash_md", "beta": 0.001},
     "ppo": {"algorithm": "ppo"},
+    "entropy target": {"algorithm": "grpo", "entropy_target": 0.5},
 }
 
 

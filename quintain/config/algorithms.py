@@ -119,6 +119,9 @@ class OnlineDPOConfig(PreferenceOptions, GroupConfig):
     """Of a group: its best against its worst, or all pairs; only of rewards further apart than `pair_margin`."""
     pair_margin: Rate = 0.0
     """How much better the chosen one must be."""
+    xpo_alpha: Rate = 0.0
+    """Weight of XPO's exploration: how likely the policy is to say what the reference would, which is minimised; TRL's
+    XPOConfig has 1e-5."""
 
     @property
     def needs_reference(self) -> bool:

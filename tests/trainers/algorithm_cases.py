@@ -179,6 +179,7 @@ CASES: dict[str, Case] = {
         "online_dpo",
         {"pairs": "all", "pair_margin": 0.1, "loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.1], "ld_alpha": 0.5},
     ),
+    "xpo": Case("online_dpo", {"xpo_alpha": 0.1}),
     "distillation": Case("distillation", {"gamma": 0.5, "num_iterations": 2, "num_mini_batches": 2}),
     "distillation of whole distributions": Case("distillation", {"beta": 0.5}),
     "ppo": Case("ppo"),

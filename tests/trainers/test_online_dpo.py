@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,25 +60,52 @@ def test_ties_are_counted_and_pairs_are_units_with_all_rows_of_both_sides() -> N
     assert found.totals.tokens == sum(row.tokens for row in found.rows if row.columns["chosen"][0])
 
 
+def paired(ref: torch.Tensor | None = None) -> tuple[LossInputs, Totals]:
+    """Two pairs of five rows: the first one's chosen side has two, the second one's has one."""
+    g = torch.Generator().manual_seed(0)
+    logp, drawn = (torch.randn(9, generator=g, dtype=torch.float64) for _ in range(2))
+    inputs = LossInputs(
+        logp=logp.requires_grad_(), row=torch.tensor([0, 0, 1, 2, 2, 3, 3, 4, 4]), rows=5,
+        advantage=torch.zeros(9), mask=torch.ones(9, dtype=torch.bool), ref_logp=drawn if ref is None else ref,
+        unit=torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1]), units=2,
+        columns={"chosen": torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 1, 1])},
+    )  # fmt: skip
+    return inputs, Totals(rows=5, tokens=5, units=2, max_completion_length=9)
+
+
 def test_a_side_of_several_rows_counts_as_one_and_the_loss_is_that_of_the_summed_log_ratios() -> None:
     """As TRL's OnlineDPOTrainer: −log σ(β((Σℓ − Σref of the chosen) − (the same of the rejected)))."""
-    g = torch.Generator().manual_seed(0)
-    logp, ref = (torch.randn(9, generator=g, dtype=torch.float64) for _ in range(2))
-    logp.requires_grad_()
-    chosen = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 1, 1])
-    unit = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1])
-    inputs = LossInputs(
-        logp=logp, row=torch.tensor([0, 0, 1, 2, 2, 3, 3, 4, 4]), rows=5, advantage=torch.zeros(9),
-        mask=torch.ones(9, dtype=torch.bool), ref_logp=ref, unit=unit, units=2, columns={"chosen": chosen},
-    )  # fmt: skip
-    totals = Totals(rows=5, tokens=5, units=2, max_completion_length=9)
+    inputs, totals = paired()
+    assert inputs.ref_logp is not None
+    assert inputs.unit is not None
     loss, _ = OnlineDPO(OnlineDPOConfig(beta=0.3), longest=9).loss("policy", inputs, totals)
-    sign = torch.where(chosen == 1, 1.0, -1.0).double()
-    margins = torch.stack([((logp - ref) * sign)[unit == u].sum() for u in range(2)])
+    sign = torch.where(inputs.columns["chosen"] == 1, 1.0, -1.0).double()
+    margins = torch.stack([((inputs.logp - inputs.ref_logp) * sign)[inputs.unit == u].sum() for u in range(2)])
     expected = -logsigmoid(0.3 * margins).mean()
     torch.testing.assert_close(loss, expected)
-    (a,), (b,) = (torch.autograd.grad(x, logp) for x in (loss, expected))
+    (a,), (b,) = (torch.autograd.grad(x, inputs.logp) for x in (loss, expected))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_xpo_adds_how_likely_the_policy_says_what_the_reference_says(moved: bool) -> None:
+    """α·Σℓ of what the reference sampled, as in TRL's XPOTrainer: where the policy is the reference, that is both sides
+    of a pair; where it has moved, they count by how much likelier the reference was to say them, at most once."""
+    given, totals = paired()
+    inputs, totals = (given, totals) if moved else paired(given.logp.detach())
+    assert inputs.ref_logp is not None
+    plain, xpo = (OnlineDPO(OnlineDPOConfig(xpo_alpha=alpha), longest=9) for alpha in (0.0, 0.2))
+    expected, _ = plain.loss("policy", inputs, totals)
+    for side in ([0, 1, 2], [3, 4], [5, 6], [7, 8]):
+        logp = inputs.logp[side].sum()
+        weight = min(1.0, math.exp(float((inputs.ref_logp[side].sum() - logp).detach())))
+        assert moved or weight == 1
+        expected = expected + 0.2 * weight * logp / 4
+    loss, metrics = xpo.loss("policy", inputs, totals)
+    torch.testing.assert_close(loss, expected)
+    (a,), (b,) = (torch.autograd.grad(x, inputs.logp) for x in (loss, expected))
+    torch.testing.assert_close(a, b)
+    assert metrics["loss/xpo"].count == 2
 
 
 def test_an_option_that_only_pairs_have_is_refused_by_name() -> None:

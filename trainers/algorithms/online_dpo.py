@@ -2,6 +2,9 @@
 
 The losses are those of DPO. A pair is a unit, a side of it all rows of an episode; an episode may be in several pairs,
 and its tokens are run once (they share a token tree).
+
+XPO (arXiv 2405.21046) adds how likely the policy is to say what the reference would, which drives it to explore. No
+sample here is the reference's: a pair's sides count by how much likelier they are under it, at most once.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from quintain.config import OnlineDPOConfig
 from quintain.trainers.algorithms.base import Pass
 from quintain.trainers.losses.inputs import LossInputs
-from quintain.trainers.losses.metrics import Metrics, fetched
+from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.preference import pair_losses, pair_metrics, pairs_of
 from quintain.trainers.rows import BatchEpisodes, Floats, Row, Rows, Totals, episode_rows
 from quintain.trajectory import Group
@@ -81,4 +85,11 @@ class OnlineDPO:
         sides = replace(inputs, row=side, rows=2 * inputs.units)
         pairs = pairs_of(sides, ld_alpha=self.config.ld_alpha, log_mass=inputs.log_mass)
         losses = pair_losses(pairs, self.config, mean_chosen_tokens=totals.tokens / max(totals.units, 1))
-        return losses.sum() / max(totals.units, 1), fetched(pair_metrics(pairs, self.config.beta))
+        drafts = pair_metrics(pairs, self.config.beta)
+        if self.config.xpo_alpha > 0 and sides.ref_logp is not None:
+            logp, ref = sides.row_sum(sides.logp), sides.row_sum(sides.ref_logp.to(sides.logp.dtype))
+            of_reference = (ref - logp.detach()).clamp(max=0.0).exp()
+            bonus = self.config.xpo_alpha * (of_reference * logp).view(-1, 2).mean(1)
+            drafts["loss/xpo"] = draft(Kind.MEAN, bonus, torch.ones_like(bonus, dtype=torch.bool))
+            losses = losses + bonus
+        return losses.sum() / max(totals.units, 1), fetched(drafts)
