@@ -32,7 +32,6 @@ class Finish(StrEnum):
 
     STOP = "stop"  # an end-of-turn token was sampled; it is the last of the output
     LENGTH = "length"  # the token limit came first
-    ABORT = "abort"  # the engine was told to stop
 
 
 class Ending(StrEnum):
@@ -116,7 +115,7 @@ class Trajectory:
     `reward` is the sum over turns, None where the episode failed; `rewards` names its parts where the environment
     does (an episode's `info["rewards"]`), and what each seat was paid where there are several. `index` is the task's
     place in its source, `member` the place in the group; `environment` is the run's name for where it was played, and
-    `task_id` the environment's own for the task.
+    `task_id` the environment's own for the task. `info["tools"]` names the tools on offer, where there were any.
     """
 
     id: str

@@ -40,7 +40,7 @@ FORMAT: Final = 1
 
 ASKED: Final = ("completion_only_loss", "assistant_only_loss", "step_separator", "train_on_last_step_only")
 """The options of trainers that say how rows become tokens."""
-CHOSEN: Final = ("tool_calls", "thinking", "chat_template_kwargs")
+CHOSEN: Final = ("tool_calls", "thinking", "date", "chat_template_kwargs")
 """The options of `rollout` that say how messages are shown."""
 
 Indices = NDArray[np.int64]

@@ -6,6 +6,7 @@ meaning is the same. Nothing heavy is imported: a file can be checked on a lapto
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -219,6 +220,8 @@ class RolloutConfig(Section):
     """The format in which the model writes tool calls; auto is what its chat template writes, none reads no calls."""
     thinking: bool | None = None
     """Whether the chat template asks the model to think first (`enable_thinking`); null leaves it to the template."""
+    date: datetime.date | None = None
+    """The day for a chat template that writes today's; null is the day on which the run began."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further options of the model's chat template."""
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)

@@ -118,10 +118,12 @@ def first_step_problem(groups: Sequence[Group]) -> str | None:
     turns = [turn for row in rows for turn in row.turns]
     if not any(len(turn.output_ids) for turn in turns):
         return f"no token of the first step was sampled: its {len(rows)} episodes have nothing to train on"
-    calls = [turn.message.text for turn in turns if looks_like_a_call(turn.message.text)]
-    if calls and not any(turn.message.tool_calls for turn in turns):
+    offered = [turn.message for row in rows if row.info.get("tools") for turn in row.turns]
+    calls = [message.text for message in offered if looks_like_a_call(message.text)]
+    if calls and not any(message.tool_calls for message in offered):
         return (
-            f"no tool call was read in the first step, though {len(calls)} of {len(turns)} turns look like one"
+            f"no tool call was read in the first step, though tools were on offer and {len(calls)} of {len(offered)}"
+            " turns look like one"
             f" ({_shown(calls[0])}): is rollout.tool_calls the format that the model writes?"
         )
     if all(any(turn.finish is Finish.LENGTH for turn in row.turns) for row in rows):

@@ -17,7 +17,7 @@ from quintain.failure import QuintainError
 
 Say = Callable[[str], None]
 
-CHOSEN: Final = ("dtype", "renderer", "tool_calls", "thinking", "stop_ids")
+CHOSEN: Final = ("dtype", "renderer", "tool_calls", "thinking", "date", "stop_ids")
 """The options of `rollout` that a run chooses for itself where they are left open."""
 
 

@@ -130,9 +130,11 @@ def _train_on_data(
     found = read(config)
     config = settle_dtypes(config, say=display.say, phase=display.phase)
     from quintain.launch.session import Interrupted, TrainingRun
+    from quintain.rollout.chat.load import with_date
     from quintain.trainers.loop import Stopped
     from quintain.trainers.precompute import with_reference
 
+    config = with_date(config)
     check = _check(supervisor, stopping)
     display.phase("rendering the data")
     try:

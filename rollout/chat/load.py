@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import TYPE_CHECKING, Any
 
 from quintain.failure import QuintainError
@@ -22,10 +23,20 @@ def load_chat(config: ExperimentConfig) -> Chat:
         calls=rollout.tool_calls,
         thinking=rollout.thinking,
         options=rollout.chat_template_kwargs,
+        date=rollout.date or datetime.date.today(),
         stop=rollout.stop,
         stop_ids=rollout.stop_ids,
         eos=_generation_eos(path),
     )
+
+
+def with_date(config: ExperimentConfig) -> ExperimentConfig:
+    """`config` with today where `rollout.date` is open and the model's template writes the date: a run has one."""
+    from quintain.rollout.chat.template import date_of
+
+    rollout = config.rollout
+    date = date_of(load_tokenizer(config.model.path), rollout.date or datetime.date.today())
+    return config.model_copy(update={"rollout": rollout.model_copy(update={"date": date})})
 
 
 def load_tokenizer(model_path: str) -> Any:

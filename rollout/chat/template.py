@@ -6,6 +6,7 @@ template puts after an assistant's words; a template after which no such token f
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -41,12 +42,27 @@ CHANNELS: Final = "the template writes more before an assistant's words than its
 _BLANKS: Final = re.compile(r"\s*")
 TAIL: Final = 64
 """So many tokens of a prompt say how an answer begins."""
+_DATE: Final = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+"""How templates write the date, which is the clock's, and nothing that may be given to them in its place."""
 _THINK: Final = "enable_thinking"
 _CHANGED: Final = "\ue000"  # no text has it: what differs where it stands is what a message gave
 
 
+def date_of(tokenizer: Any, date: datetime.date | None) -> datetime.date | None:
+    """`date` where `tokenizer`'s chat template writes one, else None."""
+    return date if _DATE.search(str(getattr(tokenizer, "chat_template", None))) else None
+
+
+def dated(template: str, date: datetime.date) -> str:
+    """A chat template in which every date is `date`, whatever the clock says."""
+    return _DATE.sub(lambda call: call[1] + date.strftime(call[2]) + call[1], template)
+
+
 class TemplateChat(TokenText):
-    """Renders with `tokenizer`'s template. The options are those of `rollout`; `eos` are the model's own ends."""
+    """Renders with `tokenizer`'s template. The options are those of `rollout`; `eos` are the model's own ends.
+
+    Without a `date` a template that writes one writes the day on which it renders.
+    """
 
     def __init__(
         self,
@@ -56,6 +72,7 @@ class TemplateChat(TokenText):
         calls: str = "auto",
         thinking: bool | None = None,
         options: Mapping[str, Any] | None = None,
+        date: datetime.date | None = None,
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
         eos: Sequence[int] = (),
@@ -71,6 +88,9 @@ class TemplateChat(TokenText):
             raise QuintainError(f"rollout.tool_calls: there is no format {calls!r}{one_of(calls, CALL_FORMATS)}")
         super().__init__(tokenizer, stop)
         asked = {**(options or {}), **({} if thinking is None else {_THINK: thinking})}
+        date = date_of(tokenizer, date) if renderer == TEMPLATE else None
+        if date is not None:
+            asked = {"chat_template": dated(str(own), date), **asked}
         writes = tokenizer if renderer == TEMPLATE else RendererFamily(renderer, tokenizer, asked)
         self._template = Template(writes, asked)
         thought = [user(ASKED), Message("assistant", SAID, reasoning=VALUE)]
@@ -92,6 +112,7 @@ class TemplateChat(TokenText):
             "renderer": renderer,
             "tool_calls": self.calls,
             "thinking": thinking,
+            "date": date,
             "stop_ids": list(self.stop_ids),
         }
 

@@ -85,7 +85,7 @@ class _Asked(Attempt):
         for name, count in (("prompt_tokens", reply.prompt_tokens), ("output_tokens", reply.output_tokens)):
             if count is not None:
                 self._usage[name] = self._usage.get(name, 0) + count
-                self.info = {"usage": dict(self._usage)}
+                self.info["usage"] = dict(self._usage)
         return reply
 
 

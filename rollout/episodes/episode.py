@@ -113,7 +113,7 @@ class Attempt(ABC):
         self.turns: list[Turn] = []
         self.prompt: tuple[Message, ...] = ()
         self.rewards: dict[str, float] = {}
-        self.info: Mapping[str, Any] = {}
+        self.info: dict[str, Any] = {}
 
     @abstractmethod
     def hear(self, observation: Observation) -> None:
@@ -147,6 +147,8 @@ class Attempt(ABC):
             return await self._turns(observation)
 
     async def _turns(self, observation: Observation) -> Ending:
+        if observation.tools:
+            self.info["tools"] = [tool.function.name for tool in observation.tools]
         self.hear(observation)
         while (turn := await self.act()) is not None:
             self.turns.append(turn)  # it is kept where the step fails

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -25,10 +26,10 @@ def turn(message: Message = FOUR, *, tokens: int = 2, finish: Finish = Finish.ST
     return Turn(as_ints([1]), ids, as_floats([-1.0] * tokens), finish, spans, message)
 
 
-def episode(*turns: Turn, reward: float | None = 1.0, ending: Ending = Ending.TERMINATED) -> Trajectory:
+def episode(*turns: Turn, reward: float | None = 1.0, ending: Ending = Ending.TERMINATED, **more: Any) -> Trajectory:
     failure = None if reward is not None else Failure.of(FailureKind.TIMEOUT, Stage.STEP, "late")
     ending = ending if reward is not None else Ending.FAILED
-    return Trajectory("e", "g", "train/7", 7, 0, 0, turns or (turn(),), ending, reward, failure)
+    return Trajectory("e", "g", "train/7", 7, 0, 0, turns or (turn(),), ending, reward, failure, **more)
 
 
 def groups(*episodes: Trajectory) -> list[Group]:
@@ -39,7 +40,10 @@ def groups(*episodes: Trajectory) -> list[Group]:
     ("episodes", "says"),
     [
         ([episode(turn(tokens=0), reward=r) for r in (0.0, 1.0)], "no token of the first step was sampled"),
-        ([episode(turn(assistant(CALL)), reward=r) for r in (0.0, 1.0)], "no tool call was read.*2 of 2 turns"),
+        (
+            [episode(turn(assistant(CALL)), reward=r, info={"tools": ["add"]}) for r in (0.0, 1.0)],
+            "no tool call was read.*tools were on offer and 2 of 2 turns",
+        ),
         ([episode(turn(finish=Finish.LENGTH), reward=r) for r in (0.0, 1.0)], "cut off.*train/7: “4”.*rollout.stop"),
         ([episode(reward=r, ending=Ending.TRUNCATED) for r in (0.0, 1.0)], "was truncated.*rollout.max_turns"),
         ([episode(reward=r) for r in (0.5, 0.5, None)], "every reward of the first step is 0.5.*“4”"),
@@ -57,7 +61,8 @@ def test_a_first_step_of_which_all_is_alike_is_one_line_with_an_example(episodes
     "episodes",
     [
         [episode(reward=0.0), episode(reward=1.0)],
-        [episode(turn(assistant(CALL)), turn(CALLED), reward=0.0), episode(reward=1.0)],
+        [episode(turn(assistant(CALL)), turn(CALLED), reward=0.0, info={"tools": ["add"]}), episode(reward=1.0)],
+        [episode(turn(assistant(CALL)), reward=r) for r in (0.0, 1.0)],  # nothing was on offer: it is only a text
         [episode(turn(finish=Finish.LENGTH), reward=0.0), episode(reward=1.0)],
         [episode(reward=0.0, ending=Ending.TRUNCATED), episode(reward=1.0)],
         [episode(reward=1.0)],

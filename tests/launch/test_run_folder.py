@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def test_a_rate_that_falls_to_the_last_step_never_jumps(tmp_path: Path, schedule
 
 def test_what_a_run_chose_for_itself_holds_where_it_is_left_open_again(tmp_path: Path) -> None:
     run = new_run(experiment(), tmp_path / "run")
-    chosen = {"tool_calls": "hermes", "thinking": True, "stop_ids": [2]}
+    chosen = {"tool_calls": "hermes", "thinking": True, "date": datetime.date(2026, 1, 31), "stop_ids": [2]}
     first = experiment()
     run.keep(first.model_copy(update={"rollout": first.rollout.model_copy(update=chosen)}))
     _, config = resumed_run(experiment(), tmp_path / "run")

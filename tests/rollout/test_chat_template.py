@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from functools import cache
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quintain.codec import Ints, as_ints
-from quintain.config import ExperimentConfig
+from quintain.config import ExperimentConfig, dump_config, parse_config
 from quintain.failure import FailureError, QuintainError, Stage
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user
 from quintain.rollout.chat.load import load_tokenizer
@@ -392,6 +393,32 @@ def test_what_was_left_open_is_told_and_asking_for_it_changes_nothing(name: str,
     )
     assert (again.stop_ids, again.calls) == (chat.stop_ids, chat.calls)
     assert again.first([user("q")], [TOOL]).tolist() == chat.first([user("q")], [TOOL]).tolist()
+
+
+@pytest.mark.parametrize(("pinned", "forks"), [(datetime.date(2026, 1, 31), None), (None, "template_rewrites_history")])
+def test_a_template_that_writes_the_date_writes_that_of_the_run_after_midnight_too(
+    pinned: datetime.date | None, forks: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [datetime.datetime(2026, 1, 31, 23, 59)]
+    now = SimpleNamespace(now=lambda: clock[0])
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", now)
+    chat = TemplateChat(byte_level(FAMILIES["llama3_2"]), date=pinned)
+    first = chat.first([user("q")])
+    assert "Today Date: 31 Jan 2026" in chat.text(first)
+    clock[0] += datetime.timedelta(minutes=2)
+    sampled = as_ints([*chat._encode("a"), chat.stop_ids[-1]])
+    said = chat.read(sampled, prompt_ids=first)
+    assert chat.extend(first, sampled, [user("q"), said], [user("r")]).fork == forks
+    assert chat.choices["date"] == pinned
+
+
+def test_a_run_has_a_date_only_where_its_template_writes_one() -> None:
+    date = datetime.date(2026, 1, 31)
+    assert TemplateChat(byte_level(FAMILIES["qwen3"]), date=date).choices["date"] is None
+    config = parse_config("{model: {path: m}, environment: {name: math}, rollout: {date: 2026-01-31}}")
+    assert parse_config(dump_config(config)).rollout.date == date
+    with pytest.raises(QuintainError, match=r"rollout\.date: .*tomorrow"):
+        parse_config("{model: {path: m}, environment: {name: math}, rollout: {date: tomorrow}}")
 
 
 def test_the_options_of_the_layer_have_their_place_in_the_file() -> None:
