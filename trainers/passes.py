@@ -24,7 +24,8 @@ from quintain.trainers.update import Trained, by_row, score
 
 class Passes:
     """Those that are `wanted`, by the models that are `trained`, the reference and its forward pass, and the teacher
-    (or its forward pass); `pieces` cuts rows into what runs at once."""
+    (or its forward pass; None: the policy itself, of rows that have a segment for it). `pieces` cuts rows into what
+    runs at once."""
 
     def __init__(
         self,
@@ -63,6 +64,12 @@ class Passes:
         if isinstance(self._teacher, RemoteTeacher):
             mine = range(self._ranks.rank, len(rows), self._ranks.world)
             return dict(zip(mine, self._teacher.of([rows[i] for i in mine]), strict=True))
+        if self._teacher is None:
+            told = [i for i, row in enumerate(rows) if row.teacher is not None]
+            pieces = self._pieces([replace(row, segment=row.teacher) for row in rows if row.teacher is not None])
+            scored = score(alone(self._trained["policy"].forward), pieces, self._ranks)
+            found = by_row(pieces, {index: tokens.logp for index, tokens in scored.items()})
+            return {told[at]: column for at, column in found.items()}
         scored = score(self._teacher, pieces, self._ranks)
         return by_row(pieces, {index: tokens.logp for index, tokens in scored.items()})
 

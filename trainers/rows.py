@@ -42,6 +42,8 @@ class Row:
     """Counted, but not trained on (a truncated completion)."""
     columns: Mapping[str, Floats] = field(default_factory=dict)
     """[T] each: what passes found (`Pass`) and what credit gave (advantage, return ...)."""
+    teacher: Segment | None = None
+    """The same policy tokens after another prompt, the one of a policy that is its own teacher."""
 
     @property
     def tokens(self) -> int:

@@ -1,6 +1,13 @@
 """Configuration: one YAML file is one experiment, and the same classes are the Python API."""
 
-from quintain.config.algorithms import GRPOConfig, NashMDConfig, OnlineDPOConfig, ReinforceConfig, RLOOConfig
+from quintain.config.algorithms import (
+    GRPOConfig,
+    NashMDConfig,
+    OnlineDPOConfig,
+    ReinforceConfig,
+    RLOOConfig,
+    SDPOConfig,
+)
 from quintain.config.distillation import DistillationConfig
 from quintain.config.load import dump_config, load_config, parse_config, write_config
 from quintain.config.ppo import PPOConfig
@@ -32,6 +39,7 @@ __all__ = [
     "RLOOConfig",
     "ReinforceConfig",
     "RolloutConfig",
+    "SDPOConfig",
     "TrainerConfig",
     "VLLMConfig",
     "dump_config",

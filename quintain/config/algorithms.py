@@ -6,9 +6,9 @@ is then what a file that gives it to another is told. A new algorithm is a class
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from quintain.config.distillation import DistillationConfig
 from quintain.config.loss import ClipOptions, LossOptions
@@ -148,12 +148,29 @@ class NashMDConfig(GroupConfig):
         return self.beta > 0
 
 
+class SDPOConfig(GroupConfig):
+    """SDPO: the policy, told how its attempt went, is its own teacher. Names as in TRL's SDPOConfig."""
+
+    algorithm: Literal["sdpo"] = "sdpo"
+    """Which algorithm makes rows and a loss out of data."""
+    success_reward_threshold: float = 1.0
+    """From this reward on an attempt is shown to the teachers of the group's others."""
+    include_environment_feedback: bool = True
+    """Tell the teacher of an attempt without success what the environment said at the end (the last observation, and
+    `feedback` in the episode's info)."""
+    distillation_is_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    """Upper bound of the ratio to the policy that sampled."""
+    max_reprompt_len: Positive = 10240
+    """Most tokens of the teacher's prompt; an episode whose would be longer teaches nothing."""
+
+
 AlgorithmConfig: TypeAlias = (
     GRPOConfig
     | RLOOConfig
     | ReinforceConfig
     | OnlineDPOConfig
     | NashMDConfig
+    | SDPOConfig
     | PPOConfig
     | DistillationConfig
     | SFTConfig

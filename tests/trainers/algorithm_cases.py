@@ -6,15 +6,18 @@ A new algorithm is tested by being listed here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quintain.codec import as_ints
+from quintain.codec import Ints, as_ints
 from quintain.config import ExperimentConfig, parse_config
+from quintain.messages import Message, ToolSpec, user
+from quintain.trainers.algorithms import algorithm_of
+from quintain.trainers.algorithms.sdpo import SDPO
 from quintain.trainers.examples import Example
 from quintain.trajectory import Trajectory
 
@@ -88,7 +91,36 @@ def by_turn(seed: int) -> Any:
     return [replace(group, trajectories=tuple(map(placed, group.trajectories))) for group in sampled(seed)]
 
 
-ONLINE = (sampled, positive, by_turn)
+def told(seed: int) -> Any:
+    """The same with prompts that `Numbers` renders."""
+
+    def asked(member: Trajectory) -> Trajectory:
+        if not member.turns:
+            return member
+        first, *rest = member.turns
+        prompt = " ".join(map(str, first.new_ids))
+        return replace(member, turns=(replace(first, new_ids=[*first.new_ids, 2]), *rest), prompt=(user(prompt),))
+
+    return [replace(group, trajectories=tuple(map(asked, group.trajectories))) for group in sampled(seed)]
+
+
+class Numbers:
+    """A chat layer of messages that are numbers, the tokens; a word is as long as it is, and 2 asks for an answer."""
+
+    def first(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> Ints:
+        words = [word for message in messages for word in message.text.split()]
+        return as_ints([*(int(word) if word.isdigit() else 3 + len(word) for word in words), 2])
+
+
+def algorithm_for(config: ExperimentConfig) -> Any:
+    """The algorithm that the experiment names, with `Numbers` where it renders prompts."""
+    algorithm = algorithm_of(config)
+    if isinstance(algorithm, SDPO):
+        algorithm.chat = Numbers  # type: ignore[assignment]
+    return algorithm
+
+
+ONLINE = (sampled, positive, by_turn, told)
 
 
 @dataclass(frozen=True)
@@ -203,6 +235,7 @@ CASES: dict[str, Case] = {
     "grpo by turns": Case("grpo", {"credit": "turn", "discount": 0.9}, by_turn),
     "grpo with another optimiser": Case("grpo", {"optim": "adafactor"}),
     "nash-md": Case("nash_md"),
+    "sdpo": Case("sdpo", {"success_reward_threshold": 0.0, "num_iterations": 2}, told),
     "clip-cov": Case("grpo", {"covariance": "clip", "covariance_ratio": 0.2, "covariance_bounds": [0.1, 9.0]}),
     "kl-cov": Case("grpo", {"covariance": "kl", "covariance_ratio": 0.2, "num_mini_batches": 2}),
 }

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from quintain.trainers.algorithms import ALGORITHMS, algorithm_of
+from quintain.trainers.algorithms import ALGORITHMS
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.learner import Learner
 
-from .algorithm_cases import CASES, Case, config_of
+from .algorithm_cases import CASES, Case, algorithm_for, config_of
 from .test_learner import model as model
 from .test_learner import weights
 
@@ -29,7 +29,7 @@ def made(model: Path, tmp_path: Path) -> Iterator[Made]:
 
     def make(case: Case, **more: Any) -> Learner[Any]:
         config = config_of(case, model, **more)
-        found = Learner(config, algorithm_of(config), checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
+        found = Learner(config, algorithm_for(config), checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
         learners.append(found)
         return found
 
@@ -73,7 +73,7 @@ def test_no_gradient_depends_on_how_a_batch_is_cut_or_laid_out(made: Made, name:
         assert cut.keys() == whole.keys()
         for model_name, gradient in whole.items():
             apart = (cut[model_name] - gradient).norm() / gradient.norm()
-            assert apart <= 2e-5, (model_name, layout, most)
+            assert apart <= 3e-5, (model_name, layout, most)
         same = figures.keys() - {"microbatches"}
         assert {k: again[k] for k in same} == pytest.approx({k: figures[k] for k in same}, rel=1e-3, abs=1e-4)
 
