@@ -17,7 +17,8 @@ from quintain.messages import FunctionCall, ToolCall
 
 from ..launch.fake_openai import fake_openai
 
-TASKS = [ShopEnv.tasks("train")[n] for n in range(120)]
+TRAIN = ShopEnv.tasks("train")
+TASKS = [TRAIN[n] for n in range(120)]
 EXAMPLE = TASKS[0].reference["store"]
 
 

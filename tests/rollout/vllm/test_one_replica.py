@@ -1,4 +1,4 @@
-"""One real vLLM: updates in flight, adapters, refusals, both endpoints, and its own death."""
+"""One real vLLM: updates in flight, adapters, refusals, both endpoints, the gateway over it, and its own death."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
+from quintain.rollout.chat.load import load_tokenizer
+from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.engines.base import Sampling, Weights
 from quintain.rollout.engines.vllm.dialect import CompletionApi
 from quintain.rollout.engines.vllm.engine import VLLMEngine
 from quintain.rollout.engines.vllm.probe import Wanted, probe
 from quintain.rollout.engines.vllm.start import open_vllm
 from quintain.rollout.weights.canary import Canary, check
-from quintain.trajectory import check_spans
+from quintain.trajectory import Trajectory, check_spans, to_segments
 
+from ..gateway.stage import ADD, staged
 from ..test_engine_conformance import (
     test_a_cancelled_request_frees_its_slot,
     test_an_answer_without_a_stop_is_as_long_as_it_may_be,
@@ -264,6 +267,56 @@ async def test_a_server_that_lacks_something_is_refused_in_one_line(server: VLLM
             await asyncio.to_thread(probe, url, wanted, api_key=None, report=said)
     with pytest.raises(QuintainError, match="is it running"):
         await asyncio.to_thread(probe, "http://127.0.0.1:9", good, api_key=None, report=said)
+
+
+def sound(trajectory: Trajectory) -> None:
+    """Every sampled token is in one segment, with the log-probability that transformers gives it there."""
+    segments = to_segments(trajectory)
+    assert sum(int(segment.mask.sum()) for segment in segments) == trajectory.output_tokens > 0
+    for segment in segments:
+        sampled = segment.mask[1:]
+        assert np.abs(segment.logprobs[1:] - logprobs(0, segment.ids))[sampled].max() < 1e-4
+
+
+async def test_openai_s_client_drives_vllm_and_every_token_is_explained(
+    engine: VLLMEngine, model: Path, tmp_path: Path
+) -> None:
+    await engine.load(publish(tmp_path / "0", 1, seed=0))
+
+    async def talk(client: Any, name: str, *, streaming: bool) -> None:
+        messages: list[Any] = [{"role": "system", "content": name}]
+        for turn in range(3):
+            messages.append({"role": "user", "content": f"{turn}?"})
+            asked: dict[str, Any] = {"model": "policy", "messages": messages, "tools": [ADD]}
+            answer = await client.chat.completions.create(**asked, stream=streaming)
+            if streaming:
+                said = "".join([chunk.choices[0].delta.content or "" async for chunk in answer])
+                messages.append({"role": "assistant", "content": said})
+            else:
+                messages.append(answer.choices[0].message)
+
+    chat = TemplateChat(load_tokenizer(str(model)))
+    async with staged(engine, chat=chat, sampling=Sampling(10)) as stage:
+        session, client = await stage.open()
+        await asyncio.gather(talk(client, "one", streaming=False), talk(client, "two", streaming=True))
+        trajectory = await stage.reward(session, 1.0)
+        forks = [turn.fork for turn in trajectory.turns]
+        assert forks == [None, None, None, "agent_started_conversation", None, None]
+        assert len(to_segments(trajectory)) == 2
+        sound(trajectory)
+
+        session, client = await stage.open()
+        messages: list[Any] = [{"role": "user", "content": "hello"}]
+        answer = await client.chat.completions.create(model="policy", messages=messages, n=2, logprobs=True)
+        messages += [answer.choices[1].message, {"role": "user", "content": "and?"}]
+        await client.chat.completions.create(model="policy", messages=messages)
+        messages[1] = {"role": "assistant", "content": "as I have it"}
+        await client.chat.completions.create(model="policy", messages=messages)
+        trajectory = await stage.reward(session, 0.0)
+        assert sorted(str(turn.fork) for turn in trajectory.turns) == [
+            "None", "None", "agent_resampled", "agent_rewrote_history",
+        ]  # fmt: skip
+        sound(trajectory)
 
 
 async def test_the_only_replica_is_started_again_and_its_requests_go_on(server: VLLMEngine, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any, Final
 
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.validators import extend, validator_for
 from jsonschema_specifications import REGISTRY
@@ -15,7 +15,7 @@ from referencing.exceptions import Unresolvable
 
 from quintain.verdict import Outcome
 from quintain.verifiers.rules.json_schema.read import NotData, read
-from quintain.verifiers.rules.json_schema.schema import prepared
+from quintain.verifiers.rules.json_schema.schema import FORMATS, prepared
 from quintain.verifiers.text import shown
 
 MAX_PROBLEMS: Final = 5
@@ -34,7 +34,7 @@ def check(item: dict[str, Any]) -> dict[str, Any]:
     except NotData as error:
         return {"outcome": Outcome.UNPARSABLE, "detail": {"reason": shown(str(error))}}
     # A registry of its own: the default one fetches what a $ref names.
-    formats = FormatChecker() if item["check_formats"] else None
+    formats = FORMATS if item["check_formats"] else None
     validator = extend(kind, {"multipleOf": multiple_of})(schema, registry=REGISTRY, format_checker=formats)
     try:
         problems = [

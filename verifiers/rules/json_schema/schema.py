@@ -7,11 +7,13 @@ raise ValueError, since each would let pass what the schema refuses. `x-…` are
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
+from urllib.parse import quote
 
 from jsonschema import FormatChecker
 from jsonschema_specifications import REGISTRY
+from rfc3986_validator import validate_rfc3986
 
 BY_NAME: Final = frozenset(
     {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
@@ -19,8 +21,20 @@ BY_NAME: Final = frozenset(
 """Keywords whose values are schemas by names that are no keywords."""
 DATA: Final = frozenset({"enum", "const", "default", "examples", "required", "dependentRequired", "$vocabulary"})
 """Keywords whose values hold no schemas."""
+FORMATS: Final = FormatChecker()
+"""The formats that can be checked. IRIs are, as the URIs that RFC 3987 makes of them (section 3.1): the package that
+jsonschema has for them builds 38 grammars at import, which takes seconds of every start."""
 _ECMA = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(\?<(?![=!])|\$", re.DOTALL)
 _CLASSES: Final = {r"\d": "0-9", r"\w": "A-Za-z0-9_"}
+
+
+def _is_uri(data: object, rule: str) -> bool:
+    mapped = re.sub(r"[^\x00-\x7f]", lambda char: quote(char[0]), data) if isinstance(data, str) else None
+    return mapped is None or validate_rfc3986(mapped, rule=rule) is not None
+
+
+FORMATS.checks("iri", ValueError)(partial(_is_uri, rule="URI"))
+FORMATS.checks("iri-reference", ValueError)(partial(_is_uri, rule="URI_reference"))
 
 
 def prepared(schema: Any, *, formats: bool) -> Any:
@@ -33,7 +47,7 @@ def prepared(schema: Any, *, formats: bool) -> Any:
     for key, value in schema.items():
         if key not in keywords() and not key.startswith("x-"):
             raise ValueError(f"no draft has the keyword {key!r}")
-        if key == "format" and formats and isinstance(value, str) and value not in FormatChecker.checkers:
+        if key == "format" and formats and isinstance(value, str) and value not in FORMATS.checkers:
             raise ValueError(f"the format {value!r} cannot be checked")
         if key in BY_NAME and isinstance(value, dict):
             names = map(python_pattern, value) if key == "patternProperties" else value
