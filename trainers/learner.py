@@ -95,7 +95,8 @@ class Learner(Generic[Data]):
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.model, notes = load_policy(config.model, seed=config.seed, head=trainer.head)
         _check_length(config, self.model)
-        self.reference = ReferenceModel(self.model) if Pass.REF in algorithm.passes else None
+        fresh = config.model.lora is not None and config.model.lora.path is None
+        self.reference = ReferenceModel(self.model, fresh=fresh) if Pass.REF in algorithm.passes else None
         self._following = trainer if isinstance(trainer, ReferenceConfig) and trainer.sync_ref_model else None
         self.notes: list[str] = [*notes, *trainer.warnings()]
         if config.offline is None and routes(plain_model(self.model)):

@@ -26,7 +26,7 @@ from quintain.trainers.update import by_row
 def with_reference(
     examples: Sequence[Example], config: ExperimentConfig, *, check: Callable[[], None] = lambda: None
 ) -> list[Example]:
-    """`examples` with what the model of `config`, before training and without an adapter, says of them."""
+    """`examples` with what the model of `config`, before training and without an adapter of its own, says of them."""
     if not examples:
         return []
     rows = example_rows(examples).rows
@@ -42,7 +42,9 @@ def with_reference(
 
 
 def _scored(rows: Sequence[Row], config: ExperimentConfig, check: Callable[[], None]) -> list[Floats]:
-    model, _ = load_policy(config.model.model_copy(update={"lora": None}), seed=config.seed)
+    lora = config.model.lora
+    kept = lora if lora is not None and lora.path is not None else None
+    model, _ = load_policy(config.model.model_copy(update={"lora": kept}), seed=config.seed)
     model.eval()
     forward = PolicyForward(model, temperature=config.rollout.temperature, entropy=False)
     pieces = micro_batches(
@@ -65,8 +67,10 @@ def _scored(rows: Sequence[Row], config: ExperimentConfig, check: Callable[[], N
 def _key(rows: Sequence[Row], config: ExperimentConfig) -> str:
     """What the log-probabilities follow from, hashed; a model's weights by the size and time of their files."""
     model, temperature = config.model, config.rollout.temperature
+    adapter = model.lora.path if model.lora is not None else None
     digest = hashlib.sha256(f"{model.path} {model.dtype} {model.compute_dtype} {temperature}".encode())
-    for file in sorted(Path(model.path).glob("*")) if Path(model.path).is_dir() else ():
+    folders = [Path(folder) for folder in (model.path, adapter) if folder is not None]
+    for file in [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*"))]:
         digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     for row in rows:
         digest.update(row.segment.ids.tobytes() + row.segment.mask.tobytes())

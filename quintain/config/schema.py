@@ -21,8 +21,11 @@ from quintain.failure import QuintainError
 
 
 class LoraConfig(Section):
-    """Train a low-rank adapter (PEFT) in place of the whole model; the adapter-off model is the reference."""
+    """Train a low-rank adapter (PEFT) in place of the whole model; the model without it is the reference, or with the
+    adapter of `path` as it was."""
 
+    path: str | None = None
+    """A folder with an adapter to go on from (a checkpoint's `adapter`), of the model at model.path; null makes one."""
     r: Positive = 16
     """Rank of the adapter."""
     alpha: Positive = 32
@@ -31,6 +34,14 @@ class LoraConfig(Section):
     """Dropout on the adapter's input. Above 0 the sampler and the trainer no longer compute the same function."""
     target_modules: str | list[str] = "all-linear"
     """Which layers get an adapter, as PEFT names them."""
+
+    @model_validator(mode="after")
+    def _is_made_or_loaded(self) -> LoraConfig:
+        fields = type(self).model_fields
+        own = [name for name in ("r", "alpha", "target_modules") if getattr(self, name) != fields[name].default]
+        if self.path is not None and own:
+            raise ValueError(f"path: the adapter there has its own {' and '.join(own)}: leave out that, or path")
+        return self
 
 
 class ModelConfig(Section):

@@ -106,6 +106,8 @@ def _check_without_chance(model: Any) -> None:
 def _adapted(model: nn.Module, lora: LoraConfig) -> nn.Module:
     import peft
 
+    if lora.path is not None:
+        return _loaded_adapter(model, lora, lora.path)
     options = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -117,6 +119,24 @@ def _adapted(model: nn.Module, lora: LoraConfig) -> nn.Module:
         adapted: nn.Module = peft.get_peft_model(model, options)
     except ValueError as error:
         raise QuintainError(f"model.lora.target_modules: {str(error).splitlines()[0]}") from None
+    _check_mergeable(adapted, lora)
+    return adapted
+
+
+def _loaded_adapter(model: nn.Module, lora: LoraConfig, folder: str) -> nn.Module:
+    """`model` in the adapter of `folder`. QuintainError where there is none, or none that can be merged as ours are."""
+    import peft
+
+    try:
+        options: Any = peft.PeftConfig.from_pretrained(folder)
+        plain = isinstance(options, peft.LoraConfig) and not options.use_dora and options.bias == "none"
+        if not plain or options.modules_to_save:
+            raise ValueError("it is more than a plain LoRA (no DoRA, biases or modules trained in full)")
+        options.lora_dropout = lora.dropout
+        adapted: nn.Module = peft.PeftModel.from_pretrained(model, folder, config=options, is_trainable=True)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise QuintainError(f"model.lora.path: cannot go on from '{folder}': {reason}") from None
     _check_mergeable(adapted, lora)
     return adapted
 
@@ -155,13 +175,15 @@ def is_adapted(model: nn.Module) -> bool:
 
 
 class ReferenceModel:
-    """The policy before training: the model with its adapter off, or a frozen copy."""
+    """The policy before training: the model with its adapter off, where that is as it was made (`fresh`), or else a
+    frozen copy, which shares what is not trained."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, fresh: bool) -> None:
         self._model = model
         self.frozen: nn.Module | None = None
-        if not is_adapted(model):
-            self.frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        if not (is_adapted(model) and fresh):
+            shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+            self.frozen = copy.deepcopy(model, shared).eval().requires_grad_(False)
 
     def follow(self, share: float) -> None:
         """Move the copy towards the policy: `share` of it is the policy's afterwards (TR-DPO, arXiv 2404.09656)."""
