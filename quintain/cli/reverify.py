@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--reward", metavar="NAME", help="Compare with this named part of the old reward, not with all of it.")
 @click.option("--pass-at", type=float, default=1.0, show_default=True, help="The reward from which it is a pass.")
 @click.option("--env", "environment", help="The environment with the references. Default: the run's.")
+@click.option("--only", metavar="TITLE", help="Of a run's several environments this one alone.")
 @click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="An option of the environment (YAML value).")
 @click.option("--split", help="The split of the tasks, where trajectories do not say it.")
 @click.option("--reference-key", metavar="KEY", help="Judge by this entry of the reference.")
@@ -49,6 +50,7 @@ def command(
     reward: str | None,
     pass_at: float,
     environment: str | None,
+    only: str | None,
     args: tuple[str, ...],
     split: str | None,
     reference_key: str | None,
@@ -74,7 +76,7 @@ def command(
 
     chosen = parse_options(options, "--option")
     verifier, named = make_verifier(spec, chosen)
-    rows = reverify.load_stored(run)
+    rows = reverify.load_stored(run, only=only)
     source = Source(environment, parse_options(args, "--arg"), split, reference_key)
     references = references_of(run, rows, source)
     console = Console(stderr=as_json)

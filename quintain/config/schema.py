@@ -344,15 +344,6 @@ class ExperimentConfig(Section):
             raise QuintainError("environment: required, and not given")
         return found
 
-    @property
-    def played(self) -> EnvironmentConfig:
-        """The environment, where one is played. QuintainError where there is none, or more."""
-        first, *others = self.plays
-        if others:
-            names = ", ".join(environment.label for environment in self.plays)
-            raise QuintainError(f"environments: one environment is played here, and there are {names}: give one")
-        return first
-
     @field_validator("trainer", mode="before")
     @classmethod
     def _named(cls, data: Any) -> Any:

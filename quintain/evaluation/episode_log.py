@@ -6,7 +6,8 @@
 Invariants:
 - a line is written with one call and counts once it ends in a newline: `kill -9` costs at most the episode that was
   being written, which is then done again;
-- an episode is known by its task's index and its member; a later line of the same one replaces the earlier;
+- an episode is known by its environment, its task's index and its member; a later line of the same one replaces the
+  earlier;
 - one process at a time has the folder open.
 """
 
@@ -58,8 +59,8 @@ class EpisodeLog(Closing):
             raise
 
     @property
-    def finished(self) -> Mapping[Place, Trajectory]:
-        """The episodes that are done, failed ones included."""
+    def finished(self) -> Mapping[tuple[str, Place], Trajectory]:
+        """The episodes that are done, failed ones included, by environment and place."""
         return self._finished
 
     def settle(self, name: str, value: Any) -> None:
@@ -81,7 +82,7 @@ class EpisodeLog(Closing):
                 f"cannot write {self.path / EPISODES}: {error.strerror}; free space on its disk, then run it again"
             )
             raise FailureError(Failure.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False)) from error
-        self._finished[_place(trajectory)] = trajectory
+        self._finished[known_by(trajectory)] = trajectory
 
     def close(self) -> None:
         """Let go of the folder; what was added is on disk."""
@@ -115,10 +116,10 @@ class EpisodeLog(Closing):
             draft.write_text(json.dumps(before | self._identity, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             draft.replace(file)
 
-    def _read(self) -> dict[Place, Trajectory]:
+    def _read(self) -> dict[tuple[str, Place], Trajectory]:
         episodes, whole = read_episodes(self.path)
         os.ftruncate(self._file, whole)
-        return {_place(episode): episode for episode in episodes}
+        return {known_by(episode): episode for episode in episodes}
 
 
 def read_episodes(folder: Path) -> tuple[list[Trajectory], int]:
@@ -149,5 +150,6 @@ def _holds_something(folder: Path) -> bool:
     return any(path.name not in begun or (path.name == EPISODES and path.stat().st_size) for path in folder.iterdir())
 
 
-def _place(trajectory: Trajectory) -> Place:
-    return trajectory.index, trajectory.member
+def known_by(trajectory: Trajectory) -> tuple[str, Place]:
+    """What tells an episode from the others of an evaluation."""
+    return trajectory.environment, (trajectory.index, trajectory.member)

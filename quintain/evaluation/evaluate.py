@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quintain.config import EvaluationConfig, ExperimentConfig, VLLMConfig, load_config, write_config
-from quintain.evaluation.episode_log import EVALUATION, EpisodeLog
+from quintain.config import EnvironmentConfig, EvaluationConfig, ExperimentConfig, VLLMConfig, load_config, write_config
+from quintain.evaluation.episode_log import EVALUATION, EpisodeLog, Place
 from quintain.evaluation.figures import Figures, figures_json, figures_of, figures_table
 from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
 from quintain.failure import QuintainError, one_line
@@ -37,7 +37,7 @@ from quintain.launch.servers import Address, start_environments, start_rollout
 from quintain.launch.supervisor import Supervisor, share_cores
 from quintain.trajectory import Group, Trajectory
 
-CHAT: Final = ("renderer", "tool_calls", "thinking", "chat_template_kwargs", "stop", "stop_ids")
+CHAT: Final = ("renderer", "tool_calls", "thinking", "date", "chat_template_kwargs", "stop", "stop_ids")
 """The options of `rollout` that say how messages are shown and read."""
 
 HASHED_BYTES: Final = 1 << 16
@@ -98,7 +98,7 @@ def identity_of(config: ExperimentConfig, endpoint: Endpoint | None) -> dict[str
 
     How many tasks and samples, and which figures, may change from one session to the next.
     """
-    evaluation, environment, rollout = config.evaluation, config.played, config.rollout
+    evaluation, rollout = config.evaluation, config.rollout
     assert evaluation is not None
     model: dict[str, Any]
     sampling: dict[str, Any]
@@ -110,16 +110,23 @@ def identity_of(config: ExperimentConfig, endpoint: Endpoint | None) -> dict[str
     else:
         model = {"endpoint": endpoint.url, "name": endpoint.model}
         sampling = {**endpoint.request, "seeds": endpoint.send_seed}
+    played = {one.label: _identity_of_environment(one, evaluation) for one in config.plays}
     return {
-        "environment": environment.name or "url",  # a server's address may change, what is there is asked
-        "environment_options": environment.args,
-        "split": environment.heldout_split or evaluation.split,
+        **(next(iter(played.values())) if len(played) == 1 else {"environments": played}),
         "model": model,
         "temperature": evaluation.temperature,
         "sampling": sampling,
         "seed": config.seed,
         "max_turns": rollout.max_turns,
         "attempts": rollout.attempts,
+    }
+
+
+def _identity_of_environment(environment: EnvironmentConfig, evaluation: EvaluationConfig) -> dict[str, Any]:
+    return {
+        "environment": environment.name or "url",  # a server's address may change, what is there is asked
+        "environment_options": environment.args,
+        "split": environment.heldout_split or evaluation.split,
     }
 
 
@@ -181,26 +188,21 @@ class _Session:
         self.began = time.monotonic()
 
     def run(self, *, as_json: bool) -> int:
-        from quintain.envs.client import EnvClient
-
         folder = self._server_folder()
         self.console.print("starting the environment server")
-        (environment,) = start_environments(self.supervisor, self.config, folder)
-        client = EnvClient(environment.url, environment.token)
-        about = asyncio.run(client.metadata())
-        self.log.settle("environment_version", f"{about.name} {about.version}")
-        size = heldout_size(self.config, self.config.played, client)
-        wanted = [(index, member) for index in range(size) for member in range(self.asked.samples)]
+        addresses = start_environments(self.supervisor, self.config, folder)
+        parts = [self._part(*each) for each in zip(self.config.plays, addresses, strict=True)]
+        wanted = [(part.label, place) for part in parts for place in part.wanted]
         finished = {
-            place: row for place, row in self.log.finished.items() if row.failure is None or not self.asked.retry_failed
+            key: row for key, row in self.log.finished.items() if row.failure is None or not self.asked.retry_failed
         }
-        left = [place for place in wanted if place not in finished]
-        if len(left) < len(wanted):
-            self.console.print(f"going on: {len(wanted) - len(left)} of {len(wanted)} episodes are there already")
+        left = sum(key not in finished for key in wanted)
+        if left < len(wanted):
+            self.console.print(f"going on: {len(wanted) - left} of {len(wanted)} episodes are there already")
         tally = _Tally(self.asked.pass_at)
-        for place in wanted:
-            if place in finished:
-                tally.add(finished[place])
+        for key in wanted:
+            if key in finished:
+                tally.add(finished[key])
         with Display(self.console, steps=len(wanted), unit="episode") as display:
             display.begin(tally.episodes)
             display.phase("playing episodes")
@@ -211,40 +213,45 @@ class _Session:
                 display.count(tally.episodes, str(tally))
 
             if left:
-                self._play(left, environment, folder, keep)
-        rows = [self.log.finished[place] for place in wanted]
-        figures = figures_of(rows, ks=self.asked.ks, pass_at=self.asked.pass_at)
-        self._report(rows, figures, as_json=as_json)
+                missing = [[place for place in part.wanted if (part.label, place) not in finished] for part in parts]
+                self._play(parts, missing, folder, keep)
+        self._report(parts, as_json=as_json)
         return 0
 
+    def _part(self, environment: EnvironmentConfig, address: Address) -> _Part:
+        """What is to be played in `environment`, which is served at `address`."""
+        from quintain.envs.client import EnvClient
+
+        client = EnvClient(address.url, address.token)
+        about = asyncio.run(client.metadata())
+        of = f" of {environment.label}" if len(self.config.plays) > 1 else ""
+        self.log.settle(f"environment_version{of}", f"{about.name} {about.version}")
+        size, samples = heldout_size(self.config, environment, client), self.asked.samples
+        return _Part(environment, address, [(index, member) for index in range(size) for member in range(samples)])
+
     def _play(
-        self, left: list[tuple[int, int]], environment: Address, folder: RunFolder, keep: Callable[[Trajectory], None]
+        self,
+        parts: Sequence[_Part],
+        missing: Sequence[Sequence[Place]],
+        folder: RunFolder,
+        keep: Callable[[Trajectory], None],
     ) -> None:
         config, rollout, endpoint = self.config, self.config.rollout, self.asked.endpoint
-        episodes = Episodes(
-            config.played.heldout_split or self.evaluation.split,
-            left,
-            config.seed,
-            rollout.max_turns,
-            rollout.attempts,
-            config.played.label,
-        )
+        server = None
         if endpoint is None:
-            server = start_rollout(self.supervisor, config, folder, [environment])
-            play_on_server(
-                episodes,
-                server,
-                temperature=self.evaluation.temperature,
-                restarts=config.rollout.restarts,
-                keep=keep,
-                check=self.supervisor.check,
-            )
-        else:
-            temperature = {"temperature": self.evaluation.temperature}
-            request = {k: v for k, v in {**temperature, **endpoint.request}.items() if v is not None}
-            asked = replace(endpoint, request=request)
-            step_timeout_s = config.played.step_timeout_s
-            asyncio.run(play_at_endpoint(episodes, asked, environment, step_timeout_s, keep, self.supervisor.check))
+            server = start_rollout(self.supervisor, config, folder, [part.address for part in parts])
+        for part, left in zip(parts, missing, strict=True):
+            environment, check = part.environment, self.supervisor.check
+            split = environment.heldout_split or self.evaluation.split
+            episodes = Episodes(split, left, config.seed, rollout.max_turns, rollout.attempts, part.label)
+            if server is not None:
+                temperature, restarts = self.evaluation.temperature, config.rollout.restarts
+                play_on_server(episodes, server, temperature=temperature, restarts=restarts, keep=keep, check=check)
+            elif left:
+                assert endpoint is not None  # there is no server
+                asked = {"temperature": self.evaluation.temperature, **endpoint.request}
+                told = replace(endpoint, request={k: v for k, v in asked.items() if v is not None})
+                asyncio.run(play_at_endpoint(episodes, told, part.address, environment.step_timeout_s, keep, check))
 
     def _server_folder(self) -> RunFolder:
         """A new folder for this session's servers."""
@@ -255,21 +262,30 @@ class _Session:
             raise QuintainError(f"cannot write into {self.log.path}: {error.strerror}") from None
         return new_run(self.config, self.log.path / "server")
 
-    def _report(self, rows: list[Trajectory], figures: Figures, *, as_json: bool) -> None:
-        from quintain.trainers.heldout import evaluation_of
-
+    def _report(self, parts: Sequence[_Part], *, as_json: bool) -> None:
         elapsed_s = time.monotonic() - self.began
-        result = evaluation_of([Group("", 0, tuple(rows))], step=0, elapsed_s=elapsed_s)
-        about = _about(self.config, self.asked)
-        told = {**figures_json(figures), **about, "elapsed_s": round(elapsed_s, 2)}
+        asked, about = self.asked, _about(self.config, self.asked)
+        rows = {part.label: [self.log.finished[part.label, place] for place in part.wanted] for part in parts}
+        figures = {label: figures_of(found, ks=asked.ks, pass_at=asked.pass_at) for label, found in rows.items()}
+        each = {label: figures_json(found) for label, found in figures.items()}
+        told = {**(each[parts[0].label] if len(parts) == 1 else {"environments": each}), **about}
+        told["elapsed_s"] = round(elapsed_s, 2)
         _write_figures(self.log.path, told)
-        if result.heldout is None:
-            failures = {str(row.failure) for row in rows}
-            raise QuintainError(f"all {len(rows)} episodes failed: {sorted(failures)[0]}")
+        for label, found in rows.items():
+            if not figures[label].verified:
+                of, why = f" of {label}" if len(parts) > 1 else "", min(str(row.failure) for row in found)
+                raise QuintainError(f"all {len(found)} episodes{of} failed: {why}")
         if as_json:
             print(json.dumps(told))
             return
-        table = Table("question", "answer", "reward")
+        for label, found in rows.items():
+            self._show(label if len(parts) > 1 else "", found, figures[label], elapsed_s)
+
+    def _show(self, label: str, rows: list[Trajectory], figures: Figures, elapsed_s: float) -> None:
+        from quintain.trainers.heldout import evaluation_of
+
+        result = evaluation_of([Group("", 0, tuple(rows))], step=0, elapsed_s=elapsed_s)
+        table = Table("question", "answer", "reward", title=label or None, title_justify="left")
         for sample in pick(result.samples, self.evaluation.samples_shown):
             table.add_row(Text(sample.prompt), Text(one_line(sample.answer) or "(nothing)"), f"{sample.reward:g}")
         self.console.print(table, figures_table(figures))
@@ -278,6 +294,19 @@ class _Session:
             f" in {result.elapsed_s:.1f} s",
             highlight=False,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One environment of an evaluation: where it is served, and the places of its episodes."""
+
+    environment: EnvironmentConfig
+    address: Address
+    wanted: Sequence[Place]
+
+    @property
+    def label(self) -> str:
+        return self.environment.label
 
 
 class _Tally:

@@ -138,7 +138,11 @@ def _play_run(
     with RolloutClient(server.url, server.token, poll=lambda progress: check()) as client:
         while missing:
             request = RunRequest(
-                episodes.split, tuple(missing), seed=member_seed(episodes.seed, member), temperature=temperature
+                episodes.split,
+                tuple(missing),
+                seed=member_seed(episodes.seed, member),
+                temperature=temperature,
+                environment=episodes.environment,
             )
             try:
                 run = client.submit(request).run

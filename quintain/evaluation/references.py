@@ -32,16 +32,18 @@ class Source:
 
 def references_of(run: Path, rows: Sequence[Stored], source: Source) -> list[Any]:
     """The reference of each of `rows`, None for those that failed. Raises QuintainError where it cannot be known."""
-    environment, options = source.spec, dict(source.options)
-    if environment is None:
-        environment, options = _environment_of(_config_of(run), options)
-    splits: dict[str, TaskSource] = {}
-    return [
-        None
-        if row.trajectory.reward is None
-        else _reference(environment, options, row.trajectory, source.split, source.key, splits)
-        for row in rows
-    ]
+    config = None if source.spec is not None else _config_of(run)
+    splits: dict[tuple[str, str], TaskSource] = {}
+    found: list[Any] = []
+    for row in (stored.trajectory for stored in rows):
+        if row.reward is None:
+            found.append(None)
+            continue
+        split = source.split if source.split is not None else _split_of(row)
+        if (row.environment, split) not in splits:
+            splits[row.environment, split] = _tasks_of(row.environment, split, source, config)
+        found.append(_reference(splits[row.environment, split], split, row, source.key))
+    return found
 
 
 def _config_of(run: Path) -> ExperimentConfig:
@@ -51,35 +53,33 @@ def _config_of(run: Path) -> ExperimentConfig:
     raise QuintainError(f"{run} has no config.yaml that names its environment: give --env")
 
 
-def _environment_of(config: ExperimentConfig, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    environment = config.played
-    if environment.name is None:
-        raise QuintainError(
-            f"the run's environment is a server, {environment.url}, and a server never tells references:"
-            " give --env with the class that it serves"
-        )
-    return environment.name, {**environment.args, **options}
-
-
-def _reference(
-    environment: str,
-    options: Mapping[str, Any],
-    row: Trajectory,
-    split: str | None,
-    key: str | None,
-    splits: dict[str, TaskSource],
-) -> Any:
+def _tasks_of(environment: str, split: str, source: Source, config: ExperimentConfig | None) -> TaskSource:
+    """The tasks of `split` of what trajectories call `environment`."""
     from quintain.envs.options import bind
     from quintain.envs.registry import resolve
 
-    of = split if split is not None else _split_of(row)
-    if of not in splits:
-        splits[of] = bind(resolve(environment), options).tasks(of)
+    spec, options = source.spec, dict(source.options)
+    if config is not None:
+        several = {played.label: played for played in config.plays}
+        played = several.get(environment) if len(several) > 1 else config.plays[0]
+        if played is None:
+            raise QuintainError(f"the run has no environment {environment!r} (it has {', '.join(several)}): give --env")
+        if played.name is None:
+            raise QuintainError(
+                f"the run's environment is a server, {played.url}, and a server never tells references:"
+                " give --env with the class that it serves"
+            )
+        spec, options = played.name, {**played.args, **options}
+    assert spec is not None  # there is a config where none was given
+    return bind(resolve(spec), options).tasks(split)
+
+
+def _reference(tasks: TaskSource, split: str, row: Trajectory, key: str | None) -> Any:
     try:
-        reference = splits[of][row.index].reference
+        reference = tasks[row.index].reference
     except IndexError:
         raise QuintainError(
-            f"{environment} has no task {row.index} in the split '{of}', which trajectory {row.id} is of:"
+            f"the environment has no task {row.index} in the split '{split}', which trajectory {row.id} is of:"
             " give --env and --arg as the run had them"
         ) from None
     if key is None:

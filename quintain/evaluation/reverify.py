@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from quintain.evaluation.episode_log import EPISODES, read_episodes
+from quintain.evaluation.episode_log import EPISODES, known_by, read_episodes
 from quintain.evaluation.passk import Estimate, mean_estimate
 from quintain.failure import QuintainError
 from quintain.nearest import IDENTIFIER
@@ -81,11 +81,20 @@ class RescoreReport:
     outcomes: Mapping[str, int]
 
 
-def load_stored(run: Path) -> list[Stored]:
+def load_stored(run: Path, *, only: str | None = None) -> list[Stored]:
     """The trajectories of a run, of an evaluation's folder, of a folder of Parquet files, or of one such file.
 
-    Raises QuintainError where there are none.
+    With `only` those of that environment. Raises QuintainError where there are none.
     """
+    rows = _stored(run)
+    found = [row for row in rows if only in (None, row.trajectory.environment)]
+    if rows and not found:
+        names = ", ".join(sorted({row.trajectory.environment for row in rows}))
+        raise QuintainError(f"--only: no trajectory is of {only!r}: they are of {names}")
+    return found
+
+
+def _stored(run: Path) -> list[Stored]:
     if (run / TRAJECTORIES).is_dir():
         return list(read_trajectories(run / TRAJECTORIES))
     if (run / EPISODES).is_file():
@@ -97,7 +106,7 @@ def load_stored(run: Path) -> list[Stored]:
 
 def _latest(rows: Sequence[Trajectory]) -> list[Trajectory]:
     """An evaluation's episodes in order; one that was played again counts as it came out last."""
-    return [row for _, row in sorted({(row.index, row.member): row for row in rows}.items())]
+    return [row for _, row in sorted({known_by(row): row for row in rows}.items())]
 
 
 def answer_of(row: Trajectory, answer: AnswerFrom) -> str:
@@ -181,12 +190,13 @@ def class_of(reward: float | None, pass_at: float) -> str:
 def _by_task(
     rows: Sequence[Rescored], value: Callable[[float, float], float], rate: bool | None = None
 ) -> Estimate | None:
-    tasks: dict[tuple[str, int], list[float]] = {}
+    tasks: dict[tuple[str, str, int], list[float]] = {}
     for row in rows:
         assert row.before is not None
         assert row.after is not None
         trajectory = row.stored.trajectory
-        tasks.setdefault((trajectory.task, trajectory.index), []).append(value(row.before, row.after))
+        task = (trajectory.environment, trajectory.task, trajectory.index)
+        tasks.setdefault(task, []).append(value(row.before, row.after))
     return mean_estimate(list(tasks.values()), rate=rate)
 
 

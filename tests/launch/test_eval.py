@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from quintain.evaluation.episode_log import read_episodes
 
@@ -95,6 +96,28 @@ def test_an_evaluation_that_is_killed_or_loses_its_server_ends_with_the_figures_
     (server,) = (child for child in servers(process) if "quintain.rollout.server.process" in child.cmdline())
     server.kill()
     assert figures(process)[0] == whole
+
+
+def test_a_list_of_environments_is_played_by_one_server_each_by_its_name(tmp_path: Path, tiny_model: Path) -> None:
+    listed = [{"name": f"{ENVS}:Letters", "title": title} for title in ("one", "other")]
+    engine = {"engine": f"{ROOT / 'tests' / 'fake_engine.py'}:of_run", "dtype": "float32", "max_completion_length": 8}
+    config = {"model": {"path": str(tiny_model)}, "environments": listed, "rollout": engine}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        sys.executable,
+        "-m",
+        "quintain",
+        "eval",
+        str(tmp_path / "e.yaml"),
+        "--json",
+        f"--output={tmp_path / 'o'}",
+    ]
+    told, _ = figures(subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT))
+    assert {name: each["verified"] for name, each in told["environments"].items()} == {"one": 6, "other": 6}
+    rows, _ = read_episodes(tmp_path / "o")
+    assert sorted((row.environment, row.index) for row in rows) == [
+        (name, index) for name in ("one", "other") for index in range(6)
+    ]
 
 
 def test_a_folder_is_one_models_and_one_process_at_a_time(tmp_path: Path, tiny_model: Path) -> None:

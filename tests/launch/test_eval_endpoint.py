@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from quintain.cli import main
 from quintain.evaluation.episode_log import read_episodes
@@ -105,6 +106,28 @@ def test_more_samples_go_on_from_the_fewer_and_another_evaluation_is_refused_in_
         (tmp_path / "other" / "file").touch()
         _, err = finish(start(at[0], f"--output={tmp_path / 'other'}"), expect=2)
         assert "is no evaluation's folder" in err
+
+
+def test_each_environment_of_a_list_has_figures_of_its_own_and_an_evaluation_of_them_goes_on(tmp_path: Path) -> None:
+    listed = [{"name": f"{ENVS}:Guess", "title": "guess"}, {"name": f"{ENVS}:Guess", "title": "broken"}]
+    listed[1]["args"] = {"breaks": True}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({"model": {"path": "m"}, "environments": listed}))
+
+    def ask(*flags: str) -> tuple[dict[str, Any], str]:
+        command = [sys.executable, "-m", "quintain", "eval", str(tmp_path / "e.yaml"), "--model=m", "--json"]
+        out, err = finish(subprocess.Popen([*command, *flags], stdout=-1, stderr=-1, text=True, cwd=ROOT))
+        return json.loads(out.splitlines()[-1]), err
+
+    with fake_openai(lambda request: {"content": str(number(request))}) as fake:
+        flags = [f"--endpoint={fake.url}", f"--output={tmp_path / 'o'}", "--set=rollout.attempts=1"]
+        ask(*flags, "-n", "2")
+        told, err = ask(*flags)
+        assert "going on: 4 of 16 episodes are there already" in err
+        assert len(fake.asked) == 16
+    assert list(told["environments"]) == ["guess", "broken"]
+    guess, broken = told["environments"].values()
+    assert (guess["verified"], guess["failed"], guess["mean_reward"]) == (8, 0, 1.5)
+    assert (broken["verified"], broken["failures"]) == (7, {"crashed in step": 1})
 
 
 def test_failures_are_no_zeros_and_are_played_again_only_if_asked(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,22 @@ def test_what_changed_is_counted_shown_and_written_beside_the_old_files(run: Pat
     )
     says = reverify(run, "--verifier", f"{VERIFIERS}:starts_alike", "--write", expect=2)
     assert "exists: give --name, or remove it" in says
+
+
+def test_trajectories_of_several_environments_are_judged_by_the_references_of_their_own(run: Path) -> None:
+    listed = [{"name": f"{ENVS}:Guess", "title": "one"}, {"name": f"{ENVS}:Calculator", "title": "other"}]
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": {"path": "m"}, "environments": listed}))
+    rows = [
+        replace(trajectory(place, 0, answer, 0.0), environment=title)  # the first answers are 0 and 0 + 1
+        for place, (title, answer) in enumerate([("one", "0"), ("one", "1"), ("other", "1"), ("other", "0")])
+    ]
+    write_trajectories(run / "trajectories", 2, [Group(row.group, row.index, (row,)) for row in rows])
+    for step in (0, 1):
+        (run / "trajectories" / f"step-{step:06d}.parquet").unlink()
+    told = figures(run, "--verifier=exact")
+    assert [row["id"] for row in told["examples"]] == ["00000000/000", "00000002/000"]
+    assert figures(run, "--verifier=exact", "--only=other")["rescored"] == 2
+    assert "they are of one, other" in reverify(run, "--verifier=exact", "--only=third", expect=2)
 
 
 def test_people_get_the_tables(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

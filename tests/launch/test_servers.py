@@ -76,7 +76,7 @@ def test_a_split_without_tasks_is_one_line_before_anything_is_sampled() -> None:
 
     config = parse_config("model: {path: m}\nenvironment: {name: math}")
     with pytest.raises(QuintainError, match=r"^environment.split: 'train' has no tasks: choose another$"):
-        check_split(config.played, LocalClient(Nothing))
+        check_split(config.plays[0], LocalClient(Nothing))
 
 
 def test_only_its_owner_can_read_the_config_of_a_run(tmp_path: Path) -> None:

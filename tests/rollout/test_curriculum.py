@@ -193,7 +193,7 @@ def test_the_file_s_curriculum_reaches_the_plan() -> None:
 def test_a_curriculum_that_makes_no_sense_is_one_line_before_anything_heavy_loads(curriculum: str, says: str) -> None:
     def checked() -> None:
         config = parse_config(f"model: {{path: m}}\nenvironment: {{name: math, curriculum: {curriculum}}}")
-        check_split(config.played, LocalClient(MathEnv))
+        check_split(config.plays[0], LocalClient(MathEnv))
 
     with pytest.raises(QuintainError) as caught:
         checked()
@@ -204,4 +204,4 @@ def test_a_curriculum_that_makes_no_sense_is_one_line_before_anything_heavy_load
 def test_a_finite_split_is_taken_whole() -> None:
     config = parse_config(FILE)
     with pytest.raises(QuintainError, match="the split 'train' is finite, it has 12: drop it"):
-        check_split(config.played, LocalClient(Graded))
+        check_split(config.plays[0], LocalClient(Graded))

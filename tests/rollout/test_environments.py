@@ -181,11 +181,6 @@ def test_no_token_of_a_server_is_written_down() -> None:
     assert parse_config(dump_config(config)).plays[0].url == "http://a:1"
 
 
-def test_where_one_environment_is_played_several_are_refused_by_name() -> None:
-    with pytest.raises(QuintainError, match="there are math, calculator"):
-        _ = parse_config(FILE).played
-
-
 def test_an_environment_given_to_an_evaluation_is_in_place_of_the_file_s_list() -> None:
     config = parse_config(FILE, ["environment={name: code}", "environments=[]"])
-    assert config.played.label == "code"
+    assert [played.label for played in config.plays] == ["code"]
