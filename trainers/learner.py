@@ -392,7 +392,7 @@ class Learner(Generic[Data]):
     def _prepared(self, model: nn.Module, forward: PolicyForward | ValueForward) -> Trained:
         """`model` with the optimiser of its own, both as Accelerate wraps them; `forward` runs it on a piece."""
         sharded = self._sharded(forward) if self._shards else None  # before the optimiser sees the parameters
-        optimizer = optimizer_of(self.config.trainer, parameters_of(model))
+        optimizer = optimizer_of(self.config.trainer, model)
         if sharded is not None:
             return Trained(model, sharded, self.accelerator.prepare_optimizer(optimizer), None)
         prepared: tuple[Any, Any] = self.accelerator.prepare(forward, optimizer)

@@ -23,8 +23,9 @@ class TrainerConfig(Section):
 
     learning_rate: Rate = 1e-6
     """Peak learning rate."""
-    optim: Literal["adamw", "sgd", "adafactor", "adamw_8bit"] = "adamw"
-    """The optimiser: torch's, or bitsandbytes' 8-bit AdamW where that is installed."""
+    optim: Literal["adamw", "sgd", "adafactor", "muon", "adamw_8bit"] = "adamw"
+    """The optimiser: torch's, or bitsandbytes' 8-bit AdamW where that is installed. muon is for matrices, scaled to the
+    learning rate of AdamW, which has the embeddings, the head and all that is no matrix."""
     lr_scheduler_type: Literal[
         "constant", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
         "warmup_stable_decay",

@@ -234,6 +234,7 @@ CASES: dict[str, Case] = {
     "dppo": Case("grpo", {"loss_type": "dppo_tv"}),
     "grpo by turns": Case("grpo", {"credit": "turn", "discount": 0.9}, by_turn),
     "grpo with another optimiser": Case("grpo", {"optim": "adafactor"}),
+    "grpo with muon": Case("grpo", {"optim": "muon"}),
     "nash-md": Case("nash_md"),
     "sdpo": Case("sdpo", {"success_reward_threshold": 0.0, "num_iterations": 2}, told),
     "clip-cov": Case("grpo", {"covariance": "clip", "covariance_ratio": 0.2, "covariance_bounds": [0.1, 9.0]}),
