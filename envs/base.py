@@ -65,9 +65,9 @@ class Step:
     """The environment's answer to an action.
 
     `terminated`: the task has come to its end. `truncated`: a limit came first. `info["rewards"]`, where
-    present, names the parts of the reward: a mapping of names to finite floats. `reward` is for the seat that
-    acted; `others` is what other seats are paid, for their last turns. Raises FailureError (invalid, at stage step)
-    where a number is none or not finite.
+    present, names the parts of the reward: a mapping of names to finite floats; `info["outcome"]` is a verdict's, and
+    the trajectory keeps the last one. `reward` is for the seat that acted; `others` is what other seats are paid, for
+    their last turns. Raises FailureError (invalid, at stage step) where a number is none or not finite.
     """
 
     observation: Observation

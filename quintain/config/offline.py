@@ -25,6 +25,11 @@ class OfflineConfig(TrainerConfig):
     max_dropped: Fraction = 0.05
     """Most of the rows that may be left out because nothing to train on is left of them; more ends the run."""
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether `max_steps` says how long the run is; passes over the data do where they are asked for."""
+        return self.num_train_epochs is None
+
 
 class ReferenceConfig(OfflineConfig):
     """How a model learns beside a reference: itself, before training."""

@@ -73,13 +73,18 @@ class TrainerConfig(Section):
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> TrainerConfig:
-        if self.warmup_steps > self.max_steps:
+        if self.counts_steps and self.warmup_steps > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
         if self.router_aux_loss_coef > 0 and not self.balances_experts:
             raise ValueError(
                 f"router_aux_loss_coef: {self.algorithm} cannot balance experts with these options: drop it"
             )
         return self
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether `max_steps` says how long the run is."""
+        return True
 
     @property
     def epochs(self) -> int:

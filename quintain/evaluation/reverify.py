@@ -244,7 +244,8 @@ def rewritten(row: Rescored, name: str, about: Mapping[str, Any]) -> Trajectory:
     if turns and verdict.score is not None:
         turns[-1] = dataclasses.replace(turns[-1], reward=verdict.score)
     before = {"reward": old.reward, "rewards": dict(old.rewards), "ending": str(old.ending)}
-    said = {**about, "outcome": str(verdict.outcome), "detail": _plain(verdict.detail), "before": before}
+    before |= {"outcome": old.info.get("outcome")}
+    said = {**about, "detail": _plain(verdict.detail), "before": before}
     return dataclasses.replace(
         old,
         turns=tuple(turns),
@@ -252,7 +253,7 @@ def rewritten(row: Rescored, name: str, about: Mapping[str, Any]) -> Trajectory:
         reward=verdict.score,
         failure=verdict.failure,
         rewards={} if verdict.score is None else {name: verdict.score},
-        info={**old.info, "reverified": said},
+        info={**old.info, "outcome": str(verdict.outcome), "reverified": said},
     )
 
 

@@ -90,7 +90,7 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
 def with_choices_of(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
     """`config` with what `earlier` chose where it leaves the choice: number types, how messages are shown, steps."""
     model, rollout, trainer = config.model, config.rollout, config.trainer
-    if config.offline is not None and config.offline.num_train_epochs is not None:
+    if not trainer.counts_steps:
         trainer = trainer.model_copy(update={"max_steps": earlier.trainer.max_steps})
     if model.compute_dtype == "auto":
         model = model.model_copy(update={"compute_dtype": earlier.model.compute_dtype})

@@ -161,6 +161,8 @@ class Attempt(ABC):
             self._pay(step.others)
             for name, value in dict(step.info.get("rewards", {})).items():
                 self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
+            if "outcome" in step.info:  # the last verdict's
+                self.info["outcome"] = step.info["outcome"]
             if step.terminated:
                 return Ending.TERMINATED
             if step.truncated or len(self.turns) >= self.spec.max_turns:

@@ -237,8 +237,8 @@ def test_a_run_on_data_that_was_killed_goes_on_to_the_very_same_weights(run: Run
         ),
         (
             '{"prompt": "p", "chosen": "a", "rejected": "b"}',
-            {"trainer": {"num_train_epochs": 1, "warmup_steps": 5}},
-            "are more than the 1 steps",
+            {"trainer": {"num_train_epochs": 1, "warmup_steps": 500}},
+            "500 are more than the 1 steps of this data",
         ),
     ],
     ids=str,

@@ -94,6 +94,7 @@ def test_what_changed_is_counted_shown_and_written_beside_the_old_files(run: Pat
     assert [(step, row.reward) for step, row in new] == [(0, 1.0), (0, 0.0), (1, 0.0), (1, 1.0), (1, None)]
     assert pack(new[4][1]) == pack(ROWS[4])
     row = new[2][1]
+    assert row.info["outcome"] == "wrong"
     assert (row.rewards, row.turns[0].reward, row.info["reverified"]["before"]["reward"]) == (
         {"starts_alike": 0.0},
         0.0,

@@ -16,15 +16,20 @@ from hypothesis import strategies as st
 from trl.data_utils import pack_dataset
 
 from quintain.config.dataset import DatasetConfig, satisfies
+from quintain.envs import LocalClient, SingleTurnEnv, Task, user
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
 from quintain.rollout.chat.template import TemplateChat
+from quintain.rollout.episodes.episode import run_episode
 from quintain.rollout.journal.parquet import write_trajectories
 from quintain.trainers.data_items import Form, items_of
 from quintain.trainers.datasets import ExampleSource, drawn, packed, rendered, rows_of, sampled_examples
 from quintain.trainers.examples import Renderer, RenderOptions
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
+from ..fake_engine import FakeEngine
+from ..rollout.stage import CHAT as BYTES
+from ..rollout.test_scheduler import spec
 from .test_examples import CHAT, smol
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
@@ -145,6 +150,33 @@ def test_of_a_run_those_trajectories_are_taken_that_are_as_asked_with_their_very
         turns = 3 if number == 2 else 1
         assert example.ids[0].tolist() == [number * 100 + turn * 10 + k for turn in range(turns) for k in range(5)]
         assert example.trained[0] == tuple((5 * turn + 2, 5 * turn + 5) for turn in range(turns))
+
+
+class Colour(SingleTurnEnv):
+    """Asks for a colour; green is right."""
+
+    verifier = "exact"
+
+    @classmethod
+    def tasks(cls, split: str) -> list[Task]:
+        return [Task("sky", (user("Which colour?"),), reference="green")]
+
+
+async def test_the_verdict_on_an_episode_that_was_played_says_whether_it_is_trained_on(tmp_path: Path) -> None:
+    async with LocalClient(Colour) as client:
+        played = [
+            await run_episode(
+                spec(id=said, task=Colour.tasks("train")[0]),
+                make_env=client.episode,
+                engine=FakeEngine(lambda *_, ids=[*said.encode(), 0]: ids, words=128),
+                chat=BYTES,
+            )
+            for said in ("green", "red", "blue")
+        ]
+    write_trajectories(tmp_path / "trajectories", 0, [Group("g", 0, tuple(played))])
+    for verdict, kept in (("correct", ["green"]), ("wrong", ["red", "blue"])):
+        examples = sampled_examples(DatasetConfig(run=str(tmp_path), where={"verdict": verdict}))
+        assert [example.where.rsplit(" ", 1)[1] for example in examples] == kept
 
 
 def test_a_filter_that_leaves_nothing_is_told_with_what_there_was(run: str) -> None:
