@@ -23,7 +23,7 @@ from quintain.config.offline import (
     SFTConfig,
 )
 from quintain.config.ppo import PPOConfig
-from quintain.config.preference import PreferenceOptions
+from quintain.config.preference import SORTED, PreferenceOptions
 from quintain.config.section import Fraction, Positive, Rate
 from quintain.config.trainer import GroupConfig, OnlineConfig
 
@@ -122,6 +122,12 @@ class OnlineDPOConfig(PreferenceOptions, GroupConfig):
     xpo_alpha: Rate = 0.0
     """Weight of XPO's exploration: how likely the policy is to say what the reference would, which is minimised; TRL's
     XPOConfig has 1e-5."""
+
+    @model_validator(mode="after")
+    def _a_pair_stands_alone(self) -> OnlineDPOConfig:
+        if sorts := ", ".join(sorted(SORTED & set(self.loss_type))):
+            raise ValueError(f"loss_type: {sorts} sorts the pairs of a data set's batch, which dpo has: take another")
+        return self
 
     @property
     def needs_reference(self) -> bool:

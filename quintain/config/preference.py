@@ -31,7 +31,7 @@ BY_DIFFERENCE: frozenset[PairLossType] = frozenset(
 )
 """The loss types made of the difference of the two rewards: those that another f-divergence has a meaning for."""
 SORTED: frozenset[PairLossType] = frozenset(("aot", "aot_unpaired"))
-"""The loss types that sort the pairs of a micro-batch: the only ones that depend on how a batch is cut."""
+"""The loss types that sort a step's pairs, which are then in one micro-batch however many tokens they have."""
 
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

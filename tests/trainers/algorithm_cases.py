@@ -181,6 +181,7 @@ CASES: dict[str, Case] = {
         },
         data=pairs,
     ),
+    "aot": Case("dpo", {"loss_type": ["aot", "aot_unpaired"], "train_batch_size": 3}, data=pairs),
     "dpo with a reference that follows": Case(
         "dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}, data=pairs
     ),

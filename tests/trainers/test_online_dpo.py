@@ -111,3 +111,5 @@ def test_xpo_adds_how_likely_the_policy_says_what_the_reference_says(moved: bool
 def test_an_option_that_only_pairs_have_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="loss_weights has 1 entries for 2"):
         OnlineDPOConfig(loss_type=["ipo", "sft"], loss_weights=[1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="aot sorts the pairs of a data set's batch"):
+        OnlineDPOConfig(loss_type=["sigmoid", "aot"])

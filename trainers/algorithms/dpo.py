@@ -1,15 +1,18 @@
 """DPO and its family: a pair's two log-ratios to the reference against each other.
 
-The chosen and the rejected completion are one unit, and their prompt is run once (they share a token tree).
+The chosen and the rejected completion are one unit, and their prompt is run once (they share a token tree). Losses that
+sort pairs sort all of a step's, which are then one unit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from quintain.config.offline import DPOConfig
+from quintain.config.preference import SORTED
 from quintain.trainers.algorithms.base import DatasetAlgorithm, Pass
 from quintain.trainers.examples import Example, example_rows
 from quintain.trainers.losses.inputs import LossInputs
@@ -27,7 +30,9 @@ class DPO(DatasetAlgorithm):
 
     def rows(self, data: Sequence[Example], *, version: int) -> Rows:
         """Two rows for each pair, chosen and rejected; the tokens that are counted are the chosen's."""
-        return example_rows(data, counted=0)
+        rows = example_rows(data, counted=0)
+        together = self.config.train_batch_size if SORTED & set(self.config.loss_type) else 1
+        return replace(rows, rows=tuple(replace(row, unit=row.unit // together) for row in rows.rows))
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """The mean over pairs."""

@@ -2,8 +2,8 @@
 completions with a label (KTO, BCO), and scores (reward models).
 
 Shapes: P pairs, N labelled completions. Invariants: a loss is one value per pair or completion, and the mean over a
-batch is the batch's loss, however it is cut; only the loss types in `config.preference.SORTED` look at other pairs of
-the same micro-batch. A log-probability of a completion is the sum over its tokens unless it says otherwise. Values and
+batch is the batch's loss, however it is cut; only the loss types in `config.preference.SORTED` look at other pairs, at
+those of the same unit. A log-probability of a completion is the sum over its tokens unless it says otherwise. Values and
 gradients are TRL 1.16's (BCO: 1.12's).
 """
 
@@ -35,6 +35,7 @@ class Pairs:
     chosen_tokens, rejected_tokens: how many tokens a completion has.
     chosen_nll: the chosen completion's negative log-probability, over all its tokens whatever `ld_alpha` says.
     weight: WPO's, without a gradient, or None.
+    unit: int64, which unit (`Row.unit`) the pair belongs to; None: all are of one.
     """
 
     chosen: Tensor
@@ -45,6 +46,7 @@ class Pairs:
     rejected_tokens: Tensor
     chosen_nll: Tensor
     weight: Tensor | None = None
+    unit: Tensor | None = None
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -78,6 +80,9 @@ def pairs_of(inputs: LossInputs, *, ld_alpha: float | None = None, log_mass: Ten
     if log_mass is not None:
         likeliness = inputs.row_mean((inputs.logp - log_mass).detach()).exp()
         weight = likeliness[0::2] * likeliness[1::2]
+    unit = None
+    if inputs.unit is not None:
+        unit = inputs.unit.new_zeros(inputs.rows).scatter(0, inputs.row, inputs.unit)[0::2]
     return Pairs(
         chosen=weighted[0::2],
         rejected=weighted[1::2],
@@ -87,6 +92,7 @@ def pairs_of(inputs: LossInputs, *, ld_alpha: float | None = None, log_mass: Ten
         rejected_tokens=tokens[1::2],
         chosen_nll=-sums[0::2],
         weight=weight,
+        unit=unit,
     )
 
 
@@ -166,6 +172,13 @@ class _Case:
         """c per token − r per token."""
         return self.c / self.pairs.chosen_tokens.clamp(min=1) - self.r / self.pairs.rejected_tokens.clamp(min=1)
 
+    def ordered(self, values: Tensor) -> Tensor:
+        """`values` [P], those of each unit in ascending order."""
+        order = values.argsort()
+        if self.pairs.unit is not None:
+            order = order[self.pairs.unit[order].argsort(stable=True)]
+        return values[order]
+
     def smoothed(self, logits: Tensor) -> Tensor:
         """The logistic loss with smoothed labels."""
         return smoothed_logistic(logits, self.options.label_smoothing)
@@ -216,12 +229,12 @@ def _sppo_hard(x: _Case) -> Tensor:
 
 def _aot(x: _Case) -> Tensor:
     p = x.pairs
-    policy, reference = (p.chosen - p.rejected).sort().values, (p.ref_chosen - p.ref_rejected).sort().values
+    policy, reference = x.ordered(p.chosen - p.rejected), x.ordered(p.ref_chosen - p.ref_rejected)
     return x.smoothed(x.options.beta * (policy - reference))
 
 
 def _aot_unpaired(x: _Case) -> Tensor:
-    delta = x.pairs.chosen_ratio.sort().values - x.pairs.rejected_ratio.sort().values
+    delta = x.ordered(x.pairs.chosen_ratio) - x.ordered(x.pairs.rejected_ratio)
     return x.smoothed(x.options.beta * delta)
 
 
