@@ -7,35 +7,39 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, Final, get_args
 
 from quintain.failure import QuintainError, one_line
 from quintain.messages import REASONING, FunctionCall, FunctionSpec, Message, Role, ToolCall, ToolSpec
+
+ROWS_AT_ONCE: Final = 1024
+"""Of a Parquet file: rows decoded at a time."""
 
 
 def read_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of the file `path`, by its ending, with their line (in Parquet: row) numbers, from 1.
 
-    Blank lines are skipped; of CSV every value is text. `expected` says what a record should be, for the error. Raises
-    QuintainError where the file or a record cannot be read.
+    Few are in memory at a time. Blank lines are skipped; of CSV every value is text. `expected` says what a record
+    should be, for the error. Raises QuintainError where the file or a record cannot be read, once it is reached.
     """
     if path.suffix == ".parquet":
         yield from enumerate(_parquet(path), 1)
         return
+    table = path.name.endswith((".csv", ".csv.gz"))
+    opened: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+        with opened(path, "rt", encoding="utf-8-sig", newline="" if table else "\n") as file:
+            yield from _csv(path, file) if table else _json_lines(path, file, expected)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise QuintainError(f"cannot read {path}: {error}") from None
-    if path.name.endswith((".csv", ".csv.gz")):
-        yield from _csv(path, text)
-        return
-    for line, content in enumerate(text.split("\n"), 1):
+
+
+def _json_lines(path: Path, file: IO[str], expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, content in enumerate(file, 1):
         if not content.strip():
             continue
         try:
@@ -47,8 +51,8 @@ def read_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]
         yield line, row
 
 
-def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv(path: Path, file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(file, strict=True)
     try:
         header = next(reader, [])
         for row in reader:
@@ -62,17 +66,18 @@ def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise QuintainError(f"{path} line {reader.line_num}: {error}") from None
 
 
-def _parquet(path: Path) -> list[dict[str, Any]]:
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise QuintainError(f"reading {path} needs pyarrow: pip install pyarrow") from None
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+                yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise QuintainError(f"cannot read {path}: {one_line(str(error))}") from None
-    return rows
 
 
 def messages_in(value: Any) -> tuple[Message, ...]:

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from quintain.config.algorithms import AlgorithmConfig
 from quintain.config.schema import ExperimentConfig
+from quintain.config.section import Section
 from quintain.failure import QuintainError
 from quintain.nearest import one_of
 
@@ -62,11 +63,22 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, origin: str = "exp
 
 
 def dump_config(config: ExperimentConfig) -> str:
-    """The resolved experiment as YAML, every default written out; the environments' tokens are left out."""
-    data = config.model_dump(mode="json")
-    for environment in (data["environment"] or {}, *data["environments"]):
-        environment.pop("token", None)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    """The resolved experiment as YAML, every default written out; tokens are left out."""
+    return yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
+
+
+def plain_config(section: Section, *, exclude_defaults: bool = False) -> dict[str, Any]:
+    """`section` as plain values, with all defaults or none, without what is never shown (tokens)."""
+    data: dict[str, Any] = section.model_dump(mode="json", exclude_defaults=exclude_defaults)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if not field.repr:
+            data.pop(name, None)
+        elif name in data and isinstance(value, Section):
+            data[name] = plain_config(value, exclude_defaults=exclude_defaults)
+        elif name in data and isinstance(value, (list, tuple)) and all(isinstance(each, Section) for each in value):
+            data[name] = [plain_config(each, exclude_defaults=exclude_defaults) for each in value]
+    return data
 
 
 def write_config(config: ExperimentConfig, path: Path) -> None:

@@ -70,6 +70,12 @@ class TrainerConfig(Section):
     """Checkpoints to keep."""
     report_to: MayChange[list[str]] = Field(default_factory=list)
     """Trackers of Accelerate that get the metrics as well (tensorboard, wandb, ...)."""
+    push_to_hub: MayChange[bool] = False
+    """Upload the trained model with its card at the end; you are logged in there, or HF_TOKEN is set."""
+    hub_model_id: MayChange[str | None] = None
+    """What the model is called on the hub; null is the run's `name`."""
+    hub_private_repo: MayChange[bool | None] = None
+    """Whether only its owner sees it there; null is as the hub has it."""
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> TrainerConfig:

@@ -34,6 +34,15 @@ class RunFolder:
         """Whether there is something to go on with: until then it holds a config and logs only."""
         return bool({path.name for path in self.path.iterdir()} - {"config.yaml", "logs"})
 
+    @property
+    def trained(self) -> Path | None:
+        """The checkpoint to go on from: the best, where it was kept, or the newest. None where there is none."""
+        found = sorted(path for path in self.checkpoints.glob("step-*") if (path / "config.json").is_file())
+        if not found:
+            return None
+        kept = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8")).get("kept")
+        return next((path for path in found if kept is not None and path.name == f"step-{kept:06d}"), found[-1])
+
     def keep(self, config: ExperimentConfig) -> None:
         """Write the resolved config. OSError where it cannot be written."""
         write_config(config, self.config)
@@ -117,12 +126,9 @@ def from_another_run(config: ExperimentConfig) -> ExperimentConfig:
     run = RunFolder(Path(config.model.path))
     if not run.config.is_file() or (run.path / "config.json").is_file():
         return config
-    found = sorted(path for path in run.checkpoints.glob("step-*") if (path / "config.json").is_file())
-    if not found:
+    if run.trained is None:
         raise QuintainError(f"model.path: the run {run.path} has no checkpoint yet: train it first")
-    kept = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8")).get("kept")
-    best = next((path for path in found if kept is not None and path.name == f"step-{kept:06d}"), found[-1])
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(best)})})
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(run.trained)})})
 
 
 def settle_dtypes(config: ExperimentConfig, *, say: Say, phase: Say) -> ExperimentConfig:

@@ -17,6 +17,7 @@ from quintain.config import ExperimentConfig
 from quintain.failure import QuintainError
 from quintain.launch.display import Display, before_after
 from quintain.launch.guards import Guarded, StepGuard
+from quintain.launch.model_card import hub_repository, push, write_card
 from quintain.launch.ranks import STORE_ENV
 from quintain.launch.report import MetricsLog, draw_curve, first_evaluation, write_summary
 from quintain.launch.run_folder import RunFolder, differences, with_choices_of
@@ -221,7 +222,7 @@ class TrainingRun:
         return Hooks(display.say, display.phase, stepped, evaluated, self.check)
 
     def _conclude(self, result: Result) -> dict[str, Any]:
-        """Write the summary and the curve, show the table, say where everything is."""
+        """Write the summary, the curve and the model's card, show the table, say where everything is."""
         progress = result.progress
         summary = {
             "heldout_before": progress.heldout_before,
@@ -237,6 +238,7 @@ class TrainingRun:
         }
         write_summary(self.run.summary, summary)
         draw_curve(self.run.metrics, self.run.curve, title=f"{self.config.name}, seed {self.config.seed}")
+        folder = write_card(self.config, self.run, summary)
         if result.after is not None:
             shown = self.config.evaluation.samples_shown if self.config.evaluation else 0
             before = result.before or first_evaluation(self.run.metrics)  # a resumed run has it in its log alone
@@ -247,4 +249,6 @@ class TrainingRun:
             highlight=False,
             soft_wrap=True,
         )
+        if folder is not None and (repository := hub_repository(self.config)) is not None:
+            self.display.console.print(f"the model is on the hub: {push(folder, repository)}", soft_wrap=True)
         return summary

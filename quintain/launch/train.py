@@ -24,6 +24,7 @@ from quintain.config.offline import ReferenceConfig
 from quintain.failure import FailureError, QuintainError
 from quintain.launch.checks import check_model, check_split, heldout_size
 from quintain.launch.display import Display
+from quintain.launch.model_card import hub_repository
 from quintain.launch.ranks import check_ranks, follow_launched, is_follower, start_ranks
 from quintain.launch.run_folder import RunFolder, from_another_run, new_run, resumed_run, settle_dtypes, with_steps
 from quintain.launch.servers import Address, start_environments, start_rollout
@@ -43,6 +44,7 @@ def train(config: ExperimentConfig, *, resume: bool, run_dir: Path | None, as_js
     check_model(config)
     if is_follower(os.environ):
         return follow_launched(config)
+    hub_repository(config)
     run, config = resumed_run(config, run_dir) if resume else (new_run(config, run_dir), config)
     display = Display(console, steps=config.trainer.max_steps)
     display.say(f"run directory: {run.path}")

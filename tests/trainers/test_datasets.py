@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -162,13 +163,17 @@ class Colour(SingleTurnEnv):
         return [Task("sky", (user("Which colour?"),), reference="green")]
 
 
+def saying(said: str, *_: Any) -> list[int]:
+    return [*said.encode(), 0]
+
+
 async def test_the_verdict_on_an_episode_that_was_played_says_whether_it_is_trained_on(tmp_path: Path) -> None:
     async with LocalClient(Colour) as client:
         played = [
             await run_episode(
                 spec(id=said, task=Colour.tasks("train")[0]),
                 make_env=client.episode,
-                engine=FakeEngine(lambda *_, ids=[*said.encode(), 0]: ids, words=128),
+                engine=FakeEngine(partial(saying, said), words=128),
                 chat=BYTES,
             )
             for said in ("green", "red", "blue")

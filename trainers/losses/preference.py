@@ -3,8 +3,8 @@ completions with a label (KTO, BCO), and scores (reward models).
 
 Shapes: P pairs, N labelled completions. Invariants: a loss is one value per pair or completion, and the mean over a
 batch is the batch's loss, however it is cut; only the loss types in `config.preference.SORTED` look at other pairs, at
-those of the same unit. A log-probability of a completion is the sum over its tokens unless it says otherwise. Values and
-gradients are TRL 1.16's (BCO: 1.12's).
+those of the same unit. A log-probability of a completion is the sum over its tokens unless it says otherwise. Values
+and gradients are TRL 1.16's (BCO: 1.12's).
 """
 
 from __future__ import annotations
