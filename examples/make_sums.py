@@ -1,4 +1,5 @@
-"""Rows for sft.yaml, dpo.yaml and reward.yaml: sums of two numbers, answered right, and by a number that is near.
+"""Rows for sft.yaml, dpo.yaml, kto.yaml and reward.yaml: sums of two numbers, answered right, and by a number that is
+near.
 
 python examples/make_sums.py [--rows 2000]
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from contextlib import ExitStack
 from pathlib import Path
 
 
@@ -15,14 +17,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
     count, rng, here = parser.parse_args().rows, random.Random(0), Path(__file__).parent
-    with (here / "sums.jsonl").open("w") as sums, (here / "sums_pairs.jsonl").open("w") as pairs:
-        for _ in range(count):
+    with ExitStack() as files:
+        sums, pairs, labelled = (
+            files.enter_context((here / f"{name}.jsonl").open("w")) for name in ("sums", "sums_pairs", "sums_labelled")
+        )
+        for number in range(count):
             a, b = rng.randint(1, 99), rng.randint(1, 99)
             wrong = a + b + rng.choice([-10, -2, -1, 1, 2, 10])
             prompt = [{"role": "user", "content": f"What is {a} + {b}?"}]
             right, other = ([{"role": "assistant", "content": str(n)}] for n in (a + b, wrong))
+            good = number % 2 == 0
+            judged = {"prompt": prompt, "completion": right if good else other, "label": good}
             sums.write(json.dumps({"prompt": prompt, "completion": right}) + "\n")
             pairs.write(json.dumps({"prompt": prompt, "chosen": right, "rejected": other}) + "\n")
+            labelled.write(json.dumps(judged) + "\n")
 
 
 if __name__ == "__main__":

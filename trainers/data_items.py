@@ -7,9 +7,10 @@ used is told with its place and its column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from quintain.failure import QuintainError, one_line
@@ -54,11 +55,15 @@ class DataItem:
     labels: tuple[bool, ...] = ()
 
 
-def items_of(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: Form) -> list[DataItem]:
+def each_item(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: Form) -> Iterator[DataItem]:
     """The rows of a data set, each with its place, as items. QuintainError, one line, at the first that is none."""
-    items = [
-        item for where, row in rows for item in _items(where, {k: v for k, v in row.items() if v is not None}, kind)
-    ]
+    for where, row in rows:
+        yield from _items(where, {k: v for k, v in row.items() if v is not None}, kind)
+
+
+def items_of(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: Form, *, most: int | None = None) -> list[DataItem]:
+    """All items of a data set, or the first `most`. QuintainError also where nothing can be learned from them."""
+    items = list(islice(each_item(rows, kind), most))
     labels = {item.label for item in items}
     if kind is Form.LABELLED and len(labels) == 1:
         raise QuintainError(f"{items[0].where}: every 'label' is {labels.pop()}: nothing can be learned from one kind")

@@ -1,4 +1,4 @@
-"""Data sets: where rows and trajectories come from, rendered once, and in which order they are trained on.
+"""Data sets: their items rendered once, and in which order they are trained on.
 
 Invariants: the batch of a step follows from data, options and seed alone, so a run that is resumed sees what it would
 have seen; in every pass over a data set each of its examples is seen once; what is cached was made of the very same
@@ -12,8 +12,10 @@ import json
 import math
 import os
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,17 +24,15 @@ from numpy.typing import NDArray
 
 from quintain.codec import pack, unpack
 from quintain.config import ExperimentConfig
-from quintain.config.dataset import DatasetConfig, satisfies
-from quintain.config.offline import OfflineConfig
+from quintain.config.dataset import DatasetConfig
+from quintain.config.offline import DataOptions, OfflineConfig
 from quintain.failure import QuintainError, one_line
-from quintain.nearest import did_you_mean
-from quintain.records import read_rows
-from quintain.rollout.journal.parquet import Stored, read_trajectories
-from quintain.trainers.data_items import DataItem, Form, items_of
+from quintain.trainers.data_items import DataItem, Form, each_item, items_of
+from quintain.trainers.data_rows import rows_of, sampled_examples
 from quintain.trainers.examples import Example, RenderedExamples, Renderer, RenderOptions, cut_examples
-from quintain.trajectory import to_segments
+from quintain.trainers.sources import BatchSource
+from quintain.trainers.streaming import ItemStream, StreamedExamples
 
-SUFFIXES: Final = (".jsonl", ".json", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 CACHED_FILES: Final = 16
 """So many rendered data sets are kept."""
 FORMAT: Final = 1
@@ -44,85 +44,6 @@ CHOSEN: Final = ("tool_calls", "thinking", "date", "chat_template_kwargs")
 """The options of `rollout` that say how messages are shown."""
 
 Indices = NDArray[np.int64]
-
-
-def rows_of(source: DatasetConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a data set, each with its place, columns named as `source` says. QuintainError, one line."""
-    assert source.path is not None
-    path = Path(source.path)
-    if path.exists() or source.path.endswith(SUFFIXES):
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
-        rows = ((f"{file} row {n}", row) for file in files for n, row in read_rows(file, "a JSON object in each line"))
-    else:
-        rows = ((f"{source.path} row {n}", row) for n, row in enumerate(_of_hub(source), 1))
-    found = False
-    for where, row in rows:
-        found = True
-        for theirs in source.columns.values():
-            if theirs not in row:
-                near = did_you_mean(theirs, list(row))
-                raise QuintainError(f"{where} has no column {theirs!r}{near} (its columns: {', '.join(row)})")
-        given = {theirs: name for name, theirs in source.columns.items()}
-        yield where, {given.get(name, name): value for name, value in row.items()}
-    if not found:
-        raise QuintainError(f"dataset: {source.path} has no rows")
-
-
-def _of_hub(source: DatasetConfig) -> Iterable[dict[str, Any]]:
-    try:
-        import datasets
-    except ImportError:
-        raise QuintainError(
-            f"dataset: {source.path} is no file; a hub's needs 'datasets': pip install datasets"
-        ) from None
-    try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(source.path, source.name, split=source.split)
-    except Exception as error:  # the boundary: what a hub answers has many forms
-        raise QuintainError(f"dataset: cannot load {source.path!r}: {one_line(str(error), 200)}") from None
-    return rows
-
-
-def sampled_examples(source: DatasetConfig) -> list[Example]:
-    """The tokens of a run's trajectories that are as `source.where` says; what was sampled is what is trained on.
-
-    Failed trajectories are left out. QuintainError where none is left.
-    """
-    assert source.run is not None
-    run = Path(source.run)
-    if not run.exists():
-        raise QuintainError(f"dataset.run: there is no {run}: give a run's folder, or a Parquet file of trajectories")
-    folder = run / "trajectories" if (run / "trajectories").is_dir() else run
-    examples: list[Example] = []
-    seen = 0
-    for stored in read_trajectories(folder):
-        seen += 1
-        if stored.trajectory.failure is None and _wanted(source, stored):
-            examples += _sampled(stored)
-    if not examples:
-        raise QuintainError(f"dataset.where: none of the {seen} trajectories of {run} is as asked: {source.where}")
-    return examples
-
-
-def _wanted(source: DatasetConfig, stored: Stored) -> bool:
-    trajectory = stored.trajectory
-    known = {
-        "reward": trajectory.reward,
-        "environment": trajectory.environment,
-        "verdict": trajectory.info.get("outcome"),
-        "turns": len(trajectory.turns),
-        "tokens": trajectory.output_tokens,
-        "step": stored.step,
-        "ending": str(trajectory.ending),
-        **{f"rewards.{name}": value for name, value in trajectory.rewards.items()},
-    }
-    return all(satisfies(known.get(name), wanted) for name, wanted in source.where.items())
-
-
-def _sampled(stored: Stored) -> Iterator[Example]:
-    for segment in to_segments(stored.trajectory):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], segment.mask.astype(np.int8), [0]])))
-        spans = tuple((int(start), int(end)) for start, end in edges.reshape(-1, 2))
-        yield Example(f"{stored.run} {stored.trajectory.id}", (segment.ids,), (spans,), spans[0][0])
 
 
 def rendered(
@@ -226,7 +147,8 @@ def packed(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Read:
-    """Data sets as they were read: of each the items, or the examples where they are trajectories."""
+    """Data sets as they were read: of each the items, or the examples where they are trajectories; of streams the first
+    items."""
 
     sources: tuple[DatasetConfig, ...]
     train: list[list[DataItem] | list[Example]]
@@ -237,7 +159,7 @@ class Read:
 class Data:
     """What a run trains on, what it is evaluated on, and what there is to say about it."""
 
-    source: ExampleSource
+    source: BatchSource[Sequence[Example]]
     heldout: tuple[Example, ...]
     steps: int
     notes: tuple[str, ...]
@@ -245,16 +167,30 @@ class Data:
 
 def read(config: ExperimentConfig) -> Read:
     """The rows of the run's data sets, checked. Nothing heavy is loaded. QuintainError, one line, at a mistake."""
-    trainer, evaluation = config.offline, config.evaluation
+    trainer = config.reads
     assert trainer is not None
     assert config.dataset is not None
     kind = Form(trainer.rows)
-    apart = (evaluation and evaluation.dataset) or ()
-    return Read(config.dataset, [_read(x, kind) for x in config.dataset], [_read(x, kind) for x in apart])
+    apart = [_read(x, kind) for x in (config.evaluation and config.evaluation.dataset) or ()]
+    train = [_read(x, kind, first=_held(config)) for x in config.dataset]
+    if config.dataset[0].streaming and _held(config):
+        apart, train = [train[0][: _held(config)]], [train[0][_held(config) :]]
+        if not train[0]:
+            raise QuintainError(f"evaluation.num_tasks: {config.dataset[0].label} has no rows beyond those held back")
+    return Read(config.dataset, train, apart)
 
 
-def _read(source: DatasetConfig, kind: Form) -> list[DataItem] | list[Example]:
-    return sampled_examples(source) if source.run is not None else items_of(rows_of(source), kind)
+def _held(config: ExperimentConfig) -> int:
+    """How many rows are held back; of a stream its first ones."""
+    evaluation = config.evaluation if config.offline is not None else None
+    return 0 if evaluation is None or evaluation.dataset is not None else evaluation.num_tasks or 0
+
+
+def _read(source: DatasetConfig, kind: Form, first: int = 0) -> list[DataItem] | list[Example]:
+    """All of `source`; of a stream `first` items and as many as it shuffles."""
+    if source.run is not None:
+        return sampled_examples(source)
+    return items_of(rows_of(source), kind, most=first + source.shuffle_buffer if source.streaming else None)
 
 
 def prepared(
@@ -270,7 +206,7 @@ def prepared(
     """
     from quintain.rollout.chat.load import load_chat, load_tokenizer
 
-    trainer, evaluation = config.offline, config.evaluation
+    trainer = config.reads
     assert trainer is not None
     tokenizer = load_tokenizer(config.model.path)
     options = RenderOptions(
@@ -280,47 +216,73 @@ def prepared(
     )
     chat = json.dumps(config.rollout.model_dump(mode="json", include=set(CHOSEN)))
 
+    def renderer() -> Renderer:
+        return Renderer(tokenizer, lambda: load_chat(config), options)
+
     def made(part: list[Any]) -> RenderedExamples:
         if not part or isinstance(part[0], Example):
             return cut_examples(part, options)
-        return rendered(
-            part,
-            lambda: Renderer(tokenizer, lambda: load_chat(config), options),
-            tokenizer=tokenizer,
-            options=options,
-            chat=chat,
-            check=check,
-        )
+        return rendered(part, renderer, tokenizer=tokenizer, options=options, chat=chat, check=check)
 
     sets = [made(part) for part in found.train]
     apart = [made(part) for part in found.heldout]
     for each in (*sets, *apart):
         _check_lost(each, trainer.max_dropped, options.max_length)
     heldout = tuple(example for each in apart for example in each.examples)
+    if found.sources[0].streaming:
+        first = f"data: streamed, {sum(map(len, found.train)):,} rows looked at, {len(heldout):,} held out"
+        return Data(_streamed(config, found.sources, renderer()), heldout, trainer.max_steps, (first,))
     train = [list(each.examples) for each in sets]
-    if evaluation is not None and not found.heldout:
-        heldout, train = held_back(train, evaluation.num_tasks or 0, seed=config.seed)
+    if count := _held(config):
+        heldout, train = held_back(train, count, seed=config.seed)
     heldout, train = tuple(score(heldout)), [score(examples) for examples in train]
     units = [_units(examples, trainer) for examples in train]
-    steps = trainer.max_steps
-    if trainer.num_train_epochs is not None:
-        steps = max(1, math.ceil(trainer.num_train_epochs * sum(map(len, units)) / trainer.train_batch_size))
-    weights = [source.weight or 1.0 for source in found.sources] if found.sources[0].weight else None
-    order = drawn([len(part) for part in units], weights, steps * trainer.train_batch_size, seed=config.seed)
-    source = ExampleSource([unit for part in units for unit in part], order, trainer.train_batch_size)
+    steps, size = trainer.max_steps, trainer.examples_per_step
+    if isinstance(trainer, OfflineConfig) and trainer.num_train_epochs is not None:
+        steps = max(1, math.ceil(trainer.num_train_epochs * sum(map(len, units)) / size))
+    weights = _weights(found.sources) if found.sources[0].weight else None
+    order = drawn([len(part) for part in units], weights, steps * size, seed=config.seed)
+    source = ExampleSource([unit for part in units for unit in part], order, size)
     return Data(source, heldout, steps, tuple(_notes([*sets, *apart], train, heldout, options)))
+
+
+def _streamed(config: ExperimentConfig, sources: Sequence[DatasetConfig], renderer: Renderer) -> StreamedExamples:
+    trainer = config.reads
+    assert trainer is not None
+    kind = Form(trainer.rows)
+
+    def items(source: DatasetConfig) -> Iterator[DataItem]:
+        return islice(each_item(rows_of(source), kind), _held(config), None)
+
+    streams = [
+        ItemStream(partial(items, source), window=source.shuffle_buffer, seed=[config.seed, 5, number])
+        for number, source in enumerate(sources)
+    ]
+    return StreamedExamples(
+        streams,
+        _weights(sources),
+        renderer,
+        steps=trainer.max_steps,
+        size=trainer.examples_per_step,
+        seed=config.seed,
+        max_dropped=trainer.max_dropped,
+    )
+
+
+def _weights(sources: Sequence[DatasetConfig]) -> list[float]:
+    return [source.weight or 1.0 for source in sources]
 
 
 def _longest(config: ExperimentConfig) -> int | None:
     """Most tokens of a sequence: `max_length`, and no more than the model has positions for."""
     from transformers import AutoConfig
 
-    assert config.offline is not None
+    assert config.reads is not None
     try:
         room = getattr(AutoConfig.from_pretrained(config.model.path).get_text_config(), "max_position_embeddings", None)
     except (OSError, ValueError) as error:
         raise QuintainError(f"model.path: {one_line(str(error), 200)}") from None
-    limits = [limit for limit in (config.offline.max_length, room) if limit is not None]
+    limits = [limit for limit in (config.reads.max_length, room) if limit is not None]
     return min(limits, default=None)
 
 
@@ -345,7 +307,7 @@ def held_back(sets: list[list[Example]], count: int, *, seed: int) -> tuple[tupl
     return heldout, [[example for is_hidden, example in part if not is_hidden] for part in marked]
 
 
-def _units(examples: list[Example], trainer: OfflineConfig) -> list[list[Example]]:
+def _units(examples: list[Example], trainer: DataOptions) -> list[list[Example]]:
     """What a step takes a number of: examples, or bins of them."""
     if not getattr(trainer, "packing", False):
         return [[example] for example in examples]

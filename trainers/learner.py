@@ -127,7 +127,7 @@ class Learner(Generic[Data]):
     def update(self, data: Data, *, step: int) -> dict[str, float]:
         """Train on a batch: an optimiser update of each trained model for each minibatch, as often as the batch is gone
         over. The figures to log, by TRL's names."""
-        self._tell("update", step, None if self.config.offline is None else data)
+        self._tell("update", step, None if self.config.dataset is None else data)
         trainer = self.config.trainer
         rows = self.algorithm.credit(self.passes.fill(self.algorithm.rows(data, version=step)))
         rate = learning_rate(trainer, step)
@@ -402,14 +402,15 @@ class Learner(Generic[Data]):
 def _check_length(config: ExperimentConfig, model: Any) -> None:
     """QuintainError where an episode may be so long that a row's numbers depend on the rows beside it."""
     steady = steady_length(model.config)
-    given = config.offline.max_length if config.offline else config.rollout.max_length
-    longest = given or model.config.get_text_config().max_position_embeddings
-    if steady is not None and longest > steady:
-        field = "trainer" if config.offline else "rollout"
-        raise QuintainError(
-            f"{field}.max_length: beyond {steady} tokens the positions of {config.model.path} depend on the longest row"
-            f" of a batch: set it to at most {steady} (it is {longest})"
-        )
+    given = {"trainer": config.reads.max_length} if config.reads else {}
+    given |= {} if config.offline else {"rollout": config.rollout.max_length}
+    for field, limit in given.items():
+        longest = limit or model.config.get_text_config().max_position_embeddings
+        if steady is not None and longest > steady:
+            raise QuintainError(
+                f"{field}.max_length: beyond {steady} tokens the positions of {config.model.path} depend on the longest"
+                f" row of a batch: set it to at most {steady} (it is {longest})"
+            )
 
 
 def _described(row: Row) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence, Sized
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from quintain.failure import QuintainError
+from quintain.trainers.examples import Example
 from quintain.trajectory import Group
 
 Batch = TypeVar("Batch", bound=Sized, covariant=True)
@@ -21,6 +22,13 @@ class BatchSource(Protocol[Batch]):
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`. FailureError (lost) where weights must be published before it can be had."""
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """A source with figures of its last batch, for the metrics."""
+
+    figures: dict[str, float]
 
 
 class Batches(Protocol):
@@ -44,3 +52,20 @@ class RolloutSource:
             what, times = failed.most_common(1)[0]
             raise QuintainError(f"all {total} episodes of step {step + 1} failed, {times} of them with: {what}")
         return groups
+
+
+class WithExamples:
+    """Fresh groups, and examples of a data set behind them in the same batch."""
+
+    def __init__(self, sampled: BatchSource[Sequence[Group]], examples: BatchSource[Sequence[Example]]) -> None:
+        self._sampled, self._examples = sampled, examples
+
+    def batch(self, step: int) -> list[Group | Example]:
+        """The groups and the examples of `step`."""
+        return [*self._sampled.batch(step), *self._examples.batch(step)]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What both tell of their last batch."""
+        told = (source.figures for source in (self._sampled, self._examples) if isinstance(source, Tells))
+        return {name: value for figures in told for name, value in figures.items()}

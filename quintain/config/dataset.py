@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from quintain.config.section import Section
+from quintain.config.section import Positive, Section
 
 FIELDS: Final = ("reward", "environment", "verdict", "turns", "tokens", "step", "ending")
 """What `where` may ask of a trajectory, besides `rewards.NAME`."""
@@ -41,6 +41,10 @@ class DatasetConfig(Section):
     """A run's folder, or a Parquet file of trajectories: trained on are the very tokens that were sampled."""
     where: dict[str, Wanted] = Field(default_factory=dict)
     """With `run`, which trajectories: {reward: ">= 1", environment: math, verdict: correct, turns: "<= 3"}."""
+    streaming: bool = False
+    """Read the rows while they are trained on, and hold few; a run that is resumed reads up to its step again."""
+    shuffle_buffer: Positive = 1024
+    """With `streaming`, how many rows that follow each other are in an order of their own; 1 is as they are stored."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Share of the mixture; null weighs all rows of all data sets alike."""
 
@@ -55,6 +59,8 @@ class DatasetConfig(Section):
             raise ValueError("give exactly one of 'path' (rows) and 'run' (trajectories)")
         if self.where and self.run is None:
             raise ValueError("'where' chooses among trajectories: give 'run', or drop it")
+        if self.streaming and self.path is None:
+            raise ValueError("'streaming' reads rows as they are stored, trajectories are read whole: drop it")
         return self
 
     @field_validator("where")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from quintain.config.loss import ClipOptions
+from quintain.config.offline import DataOptions
 from quintain.config.section import Fraction, MayChange, Positive, Url
 from quintain.config.trainer import OnlineConfig
 
 
-class DistillationConfig(ClipOptions, OnlineConfig):
+class DistillationConfig(ClipOptions, DataOptions, OnlineConfig):
     """On-policy distillation: the policy samples, and a teacher says of every token how likely it was."""
 
+    rows: ClassVar[str] = "text"
     algorithm: Literal["distillation"] = "distillation"
     """Which algorithm makes rows and a loss out of data."""
     prompts_per_step: Positive = 64
@@ -39,6 +41,23 @@ class DistillationConfig(ClipOptions, OnlineConfig):
     def balances_experts(self) -> bool:
         """Whether the loss on how a model's experts are used may be added."""
         return self.beta is None
+
+    lmbda: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of a step's sequences that the policy samples; the others are of `dataset` (GKD). Needs beta."""
+
+    @property
+    def examples_per_step(self) -> int:
+        """How many examples a step takes of the data, beside what is sampled."""
+        sampled = self.prompts_per_step * self.num_generations
+        return round(sampled * (1 - self.lmbda) / self.lmbda)
+
+    @model_validator(mode="after")
+    def _data_is_compared_whole(self) -> DistillationConfig:
+        if self.lmbda < 1 and self.beta is None:
+            raise ValueError("lmbda: nobody sampled the tokens of a dataset, so only whole distributions: set beta")
+        if self.lmbda < 1 and not self.examples_per_step:
+            raise ValueError(f"lmbda: {self.lmbda:g} takes no example of the dataset: lower it, or sample more")
+        return self
 
     @model_validator(mode="after")
     def _one_teacher(self) -> DistillationConfig:

@@ -11,19 +11,34 @@ from quintain.config.section import Fraction, Positive, Rate
 from quintain.config.trainer import TrainerConfig
 
 
-class OfflineConfig(TrainerConfig):
-    """How a model learns from a data set."""
+class DataOptions(TrainerConfig):
+    """How rows of a data set become what is trained on."""
 
     rows: ClassVar[str]
-    """What a row of the data has to hold (`quintain.trainers.examples.Kind`)."""
-    train_batch_size: Positive = 8
-    """Examples of a step (pairs, where they are pairs; bins, where they are packed), however many fit at once."""
-    num_train_epochs: Above0 | None = None
-    """Passes over the data, in place of max_steps."""
+    """What a row of the data has to hold (`quintain.trainers.data_items.Form`)."""
     max_length: Positive | None = 1024
     """What is longer is cut at its end; null is what the model allows."""
     max_dropped: Fraction = 0.05
     """Most of the rows that may be left out because nothing to train on is left of them; more ends the run."""
+
+    @property
+    def examples_per_step(self) -> int:
+        """How many examples a step takes of the data."""
+        raise NotImplementedError
+
+
+class OfflineConfig(DataOptions):
+    """How a model learns from a data set."""
+
+    train_batch_size: Positive = 8
+    """Examples of a step (pairs, where they are pairs; bins, where they are packed), however many fit at once."""
+    num_train_epochs: Above0 | None = None
+    """Passes over the data, in place of max_steps."""
+
+    @property
+    def examples_per_step(self) -> int:
+        """How many examples a step takes of the data."""
+        return self.train_batch_size
 
     @property
     def counts_steps(self) -> bool:

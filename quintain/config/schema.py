@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from quintain.config.algorithms import DEFAULT_ALGORITHM, AlgorithmConfig, GRPOConfig
-from quintain.config.dataset import Datasets
-from quintain.config.offline import OfflineConfig
+from quintain.config.dataset import DatasetConfig, Datasets
+from quintain.config.offline import DataOptions, OfflineConfig
 from quintain.config.section import Count, Fraction, MayChange, Positive, Rate, Seconds, Section, Url
 from quintain.config.trainer import OnlineConfig
 from quintain.config.vllm import VLLMConfig
@@ -337,6 +337,11 @@ class ExperimentConfig(Section):
         return self.trainer if isinstance(self.trainer, OfflineConfig) else None
 
     @property
+    def reads(self) -> DataOptions | None:
+        """The trainer's options about the data set, where it trains on one, alone or beside what it samples."""
+        return self.trainer if isinstance(self.trainer, DataOptions) and self.dataset is not None else None
+
+    @property
     def plays(self) -> tuple[EnvironmentConfig, ...]:
         """The environments. QuintainError where there is none."""
         found = (self.environment,) if self.environment is not None else tuple(self.environments)
@@ -356,10 +361,14 @@ class ExperimentConfig(Section):
             if self.environment is None and not self.environments:
                 raise ValueError(f"environment: required by {algorithm}, and not given")
             self._check_environments()
-            if self.dataset is not None:
+            share = getattr(self.trainer, "lmbda", 1.0)
+            if self.dataset is not None and share == 1:
                 raise ValueError(
                     f"dataset: {algorithm} samples what it trains on: drop it, or choose another algorithm"
                 )
+            if self.dataset is None and share < 1:
+                raise ValueError(f"dataset: with trainer.lmbda {share:g} the others come from one: give it")
+            self._check_dataset(self.dataset or ())
             return self
         if self.dataset is None:
             raise ValueError(f"dataset: required by {algorithm}, and not given")
@@ -373,12 +382,34 @@ class ExperimentConfig(Section):
             )
         if self.model.lora is not None and self.trainer.head != "lm":
             raise ValueError(f"model.lora: {algorithm} trains the whole model so far: drop it")
-        weighted = [source.weight is not None for source in self.dataset]
+        self._check_dataset(self.dataset)
+        return self
+
+    def _check_dataset(self, sources: tuple[DatasetConfig, ...]) -> None:
+        weighted = [source.weight is not None for source in sources]
         if any(weighted) and not all(weighted):
             raise ValueError("dataset: give every data set of the mixture a weight, or none")
-        if self.trainer.algorithm != "sft" and any(source.run is not None for source in self.dataset):
+        self._check_streams(sources)
+        algorithm = self.trainer.algorithm
+        if algorithm not in ("sft", "distillation") and any(source.run is not None for source in sources):
             raise ValueError(f"dataset.run: sft trains on trajectories, {algorithm} does not")
-        return self
+
+    def _check_streams(self, sources: tuple[DatasetConfig, ...]) -> None:
+        """ValueError where something needs to know all rows of data sets that are streamed."""
+        if not any(source.streaming for source in sources):
+            return
+        if not all(source.streaming for source in sources):
+            raise ValueError("dataset: stream every data set of the mixture, or none")
+        if len(sources) > 1 and sources[0].weight is None:
+            raise ValueError("dataset: nobody knows how long streams are: give each a weight")
+        for name in ("num_train_epochs", "packing", "precompute_ref_log_probs"):
+            if getattr(self.trainer, name, None):
+                raise ValueError(f"trainer.{name} needs all rows before the first step: drop it, or dataset.streaming")
+        evaluation = self.evaluation if self.offline is not None else None
+        if evaluation is not None and evaluation.dataset is None and len(sources) > 1:
+            raise ValueError("evaluation: rows are held back of a single stream: give it a dataset of its own")
+        if evaluation is not None and any(source.streaming for source in evaluation.dataset or ()):
+            raise ValueError("evaluation.dataset: what is held out is read whole: drop streaming there")
 
     def _check_environments(self) -> None:
         if self.environment is not None and self.environments:

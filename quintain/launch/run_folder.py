@@ -119,16 +119,24 @@ def with_steps(config: ExperimentConfig, steps: int) -> ExperimentConfig:
 
 
 def from_another_run(config: ExperimentConfig) -> ExperimentConfig:
-    """`config` with the checkpoint to start from where `model.path` is the folder of a run: its best, or its newest.
+    """`config` with the checkpoint to start from where `model.path`, or a teacher or a critic, is the folder of a run:
+    its best, or its newest.
 
     QuintainError where that run has none.
     """
-    run = RunFolder(Path(config.model.path))
+    model = config.model.model_copy(update={"path": _weights_at(config.model.path, "model.path")})
+    named = {name: getattr(config.trainer, name, None) for name in ("teacher", "critic")}
+    found = {name: _weights_at(path, f"trainer.{name}") for name, path in named.items() if path is not None}
+    return config.model_copy(update={"model": model, "trainer": config.trainer.model_copy(update=found)})
+
+
+def _weights_at(path: str, field: str) -> str:
+    run = RunFolder(Path(path))
     if not run.config.is_file() or (run.path / "config.json").is_file():
-        return config
+        return path
     if run.trained is None:
-        raise QuintainError(f"model.path: the run {run.path} has no checkpoint yet: train it first")
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(run.trained)})})
+        raise QuintainError(f"{field}: the run {run.path} has no checkpoint yet: train it first")
+    return str(run.trained)
 
 
 def settle_dtypes(config: ExperimentConfig, *, say: Say, phase: Say) -> ExperimentConfig:

@@ -32,7 +32,7 @@ from quintain.trainers.learner import Learner
 from quintain.trainers.loop import Evaluator, Hooks, Loop, Result, Stopped
 from quintain.trainers.publishing.publish import PolicyPublisher
 from quintain.trainers.ranks import Ranks, is_loss
-from quintain.trainers.sources import BatchSource, RolloutSource
+from quintain.trainers.sources import BatchSource, RolloutSource, Tells, WithExamples
 
 
 class Interrupted(Exception):
@@ -69,7 +69,7 @@ def follow(own: ExperimentConfig | None) -> int:
         agree(ranks, "" if own is None else differences(config, with_choices_of(own, config)))
         learner = Learner(config, algorithm_of(config), checkpoints=run.checkpoints, logs=run.logs, ranks=ranks)
         address: Address | None = ranks.told(None)
-        if address is None:  # the batches of a dataset come from rank 0
+        if address is None or config.dataset is not None:  # the examples of a dataset come from rank 0
             learner.follow(None)
         else:
             with RolloutClient(address.url, address.token) as client:
@@ -95,6 +95,8 @@ class TrainingRun:
     check: Callable[[], None]
     heldout: Sequence[int]
     began: float
+    beside: Data | None = None
+    """Examples that are trained on beside what is sampled."""
 
     def train(self, trained_on: Callable[[], Address] | Data, *, resume: bool) -> dict[str, Any]:
         """Train to the end and write what a run leaves; its summary. On data, or on what is sampled: then `trained_on`
@@ -173,7 +175,10 @@ class TrainingRun:
         client = RolloutClient(trained_on.url, trained_on.token, poll=self._poll)
         publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
-            source = Guarded(RolloutSource(client), stop=self.config.guards.first_step == "stop", say=self.display.say)
+            source: BatchSource[Any] = Guarded(
+                RolloutSource(client), stop=self.config.guards.first_step == "stop", say=self.display.say
+            )
+            source = source if self.beside is None else WithExamples(source, self.beside.source)
             yield source, publisher, self._evaluator(client)
         finally:
             publisher.close()
@@ -213,7 +218,7 @@ class TrainingRun:
         steps = StepGuard(stop=self.config.guards.every_step == "stop", say=display.say)
 
         def stepped(step: int, metrics: dict[str, float]) -> None:
-            metrics = metrics | (source.figures if isinstance(source, Guarded) else {})
+            metrics = metrics | (source.figures if isinstance(source, Tells) else {})
             log.write("train", step, metrics)
             learner.track(step, metrics)
             display.step(step, metrics)

@@ -85,7 +85,9 @@ def _train(
     if config.offline is not None:
         return _train_on_data(config, run, supervisor, stopping, display, began=began, resume=resume)
     from quintain.envs.client import EnvClient
+    from quintain.trainers.datasets import prepared, read
 
+    found = read(config) if config.dataset is not None else None
     display.phase("starting the environment server")
     environments = start_environments(supervisor, config, run)
     clients = [EnvClient(environment.url, environment.token) for environment in environments]
@@ -107,7 +109,10 @@ def _train(
                     check()
                 return starting.result()
 
-            return TrainingRun(config, run, display, check, heldout, began).train(rollout, resume=resume)
+            shown = prepared(config, found, check=check) if found is not None else None
+            for line in shown.notes if shown is not None else ():
+                display.say(line)
+            return TrainingRun(config, run, display, check, heldout, began, shown).train(rollout, resume=resume)
         except Interrupted as stopped:
             return stopped.step
         except BaseException:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 
+from quintain.config import load_config
+from quintain.launch.train import train
 from quintain.rollout.journal.audit import audit
 
 from ..tiny_llama import tiny_llama
@@ -54,6 +57,26 @@ def make_model(folder: Path, *, favours: int | None = None, length: int = 256) -
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def stage(run: Path, model: dict[str, Any], data: Path, **trainer: Any) -> None:
+    """Train `model` on `data` into the folder `run`, from a YAML file, in this process."""
+    config = {
+        "model": {"compute_dtype": "float32"} | model,
+        "dataset": str(data),
+        "rollout": {"dtype": "float32"},
+        "trainer": {"threads": 1} | trainer,
+    }
+    file = run.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(run.with_suffix(".cache")))
+        assert train(load_config(file), resume=False, run_dir=run, as_json=False) == 0
+
+
+def newest(run: Path) -> Path:
+    """The newest checkpoint of a run."""
+    return max((run / "checkpoints").glob("step-*"))
 
 
 class Run:

@@ -21,16 +21,15 @@ import yaml
 from safetensors.torch import load_file
 
 from quintain.config import load_config
-from quintain.config.dataset import DatasetConfig
 from quintain.launch.train import train
-from quintain.trainers.data_items import Form, items_of
-from quintain.trainers.datasets import rows_of
+from quintain.rollout.journal.parquet import read_trajectories
+from quintain.trajectory import to_segments
 from quintain.verifiers.base import Item
 from quintain.verifiers.registry import get_verifier
 
 from ..rollout.chat_tokenizers import byte_level
 from ..tiny_llama import tiny_llama
-from .runs import ROOT, Run, wait_for
+from .runs import ROOT, Run, make_model, newest, stage, wait_for
 
 torch.set_num_threads(1)
 WARM, COLD = ("red", "pink", "gold", "brown"), ("green", "blue", "black", "white")
@@ -195,12 +194,12 @@ async def test_a_reward_model_that_was_saved_judges_as_the_one_that_was_trained(
 
 
 @pytest.mark.slow
-def test_a_run_on_data_that_was_killed_goes_on_to_the_very_same_weights(run: Run, tmp_path: Path) -> None:
+def test_a_run_on_a_stream_of_data_that_was_killed_goes_on_to_the_very_same_weights(run: Run, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows("pairs", 40)))
     del run.config["environment"]
     run.config |= {
-        "dataset": str(data),
+        "dataset": {"path": str(data), "streaming": True, "shuffle_buffer": 7},
         "rollout": {"dtype": "float32"},
         "evaluation": {"num_tasks": 8, "eval_steps": 2},
         "trainer": {"algorithm": "dpo", "max_steps": 4, "learning_rate": 0.01, "threads": 1, "save_steps": 1},
@@ -263,17 +262,6 @@ def test_data_that_cannot_be_trained_on_ends_the_run_before_the_model_is_loaded(
     assert "loading the model" not in out
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "reward"])
-def test_an_example_is_a_valid_experiment_on_rows_that_the_repository_makes(name: str, tmp_path: Path) -> None:
-    shutil.copy(ROOT / "examples" / "make_sums.py", tmp_path)
-    subprocess.run([sys.executable, str(tmp_path / "make_sums.py"), "--rows", "20"], check=True)
-    config = load_config(ROOT / "examples" / f"{name}.yaml")
-    assert config.dataset is not None
-    assert config.offline is not None
-    found = rows_of(DatasetConfig(path=str(tmp_path / Path(str(config.dataset[0].path)).name)))
-    assert len(items_of(found, Form(config.offline.rows))) == 20
-
-
 @pytest.mark.slow
 def test_a_run_that_gets_no_better_ends_early_and_the_next_stage_starts_from_its_best(
     trains: Trains, tmp_path: Path
@@ -292,21 +280,61 @@ def test_a_run_that_gets_no_better_ends_early_and_the_next_stage_starts_from_its
     assert metrics(tmp_path / "next", "eval")[0]["eval_loss"] == pytest.approx(losses[best], rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def calling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that fine-tuned a tiny model on the transcripts that the repository makes."""
+    folder = tmp_path_factory.mktemp("calling")
+    model = make_model(folder / "tiny", length=1024)
+    shutil.copy(ROOT / "examples" / "sft_then_grpo" / "make_transcripts.py", folder)
+    subprocess.run([sys.executable, str(folder / "make_transcripts.py"), "--rows", "16"], check=True)
+    options = {"assistant_only_loss": True, "max_steps": 2, "learning_rate": 0.01}
+    stage(folder / "sft", {"path": str(model)}, folder / "transcripts.jsonl", algorithm="sft", **options)
+    return folder / "sft"
+
+
+def goes_on(run: Run, model: Path, environment: dict[str, Any], **trainer: Any) -> list[Any]:
+    """One step on `environment` from the run of the folder `model`; what was played."""
+    run.samples().set("model.path", str(model)).set("environment", environment).set("rollout.max_length", 1000)
+    run.set("trainer", {"max_steps": 1, "prompts_per_step": 2, "threads": 1} | trainer).train()
+    assert run.resolved()["model"]["path"] == str(newest(model))
+    assert run.metrics()[0]["canary_nats"] < 1e-3  # what samples is what was fine-tuned
+    played = [row.trajectory for row in read_trajectories(run.path / "trajectories")]
+    assert {trajectory.failure for trajectory in played} == {None}
+    return played
+
+
 @pytest.mark.slow
-def test_a_policy_that_was_fine_tuned_on_data_goes_on_in_an_environment(run: Run, tmp_path: Path) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": "a", "completion": " b"}) + "\n" for _ in range(8)))
-    online = dict(run.config)
-    run.config = {
-        "model": online["model"],
-        "dataset": str(data),
-        "rollout": {"dtype": "float32"},
-        "trainer": {"algorithm": "sft", "max_steps": 2, "learning_rate": 0.01, "threads": 1},
-    }
-    run.train()
-    stage, run.path = run.path, tmp_path / "grpo"
-    run.config = online | {"model": online["model"] | {"path": str(stage)}}
-    run.samples().set("trainer.max_steps", 1)
-    run.train()
-    assert run.resolved()["model"]["path"] == str(stage / "checkpoints" / "step-000002")
-    assert run.metrics()[0]["sampling/sampling_logp_difference/max"] < 1e-3
+def test_a_policy_that_was_shown_how_to_call_a_tool_goes_on_by_grpo_where_there_is_one(run: Run, calling: Path) -> None:
+    played = goes_on(run, calling, {"name": "calculator"}, algorithm="grpo", num_generations=2)
+    assert [trajectory.environment for trajectory in played] == ["calculator"] * 4
+    assert "calculate" in played[0].prompt[0].text
+    assert "- environment `calculator`, tasks of `train`" in (newest(run.path) / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_reward_model_made_of_a_fine_tuned_policy_is_the_verifier_and_the_critic_of_its_ppo(
+    run: Run, calling: Path, tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows("chats", 16)))
+    stage(tmp_path / "reward", {"path": str(calling)}, chats, algorithm="reward", max_steps=2)
+    assert "`reward`" in (newest(tmp_path / "reward") / "README.md").read_text()
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"prompt": "Colour 1:"}) + "\n")
+    judged = {"verifier": "reward_model", "verifier_options": {"model": str(newest(tmp_path / "reward"))}}
+    environment = {"name": "data", "args": {"data": str(asked), "answer": "prompt", "heldout": 0} | judged}
+    played = goes_on(run, calling, environment, algorithm="ppo", critic=str(newest(tmp_path / "reward")))
+    assert all(0 < trajectory.reward < 1 for trajectory in played)
+    assert len(run.metrics()) == 1
+    assert run.metrics()[0]["critic/loss"] > 0
+
+
+@pytest.mark.slow
+def test_distillation_is_at_what_the_data_show_and_at_what_is_sampled(run: Run, calling: Path) -> None:
+    run.set("dataset", str(calling.parent / "transcripts.jsonl"))
+    options = {"teacher": str(calling), "beta": 1.0, "lmbda": 0.5}
+    played = goes_on(run, calling, {"name": "calculator"}, algorithm="distillation", **options)
+    assert len(played) == 2
+    (row,) = run.metrics()
+    assert row["rows_trained"] == 2 + sum(len(to_segments(trajectory)) for trajectory in played)
+    assert row["divergence"] == pytest.approx(0, abs=1e-5)  # the teacher is the policy, before its first step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from quintain.config import ExperimentConfig, load_config, parse_config
 from quintain.config.section import Section, forbidden_changes
 from quintain.failure import QuintainError
-from quintain.launch.run_folder import new_run, resumed_run
+from quintain.launch.run_folder import from_another_run, new_run, resumed_run
 
 EXPERIMENT = """
 model: {path: m, compute_dtype: float32, lora: {r: 4}}
@@ -107,6 +108,27 @@ def test_another_experiment_is_refused_with_the_field_and_both_values(tmp_path: 
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
     assert run.config.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("field", "algorithm"),
+    [("model.path", "grpo"), ("trainer.teacher", "distillation"), ("trainer.critic", "ppo")],
+    ids=str,
+)
+def test_a_model_may_be_that_of_another_run_once_it_has_a_checkpoint(
+    tmp_path: Path, field: str, algorithm: str
+) -> None:
+    run = new_run(experiment(), tmp_path / "run")
+    config = parse_config(EXPERIMENT, [f"trainer.algorithm={algorithm}", f"{field}={run.path}"])
+    with pytest.raises(QuintainError, match=rf"^{field}: the run .*run has no checkpoint yet: train it first$"):
+        from_another_run(config)
+    for step, kept in ((2, None), (4, 2)):
+        folder = run.checkpoints / f"step-{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "trainer.json").write_text(json.dumps({"kept": kept}))
+        section, option = field.split(".")
+        assert getattr(getattr(from_another_run(config), section), option) == str(run.checkpoints / "step-000002")
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

@@ -72,6 +72,11 @@ def stepped(seed: int) -> Any:
     ]
 
 
+def beside(seed: int) -> Any:
+    """Groups, and examples behind them."""
+    return [*sampled(seed), *texts(seed)]
+
+
 def positive(seed: int) -> Any:
     """The same with rewards from 0 on."""
 
@@ -120,7 +125,7 @@ def algorithm_for(config: ExperimentConfig) -> Any:
     return algorithm
 
 
-ONLINE = (sampled, positive, by_turn, told)
+ONLINE = (sampled, positive, by_turn, told, beside)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,8 @@ class Case:
 
 def config_of(case: Case, model: Path, **more: Any) -> ExperimentConfig:
     """The experiment of `case` with the model of that folder, and `more` options of the trainer."""
-    source = "environment: {name: math}" if case.data in ONLINE else "dataset: rows.jsonl"
+    source = "environment: {name: math}\n" if case.data in ONLINE else ""
+    source += "dataset: rows.jsonl" if case.data not in ONLINE or case.data is beside else ""
     text = f"model: {{path: {model}, compute_dtype: float32}}\n{source}\n"
     options = {"algorithm": case.algorithm, "learning_rate": 0.01, "threads": 1} | case.options | more
     if case.algorithm == "distillation" and "teacher_url" not in options:
@@ -215,6 +221,7 @@ CASES: dict[str, Case] = {
     "xpo": Case("online_dpo", {"xpo_alpha": 0.1}),
     "distillation": Case("distillation", {"gamma": 0.5, "num_iterations": 2, "num_mini_batches": 2}),
     "distillation of whole distributions": Case("distillation", {"beta": 0.5}),
+    "distillation with data beside": Case("distillation", {"beta": 0.5, "lmbda": 0.5}, beside),
     "ppo": Case("ppo"),
     "ppo with everything": Case(
         "ppo",

@@ -24,7 +24,8 @@ from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.episodes.episode import run_episode
 from quintain.rollout.journal.parquet import write_trajectories
 from quintain.trainers.data_items import Form, items_of
-from quintain.trainers.datasets import ExampleSource, drawn, packed, rendered, rows_of, sampled_examples
+from quintain.trainers.data_rows import rows_of, sampled_examples
+from quintain.trainers.datasets import ExampleSource, drawn, packed, rendered
 from quintain.trainers.examples import Renderer, RenderOptions
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
@@ -75,14 +76,16 @@ def test_a_data_set_that_cannot_be_read_is_told_in_one_line(
 def test_a_name_that_is_no_file_is_a_hub_s_and_what_goes_wrong_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def hub(path: str, name: str | None, *, split: str) -> Any:
+    def hub(path: str, name: str | None, *, split: str, streaming: bool) -> Any:
         if path != "some/data":
             raise ConnectionError("no such\n  data set")
-        return datasets.Dataset.from_list([{"text": f"{name} {split}"}])
+        found = datasets.Dataset.from_list([{"text": f"{name} {split}"}])
+        return found.to_iterable_dataset() if streaming else found
 
     monkeypatch.setattr(datasets, "load_dataset", hub)
-    found = list(rows_of(DatasetConfig(path="some/data", name="small", split="test")))
-    assert found == [("some/data row 1", {"text": "small test"})]
+    for streaming in (False, True):
+        found = list(rows_of(DatasetConfig(path="some/data", name="small", split="test", streaming=streaming)))
+        assert found == [("some/data row 1", {"text": "small test"})]
     with pytest.raises(QuintainError, match="cannot load 'nobody/nothing': no such data set"):
         list(rows_of(DatasetConfig(path="nobody/nothing")))
 

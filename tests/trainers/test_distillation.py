@@ -21,8 +21,9 @@ from quintain.trainers.algorithms.distillation import Distillation
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.model.lm_head import LMHead, chunked_divergence, generalised_jsd
 from quintain.trainers.rows import Totals
+from quintain.trainers.sources import WithExamples
 
-from .algorithm_cases import Case
+from .algorithm_cases import Case, sampled, texts
 from .made_segments import tiny as of_kind
 from .test_algorithms import Made
 from .test_algorithms import made as made
@@ -197,9 +198,39 @@ def test_a_server_without_log_probabilities_or_with_another_vocabulary_is_one_li
         ({}, "give exactly one of 'teacher'"),
         ({"teacher": "a", "teacher_url": "http://b"}, "give exactly one of 'teacher'"),
         ({"teacher_url": "http://b", "beta": 0.5}, "a server gives no whole distributions"),
+        ({"teacher": "a", "lmbda": 0.5}, "lmbda: nobody sampled the tokens of a dataset, .* set beta"),
+        ({"teacher": "a", "lmbda": 0.5, "beta": 0.5}, "with trainer.lmbda 0.5 the others come from one: give it"),
+        ({"teacher": "a", "lmbda": 0.999, "beta": 0.5}, "0.999 takes no example of the dataset"),
+        ({"teacher": "a", "lmbda": 0.0, "beta": 0.5}, "greater than 0"),
     ],
 )
 def test_options_that_cannot_be_meant_are_told(options: dict[str, Any], said: str) -> None:
     text = "model: {path: x}\nenvironment: {name: math}\ntrainer: {algorithm: distillation}\n"
     with pytest.raises(QuintainError, match=said):
         parse_config(text, [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()])
+
+
+def test_a_dataset_of_which_nothing_is_taken_is_refused() -> None:
+    text = (
+        "model: {path: x}\nenvironment: {name: math}\ntrainer: {algorithm: distillation, teacher: a}\ndataset: a.jsonl"
+    )
+    with pytest.raises(QuintainError, match="dataset: distillation samples what it trains on: drop it"):
+        parse_config(text)
+
+
+def test_lmbda_is_the_share_of_sequences_that_are_sampled_and_the_others_count_as_they_do() -> None:
+    config = DistillationConfig(teacher="x", beta=0.5, lmbda=0.25, prompts_per_step=3, num_generations=2)
+    assert config.examples_per_step == 18
+    groups, examples = sampled(1), texts(1)
+    found = WithExamples(Always(groups), Always(examples)).batch(0)
+    rows = Distillation(config, longest=8).rows(found, version=0)
+    alone = Distillation(config, longest=8).rows(groups, version=0)
+    assert len(rows.rows) == len(alone.rows) + len(examples) == len({row.unit for row in rows.rows})
+    assert not {row.prefix for row in rows.rows[-len(examples) :]} & {row.prefix for row in alone.rows}
+    assert rows.totals.tokens == alone.totals.tokens + sum(len(e.ids[0]) - e.prompt for e in examples)
+    assert rows.metrics == alone.metrics
+
+
+class Always:
+    def __init__(self, data: Any) -> None:
+        self.batch = lambda step: data

@@ -1,12 +1,14 @@
 """On-policy distillation: the policy samples, and learns at its own tokens what a teacher would have said there.
 
 Either the reverse KL at the tokens that were sampled, as a policy gradient (a teacher behind a server is enough), or a
-divergence between whole distributions (GKD, arXiv 2306.13649; MiniLLM's reverse KL, 2306.08543).
+divergence between whole distributions (GKD, arXiv 2306.13649; MiniLLM's reverse KL, 2306.08543), then also at the
+completions of a data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
 from quintain.trainers.algorithms.base import Pass
 from quintain.trainers.estimators import discounted
+from quintain.trainers.examples import Example, example_rows
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import policy_loss, reduce
@@ -34,9 +37,17 @@ class Distillation:
         self.passes = frozenset({Pass.OLD, Pass.TEACHER} if config.beta is None else ())
         self._loss = LossOptions(loss_type="dapo", epsilon=config.epsilon, epsilon_high=config.epsilon_high)
 
-    def rows(self, data: Sequence[Group], *, version: int) -> Rows:
-        """A row for each segment."""
-        return episode_rows(data, self.config, version=version, longest=self.longest)
+    def rows(self, data: Sequence[Group | Example], *, version: int) -> Rows:
+        """A row for each segment that was sampled, and one for each example of a data set."""
+        groups = [entry for entry in data if isinstance(entry, Group)]
+        rows = episode_rows(groups, self.config, version=version, longest=self.longest)
+        start = len(groups) + len(rows.rows)  # beyond every number of a group or a row
+        shown = example_rows([entry for entry in data if isinstance(entry, Example)])
+        every = (
+            *rows.rows,
+            *(replace(row, unit=start + row.unit, prefix=start + row.prefix) for row in shown.rows),
+        )
+        return replace(rows, rows=every, totals=rows.totals.of(every))
 
     def credit(self, rows: Rows) -> Rows:
         """A token's advantage is log(teacher / policy), and γ times what follows of the episode; the environment's
