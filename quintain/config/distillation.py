@@ -46,6 +46,11 @@ class DistillationConfig(ClipOptions, DataOptions, OnlineConfig):
     """The share of a step's sequences that the policy samples; the others are of `dataset` (GKD). Needs beta."""
 
     @property
+    def learns_from_rewards(self) -> bool:
+        """A teacher says what is better."""
+        return False
+
+    @property
     def examples_per_step(self) -> int:
         """How many examples a step takes of the data, beside what is sampled."""
         sampled = self.prompts_per_step * self.num_generations

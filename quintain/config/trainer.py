@@ -179,6 +179,11 @@ class OnlineConfig(TrainerConfig):
         return self.num_mini_batches
 
     @property
+    def learns_from_rewards(self) -> bool:
+        """Whether rewards that are all the same teach nothing."""
+        return True
+
+    @property
     def rewards_apart(self) -> bool:
         """Whether named rewards are compared one by one, and not their weighted sum."""
         return False

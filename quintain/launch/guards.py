@@ -21,16 +21,21 @@ PATIENCE = 5
 
 
 class Guarded:
-    """The batches of `source`; the first one is looked at, and what is wrong with it is told to `say` or raised."""
+    """The batches of `source`; the first one is looked at, and what is wrong with it is told to `say` or raised.
 
-    def __init__(self, source: BatchSource[Sequence[Group]], *, stop: bool, say: Callable[[str], None]) -> None:
-        self._source, self._stop, self._say = source, stop, say
+    rewards: whether they are learned from, so that they must differ.
+    """
+
+    def __init__(
+        self, source: BatchSource[Sequence[Group]], *, stop: bool, say: Callable[[str], None], rewards: bool = True
+    ) -> None:
+        self._source, self._stop, self._say, self._rewards = source, stop, say, rewards
         self.figures: dict[str, float] = {}  # of the last batch, where it is of several environments
 
     def batch(self, step: int) -> Sequence[Group]:
         """The groups of `step`. QuintainError, one line, where the first step's are all of something."""
         groups = self._source.batch(step)
-        problem = first_step_problem(groups) if step == 0 else None
+        problem = first_step_problem(groups, rewards=self._rewards) if step == 0 else None
         if problem is not None and self._stop:
             raise QuintainError(f"{problem}; to train all the same set guards.first_step: warn")
         if problem is not None:
@@ -112,8 +117,11 @@ def figures_by_environment(groups: Sequence[Group]) -> dict[str, float]:
     return figures
 
 
-def first_step_problem(groups: Sequence[Group]) -> str | None:
-    """What all episodes that did not fail have in common, so that nothing is learned; None where all is well."""
+def first_step_problem(groups: Sequence[Group], *, rewards: bool = True) -> str | None:
+    """What all episodes that did not fail have in common, so that nothing is learned; None where all is well.
+
+    rewards: whether equal ones teach nothing.
+    """
     rows = [row for group in groups for row in group.trajectories if row.failure is None]
     turns = [turn for row in rows for turn in row.turns]
     if not any(len(turn.output_ids) for turn in turns):
@@ -136,10 +144,10 @@ def first_step_problem(groups: Sequence[Group]) -> str | None:
             f"every episode of the first step was truncated ({_example(rows[0])}): raise rollout.max_turns, or the"
             " environment's own limit"
         )
-    rewards: dict[str, set[float | None]] = {}
+    paid: dict[str, set[float | None]] = {}
     for agent, played in (seat for row in rows for seat in by_seat(row).items()):
-        rewards.setdefault(agent, set()).add(played.reward)
-    if len(rows) > 1 and all(len(found) == 1 for found in rewards.values()):
+        paid.setdefault(agent, set()).add(played.reward)
+    if rewards and len(rows) > 1 and all(len(found) == 1 for found in paid.values()):
         return (
             f"every reward of the first step is {rows[0].reward:g} ({_example(rows[0])}): the tasks are too hard or too"
             " easy for this model, or the answer is not where the verifier looks for it"

@@ -176,7 +176,10 @@ class TrainingRun:
         publisher = PolicyPublisher(learner, client, self.config.rollout, scratch=self.run.path / "weights")
         try:
             source: BatchSource[Any] = Guarded(
-                RolloutSource(client), stop=self.config.guards.first_step == "stop", say=self.display.say
+                RolloutSource(client),
+                stop=self.config.guards.first_step == "stop",
+                say=self.display.say,
+                rewards=self.config.online.learns_from_rewards,
             )
             source = source if self.beside is None else WithExamples(source, self.beside.source)
             yield source, publisher, self._evaluator(client)

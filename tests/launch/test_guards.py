@@ -77,6 +77,7 @@ def test_only_the_first_step_is_looked_at_and_a_warning_lets_it_go_on() -> None:
     alike = groups(episode(reward=0.0), episode(reward=0.0))
     assert Guarded(Batches(alike), stop=True, say=said.append).batch(1) == alike
     assert Guarded(Batches(alike), stop=False, say=said.append).batch(0) == alike
+    assert Guarded(Batches(alike), stop=True, say=pytest.fail, rewards=False).batch(0) == alike
     assert len(said) == 1
     assert said[0].startswith("warning: every reward of the first step is 0 ")
 

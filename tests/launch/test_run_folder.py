@@ -91,7 +91,7 @@ def test_a_run_goes_on_elsewhere_and_keeps_what_it_goes_on_with(tmp_path: Path, 
     [
         ("trainer.num_generations=4", "trainer.num_generations was 8 and is 4 now: keep it"),
         ("environment.args={low: 1, high: 9}", "environment.args.high was 30 and is 9 now: keep it"),
-        ("model.lora=null", 'model.lora was {"r": 4, '),
+        ("model.lora=null", 'model.lora was {"path": null, "r": 4, '),
         ("rollout.vllm.kv=keep", 'rollout.vllm.kv was "recompute" and is "keep" now: keep it'),
         (
             "environment={name: math}",
