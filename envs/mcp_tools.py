@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
@@ -136,10 +137,13 @@ class McpTools(Toolbox):
 
     def _made(self) -> Client:
         from mcp import Client, StdioServerParameters
+        from mcp.client.stdio import stdio_client
 
         if not isinstance(self._server, str):
             command, *args = self._server
-            return Client(StdioServerParameters(command=command, args=args, env=self._env))
+            server = StdioServerParameters(command=command, args=args, env=self._env)
+            log = sys.__stderr__ or sys.stderr  # a notebook's own is no file that a process could write into
+            return Client(stdio_client(server, errlog=log))
         if not self._headers:
             return Client(self._server)
         from mcp.client.streamable_http import streamable_http_client

@@ -17,6 +17,7 @@ from quintain.envs import (
     Action,
     EndlessTasks,
     Environment,
+    McpTools,
     Message,
     Observation,
     SingleTurnEnv,
@@ -210,6 +211,20 @@ class Stuck(ToolEnv):
 
     def score(self, answer: str, reference: str) -> float:
         return 1.0
+
+
+class AddingServer(ToolEnv):
+    """A sum, with the tools of an MCP server."""
+
+    splits = ("train", "heldout")
+    verifier = "math"
+
+    @classmethod
+    def tasks(cls, split: str) -> TaskSource:
+        return [Task("sum", (user("What is 20 + 22?"),), "42")]
+
+    def toolbox(self) -> McpTools:
+        return McpTools([sys.executable, str(Path(__file__).with_name("mcp_server.py")), "stdio"])
 
 
 class Bidding(Environment):

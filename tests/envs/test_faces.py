@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from quintain.calling.chat import ChatEndpoint
 from quintain.cli import main
 from quintain.codec import to_builtins
 from quintain.envs import Action, LocalClient, Message, Task, assistant, resolve
+from quintain.envs.builtin.textarena import begun
 from quintain.failure import Stage
 from quintain.messages import FunctionCall, ToolCall
 from quintain.rollout.chat.template import TemplateChat
@@ -94,10 +96,29 @@ def crosses(task: Task) -> list[Message]:
     return [assistant(f"I go {word}") for word in words]
 
 
+def adds(task: Task) -> list[Message]:
+    return [
+        calling(("add", {"a": 20, "b": 22}), ("ad", {}), ("fail", {"how": "raise"})),
+        assistant(f"It is {task.reference}."),
+    ]
+
+
+def finds(task: Task) -> list[Message]:
+    game = begun(NUMBER["game"], 1, task.seed)
+    while hasattr(game, "env"):
+        game = game.env
+    number = game.state.game_state["game_number"]
+    return [assistant(f"[{guess}]") for guess in ("x", number % 20 + 1, number)]
+
+
+SAMPLES = Path(__file__).with_name("samples.py")
+NUMBER = {"game": "GuessTheNumber-v0"}
 LAKE = {"game": "FrozenLake-v1", "kwargs": {"is_slippery": False}, "actions": ["left", "down", "right", "up"]}
 
 GAMES = [
     Game("gymnasium", crosses, 1.0, LAKE),
+    Game("textarena", finds, 1.0, NUMBER),
+    Game(f"{SAMPLES}:AddingServer", adds, 1.0),
     Game("math", lambda task: [assistant(f"So it is {task.reference}.")], 1.0, {"word": True, "operations": "+-*"}),
     Game("calculator", calculates, 1.0),
     Game("twenty_questions", guesses, 1.0),
@@ -128,7 +149,7 @@ def engine_of(turns: list[Message], tokenizer: Any) -> FakeEngine:
     )
 
 
-@pytest.mark.parametrize("game", GAMES, ids=lambda game: f"{game.env}-{game.reward:.2f}")
+@pytest.mark.parametrize("game", GAMES, ids=lambda game: f"{Path(game.env).name}-{game.reward:.2f}")
 def test_a_scripted_policy_earns_the_same_however_the_environment_is_reached(game, serve, capsys):
     options = dict(game.options)
     server = serve(game.env, options=options)
