@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
+from quintain.config import parse_config
 from quintain.envs import Action, Environment, LocalClient, Message, check_environment
+from quintain.envs.options import bind
+from quintain.envs.registry import resolve
 from quintain.messages import FunctionCall, ToolCall
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +66,30 @@ async def test_the_conversation_of_the_page_ends_as_it_is_told(page: ModuleType)
             assert first.messages[-1].text == "When is breakfast?"
             step = await env.step(Action.text(said))
             assert (step.reward, step.info["end"]) == (reward, end)
+
+
+def test_what_the_page_configures_has_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "questions.jsonl").write_text('{"question": "a?", "answer": "a"}\n{"question": "b?", "answer": "b"}\n')
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a?", "answer": "a"}\n' * 2)
+    monkeypatch.chdir(tmp_path)
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
+    configured = [parse_config(yaml.safe_dump({"model": {"path": "m"}, **block})) for block in blocks]
+    played = [one for config in configured for one in config.plays]
+    for environment in played[:-1]:  # the last one's file would need more prompts than it holds out
+        assert environment.name is not None
+        assert bind(resolve(environment.name), environment.args).tasks("train")[0].prompt
+    assert [one.curriculum is not None for one in played] == [False] * 4 + [True]
+
+
+def test_every_command_of_the_page_names_an_environment_and_options_that_there_are(page: ModuleType) -> None:
+    commands = re.findall(r"^    quintain eval (.*)$", PAGE.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) == 3
+    for words in map(shlex.split, commands):
+        name, set_ = words[words.index("--env") + 1], words[words.index("--set") + 1]
+        config = parse_config(f"model: {{path: m}}\nenvironment: {{name: '{name}'}}", [set_])
+        cls = page.Hotel if name == "hotel.py:Hotel" else resolve(name)
+        assert bind(cls, config.plays[0].args).tasks("train")[0].id
 
 
 async def test_the_seats_of_the_page_are_paid_against_each_other(page: ModuleType) -> None:

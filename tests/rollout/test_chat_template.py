@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from quintain.codec import Ints, as_ints
 from quintain.config import ExperimentConfig, dump_config, parse_config
-from quintain.failure import FailureError, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user
 from quintain.rollout.chat.load import load_tokenizer
 from quintain.rollout.chat.template import TemplateChat
@@ -393,6 +393,21 @@ def test_what_was_left_open_is_told_and_asking_for_it_changes_nothing(name: str,
     )
     assert (again.stop_ids, again.calls) == (chat.stop_ids, chat.calls)
     assert again.first([user("q")], [TOOL]).tolist() == chat.first([user("q")], [TOOL]).tolist()
+
+
+def test_a_tool_that_the_template_cannot_show_is_one_line_and_a_failure() -> None:
+    picky = (
+        "{% for t in tools or [] %}{% if 'properties' not in t.function.parameters %}"
+        "{{ raise_exception('a tool needs properties') }}{% endif %}{{ t | tojson }}{% endfor %}" + templates()["qwen3"]
+    )
+    chat = TemplateChat(byte_level(picky))
+    assert len(chat.first([user("q")], [TOOL]))
+    with pytest.raises(
+        FailureError, match=r"the chat template refused these messages: .*a tool needs properties"
+    ) as caught:
+        chat.first([user("q")], [ToolSpec(FunctionSpec("f", "no schema"))])
+    assert (caught.value.failure.kind, caught.value.failure.stage) == (FailureKind.REJECTED, Stage.RENDER)
+    assert "\n" not in caught.value.failure.message
 
 
 @pytest.mark.parametrize(("pinned", "forks"), [(datetime.date(2026, 1, 31), None), (None, "template_rewrites_history")])
