@@ -25,7 +25,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from quintain.config import DistillationConfig, ExperimentConfig
+from quintain.config import DistillationConfig, ExperimentConfig, PPOConfig
 from quintain.config.offline import ReferenceConfig
 from quintain.config.ppo import CRITIC
 from quintain.failure import QuintainError
@@ -38,7 +38,7 @@ from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.examples import padding
 from quintain.trainers.losses.metrics import Metrics, combine, metric_values
 from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, routes, supports_tree
-from quintain.trainers.model.policy import ReferenceModel, load_policy, published
+from quintain.trainers.model.policy import ReferenceModel, add_value_head, load_policy, published
 from quintain.trainers.model.teacher import DistillingForward, RemoteTeacher, load_teacher
 from quintain.trainers.model.value import ValueForward, load_critic
 from quintain.trainers.passes import Passes
@@ -104,6 +104,8 @@ class Learner(Generic[Data]):
                 "model: it chooses experts anew in training, and not always those that sampled (routing is not"
                 " replayed): watch sampling/sampling_logp_difference"
             )
+        if isinstance(trainer, PPOConfig) and trainer.value_head:
+            add_value_head(self.model)
         critic = load_critic(config, self.tokenizer) if CRITIC in algorithm.trains else None
         self.teacher = load_teacher(config, self.tokenizer) if isinstance(trainer, DistillationConfig) else None
         try:

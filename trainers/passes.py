@@ -76,7 +76,8 @@ class Passes:
     def _values(self, rows: Sequence[Row]) -> dict[str, dict[int, Floats]]:
         """What the critic expects before each policy token [T] of `rows`, and before what follows it."""
         pieces = self._pieces([replace(row, segment=followed(row.segment)) for row in rows])
-        scored = score(alone(self._trained[CRITIC].forward), pieces, self._ranks)
+        critic = self._trained.get(CRITIC, self._trained["policy"])  # its own, or a head on the policy's trunk
+        scored = score(alone(critic.forward), pieces, self._ranks)
         values = by_row(pieces, {i: tokens.value for i, tokens in scored.items() if tokens.value is not None})
         return {
             Pass.VALUE: {at: value[:-1] for at, value in values.items()},

@@ -13,6 +13,7 @@ from torch import nn
 from quintain.config import TrainerConfig
 from quintain.failure import QuintainError
 from quintain.trainers.model.forward import plain_model
+from quintain.trainers.model.policy import VALUE_HEAD
 from quintain.trainers.update import parameters_of
 
 
@@ -90,7 +91,7 @@ def _muon(config: TrainerConfig, model: nn.Module) -> torch.optim.Optimizer:
             "trainer.optim: muon needs whole matrices, and fsdp shards them: use parallel: ddp, or adamw"
         )
     base = plain_model(model)
-    words = [base.get_output_embeddings(), getattr(base, "score", None)]
+    words = [base.get_output_embeddings(), getattr(base, "score", None), getattr(base, VALUE_HEAD, None)]
     words += [module for module in base.modules() if isinstance(module, nn.Embedding)]
     apart = {id(parameter) for module in words if module is not None for parameter in module.parameters()}
     trained = parameters_of(model)

@@ -1,7 +1,8 @@
 """The options of PPO: names and defaults as in TRL 1.12's `PPOConfig` where the meaning is the same.
 
-TRL's `num_ppo_epochs` is `num_iterations` here, as for every algorithm that goes over a batch several times. There is
-no `vf_coef`: policy and critic have an optimiser each, and a learning rate (`critic_learning_rate`).
+TRL's `num_ppo_epochs` is `num_iterations` here, as for every algorithm that goes over a batch several times. Policy and
+critic have an optimiser each, and a learning rate (`critic_learning_rate`); `vf_coef` is for a critic on the policy's
+trunk.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class PPOConfig(OnlineConfig):
     critic: str | None = None
     """A folder with the model that the critic begins as, a reward model say; null: the policy's, with a head that
     says 0. It has the policy's tokenizer, is trained in full, and is saved in each checkpoint's folder `critic`."""
+    value_head: bool = False
+    """The critic is a head on the policy's own trunk and not a model of its own: half the memory and time, and both
+    learn from one loss."""
+    vf_coef: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """With value_head: the weight of the critic's loss in it."""
     critic_learning_rate: Rate | None = None
     """Peak learning rate of the critic; null is ten times the policy's."""
     critic_warmup_steps: Count = 0
@@ -63,6 +69,12 @@ class PPOConfig(OnlineConfig):
             raise ValueError("kl_target: the weight of the KL begins at kl_coef, which is 0: give it a positive one")
         if self.critic_learning_rate is not None and self.learning_rate == 0:
             raise ValueError("critic_learning_rate follows the schedule of learning_rate, which is 0: give that too")
+        apart = {"critic": None, "critic_learning_rate": None, "critic_warmup_steps": 0}
+        given = [name for name, default in apart.items() if getattr(self, name) != default]
+        if self.value_head and given:
+            raise ValueError(
+                f"value_head: {' and '.join(given)} are of a critic that is a model of its own: drop one of both"
+            )
         if self.critic_warmup_steps >= self.max_steps:
             raise ValueError(
                 f"critic_warmup_steps ({self.critic_warmup_steps}) leaves the policy no step of max_steps"

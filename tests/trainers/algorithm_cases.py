@@ -223,6 +223,10 @@ CASES: dict[str, Case] = {
     "distillation of whole distributions": Case("distillation", {"beta": 0.5}),
     "distillation with data beside": Case("distillation", {"beta": 0.5, "lmbda": 0.5}, beside),
     "ppo": Case("ppo"),
+    "ppo on one trunk": Case("ppo", {"value_head": True, "num_mini_batches": 2}),
+    "ppo on one trunk with an adapter and muon": Case(
+        "ppo", {"value_head": True, "kl_coef": 0.0, "optim": "muon"}, lora={"r": 2}
+    ),
     "ppo with everything": Case(
         "ppo",
         {

@@ -18,6 +18,7 @@ from quintain.trainers.algorithms.ppo import PPO
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import metric_values
+from quintain.trainers.model.forward import plain_model
 from quintain.trainers.rows import Rows, Totals
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
@@ -96,6 +97,13 @@ def test_advantages_returns_losses_and_gradients_are_those_of_trl(recorded: dict
         torch.testing.assert_close(gradient.float(), theirs.float(), rtol=1e-5, atol=1e-7)
         if name == "critic":
             assert metric_values(metrics)["clip_ratio"] == pytest.approx(float(found["vf_clipfrac"]))
+    trunk = PPO(PPOConfig(**recorded["options"], value_head=True, vf_coef=0.3), longest=length)
+    loss, metrics = trunk.loss("policy", inputs, totals)
+    assert float(loss.detach()) == pytest.approx(float(found["pg_loss"]) + 0.3 * float(found["vf_loss"]), rel=1e-6)
+    of_policy, of_value = torch.autograd.grad(loss, [inputs.logp, inputs.value])
+    torch.testing.assert_close(of_policy.float(), found["policy_gradient"].flatten(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(of_value.float(), 0.3 * found["value_gradient"].flatten(), rtol=1e-5, atol=1e-7)
+    assert metric_values(metrics)["critic/clip_ratio"] == pytest.approx(float(found["vf_clipfrac"]))
 
 
 def test_the_gradient_of_the_value_loss_is_its_finite_difference() -> None:
@@ -174,20 +182,41 @@ def test_values_that_are_not_finite_end_the_run_with_a_reason() -> None:
         credited(ppo, played([turn(2, 1.0)]), {"value": [0.0, np.nan], "next_value": 0.0})
 
 
-@pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
-def test_the_critic_is_asked_before_every_token_and_after_the_last(made: Made, layout: str) -> None:
-    learner = made(Case("ppo"), layout=layout, max_tokens_per_microbatch=60)
-    critic: Any = learner.trained["critic"].model.eval()
-    torch.nn.init.normal_(critic.score.weight)
+@pytest.mark.parametrize(("layout", "trunk"), [("tree", False), ("packed", False), ("padded", False), ("tree", True)])
+def test_the_critic_is_asked_before_every_token_and_after_the_last(made: Made, layout: str, trunk: bool) -> None:
+    learner = made(Case("ppo"), layout=layout, max_tokens_per_microbatch=60, value_head=trunk)
+    critic: Any = learner.trained["policy" if trunk else "critic"].model.eval()
+    head = critic.value_head if trunk else critic.score
+    torch.nn.init.normal_(head.weight)
     rows = learner.algorithm.rows(groups(1), version=0)
     for row in learner.passes.fill(rows).rows:
         ids = torch.tensor(row.segment.ids).long()[None]
         with torch.no_grad():
-            said = critic.score(critic.model(ids).last_hidden_state)[0, :, 0]
+            said = head(critic.model(ids).last_hidden_state)[0, :, 0]
         at = torch.tensor(row.segment.mask).nonzero()[:, 0]
         np.testing.assert_allclose(row.columns["value"], said[at - 1], rtol=1e-4, atol=1e-5)
         after = torch.cat([said[at[1:] - 1], said[-1:]])
         np.testing.assert_allclose(row.columns["next_value"], after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["whole", "lora"])
+def test_a_head_on_the_policys_trunk_is_saved_beside_it_and_never_published(
+    made: Made, lora: dict[str, Any] | None
+) -> None:
+    learner = made(Case("ppo", lora=lora), value_head=True)
+    learner.update(groups(1), step=0)
+    base: Any = plain_model(learner.model)
+    assert base.value_head.weight.abs().sum() > 0
+    assert dict(learner.weights()).keys() == dict(made(Case("grpo")).weights()).keys()
+    learner.save(Progress(1, 1, 3, 2.0))
+    newest = latest_checkpoint(learner.checkpoints)
+    assert newest is not None
+    plain, told = type(base).from_pretrained(newest, output_loading_info=True)
+    assert not any(told.values())
+    assert not hasattr(plain, "value_head")
+    again = made(Case("ppo", lora=lora), value_head=True)
+    again.restore(newest)
+    assert torch.equal(plain_model(again.model).value_head.weight, base.value_head.weight)
 
 
 def test_in_the_critics_first_steps_the_policy_stays_as_it_is(made: Made) -> None:
@@ -256,6 +285,10 @@ def test_the_weight_of_the_kl_follows_its_target_and_is_in_the_checkpoint(made: 
     [
         ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_target: the weight of the KL begins at kl_coef, which is 0"),
         ({"critic_warmup_steps": 100}, "leaves the policy no step of max_steps"),
+        (
+            {"value_head": True, "critic_warmup_steps": 1},
+            "critic_warmup_steps are of a critic that is a model of its own",
+        ),
         ({"critic_learning_rate": 0.1, "learning_rate": 0.0}, "follows the schedule of learning_rate, which is 0"),
         ({"epsilon": 0.1}, "epsilon is an option of"),
     ],

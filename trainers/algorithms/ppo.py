@@ -2,7 +2,8 @@
 
 A turn's reward stands at its last sampled token, the KL to the reference at every token; advantages are generalised
 (GAE) over the policy's tokens of an episode, over forks and over what the environment wrote in between. An episode
-that a limit ended goes on in the critic's eyes: what it expects after the last token is added there.
+that a limit ended goes on in the critic's eyes: what it expects after the last token is added there. The critic is a
+model of its own, or a head on the policy's trunk.
 """
 
 from __future__ import annotations
@@ -35,9 +36,8 @@ class PPO:
     `state` is what it remembers from batch to batch: the weight of the KL.
     """
 
-    trains = ("policy", CRITIC)
-
     def __init__(self, config: PPOConfig, *, longest: int) -> None:
+        self.trains: tuple[str, ...] = ("policy",) if config.value_head else ("policy", CRITIC)
         self.config, self.longest = config, longest
         self.passes = frozenset({Pass.VALUE, *((Pass.OLD, Pass.REF) if config.needs_reference else ())})
         self.state = {"kl_coef": config.kl_coef}
@@ -89,13 +89,18 @@ class PPO:
         return False
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
-        """The clipped policy loss or the clipped value loss, a mean over the batch's tokens."""
+        """The clipped policy loss or the clipped value loss, a mean over the batch's tokens; of one trunk, both."""
         if model == CRITIC:
             return self._value_loss(inputs, totals)
         per_token = policy_loss(inputs, self._loss)
         moved = 0.5 * (inputs.logp.detach() - inputs.proximal_logp).square()
-        metrics = fetched({"policy/approxkl_avg": draft(Kind.MEAN, moved, inputs.mask)})
-        return reduce(per_token, inputs, self._loss.loss_type, totals), {**per_token.metrics, **metrics}
+        metrics = {**per_token.metrics, **fetched({"policy/approxkl_avg": draft(Kind.MEAN, moved, inputs.mask)})}
+        loss = reduce(per_token, inputs, self._loss.loss_type, totals)
+        if self.config.value_head:
+            of_critic, its = self._value_loss(inputs, totals)
+            loss = loss + self.config.vf_coef * of_critic
+            metrics |= {f"{CRITIC}/{name}": metric for name, metric in its.items()}
+        return loss, metrics
 
     def remember(self, figures: Mapping[str, float]) -> None:
         """Let the weight of the KL follow what a step's KL was: e-fold by up to `KL_STEP` in `kl_horizon` episodes."""

@@ -21,6 +21,7 @@ from quintain.rollout.weights.canary import TOLERANCE
 from quintain.trainers.batches.batch import PARITY_TOKENS, MicroBatch, micro_batches
 from quintain.trainers.model import attention
 from quintain.trainers.model.lm_head import LMHead, chunked_logprobs
+from quintain.trainers.model.policy import VALUE_HEAD
 from quintain.trainers.model.precision import keep_exact
 from quintain.trajectory import Segment
 
@@ -140,7 +141,11 @@ def token_logprobs(
         entropy=entropy,
         mass=mass,
     )
-    return TokenLogprobs(logp, entropies, best, masses, balance=balanced)
+    value = None
+    if isinstance(head := getattr(base, VALUE_HEAD, None), nn.Linear):
+        wide = torch.promote_types(states.dtype, torch.float32)
+        value = nn.functional.linear(states.to(wide), head.weight.to(wide))[batch.predictor, 0]
+    return TokenLogprobs(logp, entropies, best, masses, value, balance=balanced)
 
 
 def predicting_states(base: Any, batch: MicroBatch) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from quintain.config import LoraConfig, ModelConfig
@@ -32,6 +33,8 @@ AUTO = {
     "steps": "AutoModelForTokenClassification",
 }
 """The class of transformers that a model of each kind is loaded by."""
+VALUE_HEAD = "value_head"
+"""The attribute of a critic's head on the policy's trunk, which is not published, and saved in a file of its own."""
 ADAPTER = "adapter"
 """The folder, beside a saved policy's own files, of the adapter that is merged into them."""
 
@@ -174,6 +177,14 @@ def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "disable_adapter")
 
 
+def add_value_head(model: Any) -> None:
+    """Put a critic's head that says 0 on the policy's trunk."""
+    base = _base(model)
+    head = nn.Linear(base.config.get_text_config().hidden_size, 1, bias=False, dtype=base.dtype, device=base.device)
+    nn.init.zeros_(head.weight)
+    setattr(base, VALUE_HEAD, head)
+
+
 class ReferenceModel:
     """The policy before training: the model with its adapter off, where that is as it was made (`fresh`), or else a
     frozen copy, which shares what is not trained."""
@@ -225,7 +236,12 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
     """The weights of the plain model, by its own names in memory; of those that are tied, the one that is saved."""
     base = _base(model)
     layers = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
-    named = {name: value for name, value in base.state_dict(keep_vars=True).items() if "lora_" not in name}
+    apart = ("lora_", VALUE_HEAD)
+    named = {
+        name: value
+        for name, value in base.state_dict(keep_vars=True).items()
+        if not any(each in name for each in apart)
+    }
     tied = set(getattr(base, "_tied_weights_keys", None) or ())
     shared = {id(value) for name, value in named.items() if name not in tied}
     merged = {}
@@ -244,10 +260,12 @@ def _merged(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What is saved of a model: its weights with adapters merged, and the adapter's own, none without one."""
+    """What is saved of a model: its weights with adapters merged, the adapter's own, none without one, and the weight
+    of a critic's head on it, None without one."""
 
     weights: dict[str, Tensor]
     adapter: dict[str, Tensor]
+    value_head: Tensor | None
 
 
 def to_save(model: nn.Module) -> Saved:
@@ -257,7 +275,9 @@ def to_save(model: nn.Module) -> Saved:
     """
     types = {name.replace(".base_layer.", "."): value.dtype for name, value in _base(model).state_dict().items()}
     weights = {name: value.to("cpu", types[name]).contiguous() for name, value in _merged(model).items()}
-    return Saved(weights, {name: whole(value) for name, value in model.state_dict().items() if "lora_" in name})
+    adapter = {name: whole(value) for name, value in model.state_dict().items() if "lora_" in name}
+    head = getattr(_base(model), VALUE_HEAD, None)
+    return Saved(weights, adapter, None if head is None else whole(head.weight.detach()))
 
 
 def save_policy(model: Any, tokenizer: Any, folder: Path, saved: Saved | None = None) -> None:
@@ -270,6 +290,8 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, saved: Saved | None = 
     tokenizer.save_pretrained(folder)
     if is_adapted(model):
         model.save_pretrained(folder / ADAPTER, state_dict=saved.adapter, save_embedding_layers=False)
+    if saved.value_head is not None:
+        save_file({"weight": saved.value_head.contiguous()}, folder / f"{VALUE_HEAD}.safetensors")
 
 
 def check_saved(model: nn.Module, folder: Path, saved: Saved | None = None) -> None:
@@ -287,12 +309,14 @@ def restore_policy(model: Any, folder: Path) -> None:
     """
     if is_adapted(model):
         import peft
-        from safetensors.torch import load_file
 
         found = load_file(folder / ADAPTER / peft.utils.SAFETENSORS_WEIGHTS_NAME)
         named = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     else:
-        found, named = _loaded(folder, model), model.state_dict()
+        found, named = _loaded(folder, model), {n: v for n, v in model.state_dict().items() if VALUE_HEAD not in n}
+    if (head := getattr(_base(model), VALUE_HEAD, None)) is not None:
+        named[VALUE_HEAD] = head.weight
+        found[VALUE_HEAD] = load_file(folder / f"{VALUE_HEAD}.safetensors")["weight"]
     missing = set(named) - set(found)
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)}")
