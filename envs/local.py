@@ -41,12 +41,12 @@ class LocalClient:
         limits: EnvironmentLimits | None = None,
     ) -> None:
         self._bound = bind(cls, options)
-        self._host = Host(self._bound)
+        self.host = Host(self._bound)
         self._limits = limits or EnvironmentLimits()
 
     def episode(self) -> LocalEnv:
         """An environment in this process."""
-        return LocalEnv(self._host, self._limits, self._bound.tasks)
+        return LocalEnv(self.host, self._limits, self._bound.tasks)
 
     __call__ = episode
 
@@ -56,7 +56,7 @@ class LocalClient:
 
     async def aclose(self) -> None:
         """Close every episode and the verifiers they share."""
-        await self._host.close_all(time.monotonic() + self._limits.close_s)
+        await self.host.close_all(time.monotonic() + self._limits.close_s)
 
     async def __aenter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ verifier that fails makes a failure, never a reward; neither the reference nor a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quintain.envs.base import Action, Observation, Step
@@ -64,6 +64,11 @@ class SingleTurnEnv(JudgingEnv):
         self._asked = True
         said = self.score(action.content, task.reference)
         return scored(await said if inspect.isawaitable(said) else said)
+
+    @classmethod
+    def solution(cls, task: Task) -> Sequence[Action] | None:
+        """The reference, where it is a text; a subclass whose reference is no answer says which one is."""
+        return (Action.text(task.reference),) if isinstance(task.reference, str) else None
 
     def _playing(self) -> Task:
         """The task that is played. Raises FailureError (rejected) where none is."""

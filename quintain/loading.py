@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -50,5 +51,9 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the boundary to somebody's file
         del sys.modules[name]
-        raise QuintainError(f"importing {path} failed: {type(error).__name__}: {one_line(str(error))}") from error
+        lines = [
+            line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)
+        ]
+        where = f"{path}:{lines[-1]}" if lines else path
+        raise QuintainError(f"importing {where} failed: {type(error).__name__}: {one_line(str(error))}") from error
     return module

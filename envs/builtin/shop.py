@@ -9,16 +9,17 @@ The split "train" never has a task of "heldout".
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
-from quintain.envs.base import Observation
+from quintain.envs.base import Action, Observation
 from quintain.envs.builtin.numbered import numbered
 from quintain.envs.builtin.shop_store import Store
 from quintain.envs.builtin.shop_tasks import LAST_DAY, SHOPS, shop_task
 from quintain.envs.chat import ChatEnv, User, UserReply
 from quintain.envs.tools import MethodTools, Toolbox
-from quintain.messages import Message
+from quintain.messages import FunctionCall, Message, ToolCall
 from quintain.task import Task, TaskSource
 
 POLICY: Final = f"""\
@@ -43,6 +44,15 @@ class ShopEnv(ChatEnv):
     def tasks(cls, split: str, *, heldout: int = 100, seed: int = 0) -> TaskSource:
         """The tasks of `split`: each a store of its own, a customer and a wish."""
         return numbered(split, SHOPS, shop_task, heldout=heldout, seed=seed)
+
+    @classmethod
+    def solution(cls, task: Task) -> Sequence[Action]:
+        """What the customer wants, where the rules allow it; then a word without a question."""
+        if (deed := task.reference["deed"]) is None:
+            return (Action.text("I am sorry, no."),)
+        name, arguments = deed
+        call = ToolCall("c0", FunctionCall(name, json.dumps(arguments)))
+        return Action(Message("assistant", "", (call,))), Action.text("It is done.")
 
     def user(self, task: Task, *, seed: int) -> User:
         """The task's customer."""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Final
 
+from quintain.envs.base import Action
 from quintain.envs.builtin.numbered import numbered
 from quintain.envs.chat import ChatEnv, User, UserReply
 from quintain.failure import QuintainError
@@ -63,6 +64,11 @@ class TwentyQuestionsEnv(ChatEnv):
             return Task(f"thing-{number}", reference={"world": world, "thing": thing})
 
         return numbered(split, len(ways) ** properties, task, heldout=heldout, seed=seed)
+
+    @classmethod
+    def solution(cls, task: Task) -> Sequence[Action]:
+        """The right guess."""
+        return (Action.text(f"Is it the {' '.join(task.reference['thing'])}?"),)
 
     def user(self, task: Task, *, seed: int) -> User:
         """Somebody who thinks of the task's thing."""

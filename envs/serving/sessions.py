@@ -69,6 +69,8 @@ class Sessions:
         self._finished: deque[_Record] = deque()
         self._finished_bytes = 0
         self._background: set[asyncio.Task[None]] = set()
+        self.unclosed = 0
+        """Environments whose `close` failed, or came to no end."""
         metrics.counter("episodes_total", "Episodes that came to an end, by how.")
         metrics.counter("failures_total", "Failures, by kind and stage.")
         metrics.counter("replays_total", "Requests answered from what was stored.")
@@ -85,6 +87,11 @@ class Sessions:
     def ready(self) -> bool:
         """Whether a new episode would find a place to run."""
         return self._backend.ready
+
+    @property
+    def live(self) -> int:
+        """Episodes that hold a slot."""
+        return self._slots.taken
 
     async def start(self) -> None:
         """Start the backend. Raises QuintainError where it cannot be."""
@@ -276,7 +283,10 @@ class Sessions:
 
     async def _dismiss(self, record: _Record) -> None:
         if record.ticket is not None and record.ticket.done():
-            await self._timed(Close(record.id), self.limits.close_s)
+            reply = await self._timed(Close(record.id), self.limits.close_s)
+            if reply.failure is not None:
+                self._metrics.add("failures_total", kind=reply.failure.kind, stage=reply.failure.stage)
+                self.unclosed += 1
         self._let_go(record)
 
     def _let_go(self, record: _Record) -> None:

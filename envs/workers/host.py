@@ -18,10 +18,13 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from quintain.codec import to_json
@@ -243,7 +246,8 @@ class Host:
         try:
             return task.result()
         except (Exception, asyncio.CancelledError) as error:  # the boundary
-            raise FailureError(_discreet(_failure_of(error, stage), error, live.task)) from error
+            failure = _located(_failure_of(error, stage), error, self.bound.cls)
+            raise FailureError(_discreet(failure, error, live.task)) from error
 
     def _goes_on(self, task: asyncio.Task[Any]) -> None:
         """Keep an eye on code that was cancelled and does not end."""
@@ -268,6 +272,15 @@ def _failure_of(error: BaseException, stage: Stage) -> Failure:
     failure = failure_from(error, stage)
     # a broken contract is noticed where the object is made, which cannot know what it is made for
     return replace(failure, stage=stage) if failure.kind is FailureKind.INVALID else failure
+
+
+def _located(failure: Failure, error: BaseException, cls: type[Environment]) -> Failure:
+    """`failure` with the line of the class's own file in which it arose: no stack, and no folder."""
+    if failure.kind is not FailureKind.CRASHED:
+        return failure
+    file = sys.modules[cls.__module__].__file__
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    return replace(failure, message=f"{failure.message} ({Path(file).name}:{lines[-1]})") if file and lines else failure
 
 
 def _discreet(failure: Failure, error: BaseException, task: Task | None) -> Failure:

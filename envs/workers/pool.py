@@ -108,9 +108,13 @@ class _Worker:
 
 
 class EnvironmentWorkers:
-    """`workers` processes, and a spare, that each run many episodes of the environment `spec`."""
+    """`workers` processes, and a spare, that each run many episodes of the environment `spec`.
 
-    def __init__(self, spec: str, options: Mapping[str, Any], workers: int) -> None:
+    What they write goes to standard error, or is dropped where they are to be `quiet`.
+    """
+
+    def __init__(self, spec: str, options: Mapping[str, Any], workers: int, *, quiet: bool = False) -> None:
+        self._stderr = subprocess.DEVNULL if quiet else None
         self._spec, self._options = spec, {OPTIONS_ENV: json.dumps(dict(options))}
         self._wanted = workers
         self._lifeline = Lifeline()
@@ -263,6 +267,7 @@ class EnvironmentWorkers:
         process = subprocess.Popen(  # noqa: ASYNC220  (a few milliseconds, and asyncio's own would add a thread)
             command,
             stdin=subprocess.DEVNULL,
+            stderr=self._stderr,
             pass_fds=(theirs.fileno(), self._lifeline.fd),
             env=os.environ | self._lifeline.environ() | share_of_cores(self._wanted) | self._options,
             process_group=0,

@@ -20,7 +20,7 @@ from quintain.failure import FailureError, QuintainError
 COMMANDS = {
     "train": "Train a policy: quintain train FILE.yaml",
     "eval": "Evaluate a model in an environment.",
-    "env": "Serve and list environments.",
+    "env": "Make, check, serve and list environments.",
     "verify": "Score finished answers.",
     "rollout": "Serve rollouts, and check the journal of a run.",
     "reverify": "Score stored trajectories again, without sampling.",

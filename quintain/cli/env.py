@@ -1,16 +1,53 @@
-"""`quintain env`: serve and list environments."""
+"""`quintain env`: make, check, serve and list environments."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 
 import click
 
 
 @click.group("env")
 def command() -> None:
-    """Serve and list environments."""
+    """Make, check, serve and list environments."""
+
+
+@command.command("check")
+@click.argument("target", metavar="TARGET|URL")
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="An option of the environment (YAML value).")
+@click.option("--tasks", type=click.IntRange(1), default=3, show_default=True, help="Tasks of each split to play.")
+@click.option("--step-timeout-s", type=float, default=30.0, show_default=True, help="Deadline of a reset or step.")
+@click.option("--token", envvar="QUINTAIN_ENV_TOKEN", help="Bearer token of the server [env: QUINTAIN_ENV_TOKEN].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(
+    target: str, args: tuple[str, ...], tasks: int, step_timeout_s: float, token: str | None, as_json: bool
+) -> int:
+    """Play an environment, and say of each check whether it passed: exit code 1 where one did not.
+
+    TARGET is a built-in (see `quintain env list`), module:Class, or file.py:Class.
+    """
+    import asyncio
+
+    from quintain.cli.options import parse_options
+    from quintain.envs.check import CHECKS, checks_of
+
+    options = parse_options(args, "--arg")
+    checks = asyncio.run(checks_of(target, options=options, token=token, tasks=tasks, step_s=step_timeout_s))
+    passed = not any(check.problems for check in checks)
+    if as_json:
+        listed = [{**asdict(check), "passed": check.passed} for check in checks]
+        click.echo(json.dumps({"target": target, "passed": passed, "checks": listed}, indent=2))
+        return int(not passed)
+    for check in checks:
+        state = "ok" if check.passed else "FAIL" if check.problems else "-"
+        click.echo(
+            f"{state:4} {check.name:12} {f'not checked: {check.skipped}' if check.skipped else CHECKS[check.name]}"
+        )
+        for problem in check.problems:
+            click.echo(f"       {problem}")
+    return int(not passed)
 
 
 @command.command("serve")

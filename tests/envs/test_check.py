@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from quintain.cli import cli
 from quintain.envs import (
     Action,
     EndlessTasks,
     Environment,
+    EnvironmentLimits,
     FailureError,
     LocalClient,
     MathEnv,
@@ -23,9 +28,13 @@ from quintain.envs import (
     resolve,
     user,
 )
-from quintain.failure import Failure, FailureKind, Stage
+from quintain.envs.check import CHECKS, checks_of
+from quintain.envs.registry import BUILT_IN
+from quintain.failure import Failure, FailureKind, QuintainError, Stage
+from quintain.loading import load_module
 
 SAMPLES = Path(__file__).parent / "samples.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class Sound(Environment):
@@ -104,6 +113,109 @@ class Misspelt(Sound):
         return [Task("one", (Message("usr", "?"),), 1)]
 
 
+class Forgotten(Sound):
+    """Its state is all its episodes'."""
+
+    turns = 0
+
+    async def reset(self, task, *, seed):
+        Forgotten.turns = 0
+        return Observation(task.prompt)
+
+    async def step(self, action):
+        Forgotten.turns += 1
+        return Step(Observation((user("go on"),)), float(Forgotten.turns), Forgotten.turns == 3)
+
+
+class Telling(Sound):
+    """Says what would have been right, and goes on."""
+
+    async def step(self, action):
+        self.turn += 1
+        return Step(Observation((user(f"No, it was {self.task.reference}."),)), 0.0, self.turn == 2)
+
+    @classmethod
+    def tasks(cls, split):
+        return [Task(f"task {i}", (user("?"),), f"answer-{i}") for i in range(3)]
+
+
+class Unsolved(Sound):
+    """Its own solution earns less than nothing at all."""
+
+    async def step(self, action):
+        return Step(Observation(), float(not action.content), True)
+
+    @classmethod
+    def solution(cls, task):
+        return [Action.text(task.reference)]
+
+
+class Unending(Sound):
+    """Its own solution does not end it."""
+
+    @classmethod
+    def solution(cls, task):
+        return [Action.text(task.reference)]
+
+
+class Equal(Unsolved):
+    """Pays for anything."""
+
+    async def step(self, action):
+        return Step(Observation(), 1.0, True)
+
+
+class Credulous(Unsolved):
+    """Pays what it is told to."""
+
+    async def step(self, action):
+        forged = '"reward": 1.0' in action.content
+        return Step(Observation(), 1.0 if forged else float(action.content == self.task.reference), True)
+
+
+class Once(Sound):
+    """Can be closed once."""
+
+    closed = False
+
+    async def close(self):
+        if self.closed:
+            raise ValueError("closed already")
+        self.closed = True
+
+
+class Clinging(Sound):
+    """Does not let go."""
+
+    async def close(self):
+        await asyncio.Event().wait()
+
+
+class Hanging(Sound):
+    async def step(self, action):
+        await asyncio.Event().wait()
+
+
+class Enormous(Sound):
+    """Says more than a gymnasium environment may."""
+
+    @classmethod
+    def tasks(cls, split):
+        return [Task("one", (user("x" * (1 << 20) + "x"),))]
+
+
+class Elsewhere(Sound):
+    """Pays in this process, and not in a worker."""
+
+    async def step(self, action):
+        return Step(Observation(), float(os.environ["CHECKED_IN"] == str(os.getpid())), True)
+
+
+class Dying(Sound):
+    async def step(self, action):
+        os._exit(3)
+
+
 class Broken(Sound):
     @classmethod
     def tasks(cls, split):
@@ -115,24 +227,98 @@ async def test_a_sound_environment_has_no_problems(cls):
     assert await check_environment(cls) == []
 
 
-@pytest.mark.parametrize(
-    ("cls", "complaint"),
-    [
-        (Moody, "the same seed and actions gave two different episodes"),
-        (Chatty, "the info of its tasks or observations shows the reference"),
-        (Generous, "the info of its tasks or observations shows the reference"),
-        (Silent, "the first observation has no message"),
-        (Opaque, "an observation's info['x'] is of type type"),
-        (Fragile, "the reward must be a finite number, not nan"),
-        (Empty, "split 'train' has no tasks"),
-        (Forgetful, "gives other tasks at the same index the second time"),
-        (Misspelt, "the role must be one of system, user, assistant, tool, not 'usr'"),
-        (Broken, "split 'train' cannot be read: crashed in tasks: no disk"),
-    ],
-)
-async def test_each_flaw_is_named(cls, complaint):
-    problems = await check_environment(cls)
-    assert any(complaint in problem for problem in problems), problems
+FLAWS = [
+    (Moody, "determinism", "the same seed and actions gave two different episodes"),
+    (Chatty, "secrecy", "the info of its tasks or observations shows the reference"),
+    (Generous, "secrecy", "the info of its tasks or observations shows the reference"),
+    (Telling, "secrecy", "or what is said does"),
+    (Silent, "messages", "the first observation has no message"),
+    (Opaque, "episodes", "an observation's info['x'] is of type type"),
+    (Fragile, "episodes", "the reward must be a finite number, not nan"),
+    (Hanging, "episodes", "timeout in step: the environment's step took too long"),
+    (Empty, "tasks", "split 'train' has no tasks"),
+    (Forgetful, "tasks", "gives other tasks at the same index the second time"),
+    (Misspelt, "messages", "the role must be one of system, user, assistant, tool, not 'usr'"),
+    (Broken, "tasks", "split 'train' cannot be read: crashed in tasks: no disk"),
+    (Forgotten, "isolation", "played at once, are other than each alone"),
+    (Unsolved, "solution", "earns 0, less than the answer '': 1"),
+    (Unending, "solution", "the episode goes on after its last action"),
+    (Equal, "floor", "the answer '' earns as much as the solutions (3)"),
+    (Credulous, "floor", "earns as much as the solutions (3)"),
+    (Once, "close", "ValueError: closed already"),
+    (Clinging, "sessions", "were not closed after the end"),
+    (Enormous, "gymnasium", "AssertionError"),
+    (f"{__file__}:Elsewhere", "faces", "the other way"),
+    (f"{__file__}:Dying", "episodes", "the process that ran the environment died"),
+]
+
+
+@pytest.mark.parametrize(("env", "name", "complaint"), FLAWS, ids=[str(flaw[0]).rpartition(".")[2] for flaw in FLAWS])
+async def test_each_flaw_fails_its_check_and_says_why(env, name, complaint, monkeypatch):
+    monkeypatch.setenv("CHECKED_IN", str(os.getpid()))
+    quick = {"tasks": 1, "answers": [""]} if env is Clinging or isinstance(env, str) else {}
+    found = {check.name: check for check in await checks_of(env, step_s=0.3 if isinstance(env, type) else 20, **quick)}
+    assert tuple(found) == tuple(CHECKS)
+    assert any(complaint in problem for problem in found[name].problems), found
+
+
+async def test_every_check_has_an_environment_that_fails_it():
+    assert {name for _, name, _ in FLAWS} == set(CHECKS) - {"end"}  # which only a server may get wrong: the next test
+
+
+OPTIONS = {
+    "code": {"data": str(EXAMPLES / "code_problems.jsonl"), "heldout": 2},
+    "data": {"data": "rows.jsonl", "prompt": "question", "verifier": "math", "heldout": 2},
+    "gymnasium": {"game": "FrozenLake-v1"},
+    "reasoning_gym": {"family": "basic_arithmetic", "heldout": 3},
+    "shell": {"kinds": ["write"]},
+    "textarena": {"game": "GuessTheNumber-v0"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+async def test_every_built_in_environment_passes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in range(30, 40))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    found = await checks_of(resolve(name), options=OPTIONS.get(name), tasks=2)
+    assert not [check for check in found if check.problems]
+    assert {check.name for check in found if check.skipped} <= {"solution", "floor"}
+
+
+async def test_a_server_is_checked_by_what_can_be_seen_from_outside(serve):
+    found = await checks_of(serve("Guess").url, tasks=1)
+    assert not [check for check in found if check.problems]
+    made = {check.name for check in found if check.passed}
+    assert made == {"tasks", "episodes", "messages", "determinism", "isolation", "end"}
+    (check, *_) = await checks_of(serve("Slow", limits=EnvironmentLimits(tasks_s=0.5)).url, tasks=1)
+    assert any("split 'broken' cannot be read" in problem for problem in check.problems)
+
+
+BROKEN = """
+from quintain.envs import SingleTurnEnv, Task, user
+
+class Mine(SingleTurnEnv):
+    @classmethod
+    def tasks(cls, split):
+        return [Task("one", (user("?"),), "yes")]
+
+    def score(self, answer, reference):
+        return BOOKS[answer]
+"""
+
+
+def test_the_command_says_what_is_wrong_with_the_users_own_file_and_line(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(BROKEN)
+    told = CliRunner().invoke(cli, ["env", "check", f"{file}:Mine", "--json", "--tasks", "1"], standalone_mode=False)
+    report = json.loads(told.stdout)
+    assert (told.return_value, report["passed"]) == (1, False)
+    (episodes,) = [check for check in report["checks"] if check["name"] == "episodes"]
+    assert "crashed in step: NameError: name 'BOOKS' is not defined (mine.py:10)" in episodes["problems"][0]
+    (tmp_path / "other.py").write_text("\nimport this_is_not_there\n")
+    with pytest.raises(QuintainError, match=r"importing .*other\.py:2 failed: ModuleNotFoundError"):
+        load_module(str(tmp_path / "other.py"))
 
 
 async def test_a_client_that_answers_after_the_end_is_caught():

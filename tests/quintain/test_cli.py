@@ -10,6 +10,7 @@ from quintain.cli import cli
 COMMANDS = [
     "train",
     "eval",
+    "env check",
     "env serve",
     "env list",
     "verify",
