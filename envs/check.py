@@ -82,7 +82,7 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class EnvironmentCheck:
     """What came of one of `CHECKS`: `problems`, a sentence each, or why it was `skipped`."""
 
     name: str
@@ -119,7 +119,7 @@ async def checks_of(
     answers: Sequence[str | Action] = ANSWERS,
     max_turns: int = 8,
     step_s: float = 30.0,
-) -> tuple[Check, ...]:
+) -> tuple[EnvironmentCheck, ...]:
     """Each of `CHECKS` on `env`: a class, a client, a spec of `quintain.envs.registry`, or a server's URL.
 
     `tasks` of each split are played, with each of `answers` again and again until the end or for `max_turns`; a reset
@@ -147,7 +147,7 @@ async def _of_class(
     limits: EnvironmentLimits,
     play: _Play,
     splits: Sequence[str] | None,
-) -> tuple[Check, ...]:
+) -> tuple[EnvironmentCheck, ...]:
     from quintain.envs.client import EnvClient
     from quintain.envs.registry import resolve
     from quintain.envs.workers.pool import EnvironmentWorkers, Inline
@@ -229,7 +229,7 @@ class _Checks:
         self._skipped: dict[str, str] = {}
         self._told: dict[str, bool] = {}
 
-    async def made(self, splits: Sequence[str]) -> tuple[Check, ...]:
+    async def made(self, splits: Sequence[str]) -> tuple[EnvironmentCheck, ...]:
         """All of them, on the tasks of `splits`."""
         if self._bound is None:
             self._skipped |= dict.fromkeys(
@@ -249,7 +249,7 @@ class _Checks:
                 await self._split(split, tasks, secrets)
         await self._left()
         return tuple(
-            Check(name, tuple(dict.fromkeys(self._problems[name])), "" if self._problems[name] else skipped)
+            EnvironmentCheck(name, tuple(dict.fromkeys(self._problems[name])), "" if self._problems[name] else skipped)
             for name in CHECKS
             for skipped in [self._skipped.get(name, "")]
         )

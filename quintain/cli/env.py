@@ -14,6 +14,20 @@ def command() -> None:
     """Make, check, serve and list environments."""
 
 
+@command.command("new")
+@click.argument("name")
+@click.option("--kind", default="single-turn", show_default=True, help="single-turn, tool, chat or shell.")
+def new(name: str, kind: str) -> None:
+    """Write a sound environment NAME, its tests and a run, into a new folder, to be changed into your own."""
+    from pathlib import Path
+
+    from quintain.envs.new import write_new
+
+    for path in write_new(Path.cwd(), name, kind):
+        click.echo(path.relative_to(Path.cwd()))
+    click.echo(f"Then: cd {name}; quintain env check {name}.py:{name.title().replace('_', '')}; pytest")
+
+
 @command.command("check")
 @click.argument("target", metavar="TARGET|URL")
 @click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="An option of the environment (YAML value).")

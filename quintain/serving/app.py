@@ -134,7 +134,8 @@ def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
     async def handle(request: Request) -> Response:
         try:
             if not page.open:
-                authorization, session = request.headers.get("authorization", ""), request.path_params.get("id")
+                given, session = request.headers, request.path_params.get("id")
+                authorization = given.get("authorization") or given.get("x-api-key", "")  # which is Anthropic's way
                 request.state.holder = tokens.admit(authorization, page.role, session).name
             response = await page.handler(request)
         except FailureError as error:

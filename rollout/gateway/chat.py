@@ -77,6 +77,7 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     overrides: Mapping[str, Any]
+    thoughts: bool = True  # whether the answer shows what was thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,11 @@ class Settled:
 
 def read_chat(text: bytes) -> ChatRequest:
     """The call that a request's body is. Raises ApiError (400) that names the field."""
+    return chat_request(json_object(text))
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The object that a request's body is. Raises ApiError (400)."""
     try:
         body = json.loads(text)
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # half a surrogate pair is no text
@@ -97,12 +103,17 @@ def read_chat(text: bytes) -> ChatRequest:
         raise bad_request(f"the request must be JSON: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise bad_request(f"the request must be a JSON object, not {type(body).__name__}", code="invalid_json")
+    return body
+
+
+def chat_request(body: Mapping[str, Any]) -> ChatRequest:
+    """The call that `body`, in the format of chat completions, asks for. Raises ApiError (400) that names the field."""
     _text_only(body)
-    tools = tuple(_tool(entry, place) for place, entry in enumerate(_listed(body, "tools")))
+    tools = tuple(_tool(entry, place) for place, entry in enumerate(as_list(body, "tools")))
     strict = any(entry["function"].get("strict") for entry in body.get("tools") or ())
-    options = _object(body.get("stream_options") or {}, "stream_options")
+    options = as_object(body.get("stream_options") or {}, "stream_options")
     return ChatRequest(
-        model=_text(body.get("model"), "model"),
+        model=as_text(body.get("model"), "model"),
         messages=_messages(body),
         tools=tools,
         may_call=bool(tools) and body.get("tool_choice") != "none",
@@ -167,18 +178,18 @@ def _text_only(body: Mapping[str, Any]) -> None:
 
 
 def _messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
-    messages = tuple(_message(entry, f"messages[{i}]") for i, entry in enumerate(_listed(body, "messages")))
+    messages = tuple(_message(entry, f"messages[{i}]") for i, entry in enumerate(as_list(body, "messages")))
     if not messages:
         raise bad_request("messages must be a list of at least one message", param="messages")
     return messages
 
 
 def _message(entry: Any, where: str) -> Message:
-    entry = _object(entry, where)
+    entry = as_object(entry, where)
     role = entry.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise bad_request(f"{where}.role must be one of {', '.join(_ROLES)}, not {role!r}", param=f"{where}.role")
-    calls = tuple(_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(_listed(entry, "tool_calls", where)))
+    calls = tuple(_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(as_list(entry, "tool_calls", where)))
     content = _content(entry.get("content"), f"{where}.content")
     if calls and role != "assistant":
         raise bad_request(f"only an assistant calls tools: {where} is of role {role!r}", param=f"{where}.tool_calls")
@@ -186,11 +197,11 @@ def _message(entry: Any, where: str) -> Message:
         raise bad_request(f"{where}.content must be a text", param=f"{where}.content")
     answers, name = entry.get("tool_call_id"), entry.get("name")
     if role == "tool":
-        answers = _text(answers, f"{where}.tool_call_id")
+        answers = as_text(answers, f"{where}.tool_call_id")
     if name is not None:
-        name = _text(name, f"{where}.name")
+        name = as_text(name, f"{where}.name")
     field = next((field for field in _THOUGHTS if entry.get(field) is not None), REASONING)
-    thought = _text(entry[field], f"{where}.{field}") if entry.get(field) is not None else None
+    thought = as_text(entry[field], f"{where}.{field}") if entry.get(field) is not None else None
     return Message(_ROLES[role], content, calls, answers, name, thought)
 
 
@@ -206,23 +217,23 @@ def _content(value: Any, where: str) -> str | None:
 
 
 def _call(value: Any, where: str) -> ToolCall:
-    entry = _object(value, where)
-    function = _object(entry.get("function"), f"{where}.function")
-    name = _text(function.get("name"), f"{where}.function.name")
-    arguments = _text(function.get("arguments"), f"{where}.function.arguments")
-    return ToolCall(_text(entry.get("id"), f"{where}.id"), FunctionCall(name, arguments))
+    entry = as_object(value, where)
+    function = as_object(entry.get("function"), f"{where}.function")
+    name = as_text(function.get("name"), f"{where}.function.name")
+    arguments = as_text(function.get("arguments"), f"{where}.function.arguments")
+    return ToolCall(as_text(entry.get("id"), f"{where}.id"), FunctionCall(name, arguments))
 
 
 def _tool(value: Any, place: int) -> ToolSpec:
     where = f"tools[{place}]"
-    entry = _object(value, where)
+    entry = as_object(value, where)
     if entry.get("type") != "function":
         raise unsupported(where, f"{where} is of type {entry.get('type')!r}: only functions are supported")
-    function = _object(entry.get("function"), f"{where}.function")
-    name = _text(function.get("name"), f"{where}.function.name")
+    function = as_object(entry.get("function"), f"{where}.function")
+    name = as_text(function.get("name"), f"{where}.function.name")
     description = function.get("description") or ""
-    parameters = _object(function.get("parameters") or {}, f"{where}.function.parameters")
-    return ToolSpec(FunctionSpec(name, _text(description, f"{where}.function.description"), parameters))
+    parameters = as_object(function.get("parameters") or {}, f"{where}.function.parameters")
+    return ToolSpec(FunctionSpec(name, as_text(description, f"{where}.function.description"), parameters))
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -252,20 +263,23 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _listed(body: Mapping[str, Any], name: str, within: str = "") -> list[Any]:
+def as_list(body: Mapping[str, Any], name: str, within: str = "") -> list[Any]:
+    """The list `name` of `body`, empty where there is none. Raises ApiError."""
     value, where = body.get(name), f"{within}.{name}".lstrip(".")
     if value is not None and not isinstance(value, list):
         raise bad_request(f"{where} must be a list, not {type(value).__name__}", param=where)
     return value or []
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """`value`, which is at `where` in the request. Raises ApiError where it is no object."""
     if not isinstance(value, dict):
         raise _no("an object", value, where)
     return value
 
 
-def _text(value: Any, where: str) -> str:
+def as_text(value: Any, where: str) -> str:
+    """`value`, which is at `where` in the request. Raises ApiError where it is no text."""
     if not isinstance(value, str):
         raise _no("a text", value, where)
     return value

@@ -6,7 +6,7 @@ ours can both read it; what may help to ask again for is 429 or 503, what may no
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 from quintain.codec import to_builtins
 from quintain.failure import Failure, FailureError, FailureKind, Stage
@@ -69,12 +69,12 @@ def as_api_error(error: FailureError) -> ApiError:
     return ApiError(failure, 500, code=failure.kind)
 
 
-def error_body(error: ApiError) -> str:
-    """The JSON text of an answer, or of an event in a stream that has begun."""
+def error_of(error: ApiError) -> dict[str, Any]:
+    """The body of an answer, or an event in a stream that has begun."""
     failure, status = error.failure, error.status or 500
     kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
     shown = {"message": failure.message, "type": kind, "param": error.param, "code": error.code}
-    return json.dumps({"error": shown, "failure": to_builtins(failure)}, ensure_ascii=False)
+    return {"error": shown, "failure": to_builtins(failure)}
 
 
 def error_headers(error: ApiError) -> dict[str, str]:

@@ -1,10 +1,13 @@
-"""The gateway over HTTP: pages for the harness that opens sessions, and OpenAI's pages for the agent within one.
+"""The gateway over HTTP: pages for the harness that opens sessions, and those of OpenAI and Anthropic for the
+agent within one.
 
     POST /sessions                            {task?, metadata?, ...}           -> id, base_url
     GET  /sessions/{id}                                                         -> status
     POST /sessions/{id}/reward                {reward, rewards?, info?, ...}    -> status
     POST /sessions/{id}/fail                  {message, kind?}                  -> status
     POST /sessions/{id}/v1/chat/completions   OpenAI's
+    POST /sessions/{id}/v1/responses          OpenAI's
+    POST /sessions/{id}/v1/messages           Anthropic's
     GET  /sessions/{id}/v1/models             OpenAI's
 
 What always holds: an answer that is no success has the body of `errors`; no stack trace is in any; a client that goes
@@ -26,9 +29,10 @@ from starlette.types import Receive, Scope, Send
 
 from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
-from quintain.rollout.gateway.answers import DONE, KEEP_ALIVE, Answer, chunks, completion, event
-from quintain.rollout.gateway.chat import ChatRequest, read_chat
-from quintain.rollout.gateway.errors import ApiError, as_api_error, error_body, error_headers
+from quintain.rollout.gateway.answers import KEEP_ALIVE, Answer
+from quintain.rollout.gateway.chat import ChatRequest
+from quintain.rollout.gateway.dialects import CHAT, DIALECTS, Dialect
+from quintain.rollout.gateway.errors import ApiError, as_api_error, error_headers
 from quintain.rollout.gateway.gateway import Gateway
 from quintain.rollout.gateway.wire import FailRequest, OpenSession, RewardRequest
 from quintain.serving.app import attended, json_answer, read_body
@@ -47,7 +51,10 @@ def gateway_routes(gateway: Gateway) -> list[Route]:
         Route("/sessions/{id}", _bounded(pages.status), methods=["GET"]),
         Route("/sessions/{id}/reward", _bounded(pages.reward), methods=["POST"]),
         Route("/sessions/{id}/fail", _bounded(pages.fail), methods=["POST"]),
-        Route("/sessions/{id}/v1/chat/completions", _bounded(pages.chat), methods=["POST"]),
+        *(
+            Route(f"/sessions/{{id}}/v1/{path}", _bounded(pages.sampled(dialect), dialect), methods=["POST"])
+            for path, dialect in DIALECTS.items()
+        ),
         Route("/sessions/{id}/v1/models", _bounded(pages.models), methods=["GET"]),
         Route("/sessions/{id}/v1/{rest:path}", _bounded(pages.nothing), methods=["GET", "POST"]),
     ]
@@ -78,22 +85,27 @@ class _Pages:
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "quintain"} for name in names]
         return JSONResponse({"object": "list", "data": listed})
 
-    async def chat(self, request: Request) -> Response:
-        asked = read_chat(await self._body(request))
-        work = asyncio.ensure_future(self.gateway.chat(request.path_params["id"], asked))
-        if not asked.stream:
-            await _while_there(request.receive, work)
-            return JSONResponse(completion(work.result(), int(time.time())))
-        # what fails at once is answered with its status, which clients know how to ask again; then the stream begins
-        keep_alive_s = self.gateway.limits.keep_alive_s
-        await _while_there(request.receive, work, within_s=keep_alive_s)
-        if work.done():
-            work.result()
-        return _Stream(work, asked, keep_alive_s)
+    def sampled(self, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
+        """The page of the calls that are spoken in `dialect`."""
+
+        async def sample(request: Request) -> Response:
+            asked = dialect.read(await self._body(request))
+            work = asyncio.ensure_future(self.gateway.chat(request.path_params["id"], asked))
+            if not asked.stream:
+                await _while_there(request.receive, work)
+                return JSONResponse(dialect.whole(work.result(), asked, int(time.time())))
+            # what fails at once is answered with its status, which clients know how to ask again; then it streams
+            keep_alive_s = self.gateway.limits.keep_alive_s
+            await _while_there(request.receive, work, within_s=keep_alive_s)
+            if work.done():
+                work.result()
+            return _Stream(work, asked, dialect, keep_alive_s)
+
+        return sample
 
     async def nothing(self, request: Request) -> Response:
         self.gateway.status(request.path_params["id"])
-        message = f"/v1/{request.path_params['rest']} is not supported: use /v1/chat/completions"
+        message = f"/v1/{request.path_params['rest']} is not supported: use /v1/{', /v1/'.join(DIALECTS)}"
         raise ApiError(Failure.of(FailureKind.REJECTED, Stage.REQUEST, message), 404, code="unknown_url")
 
     async def _body(self, request: Request) -> bytes:
@@ -104,10 +116,10 @@ class _Pages:
 class _Stream(Response):
     """Server-sent events, with signs of life until `work` is done."""
 
-    def __init__(self, work: asyncio.Task[Answer], asked: ChatRequest, keep_alive_s: float) -> None:
+    def __init__(self, work: asyncio.Task[Answer], asked: ChatRequest, dialect: Dialect, keep_alive_s: float) -> None:
         super().__init__(headers=_EVENTS)
         del self.headers["content-length"]  # nobody knows it yet
-        self._work, self._asked, self._keep_alive_s = work, asked, keep_alive_s
+        self._work, self._asked, self._dialect, self._keep_alive_s = work, asked, dialect, keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -128,11 +140,11 @@ class _Stream(Response):
         try:
             answer = self._work.result()
         except FailureError as error:
-            await say(f"data: {error_body(as_api_error(error))}\n\n".encode(), more=False)
+            await say(self._dialect.broken(as_api_error(error)), more=False)
             return
-        for chunk in chunks(answer, int(time.time()), include_usage=self._asked.include_usage):
-            await say(event(chunk))
-        await say(DONE, more=False)
+        for piece in self._dialect.pieces(answer, self._asked, int(time.time())):
+            await say(piece)
+        await say(b"", more=False)
 
 
 async def _while_there(receive: Receive, work: asyncio.Task[Answer], within_s: float | None = None) -> None:
@@ -153,7 +165,9 @@ async def _cancelled(work: asyncio.Task[Answer]) -> None:
     await asyncio.wait([work])
 
 
-def _bounded(page: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _bounded(
+    page: Callable[[Request], Awaitable[Response]], dialect: Dialect = CHAT
+) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
         try:
             return await page(request)
@@ -167,8 +181,6 @@ def _bounded(page: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
                 FailureKind.CRASHED, Stage.REQUEST, "the server made a mistake: its log says which", retryable=False
             )
             refusal = ApiError(mistake, 500, code="server_error")
-        return Response(
-            error_body(refusal), refusal.status or 500, headers=error_headers(refusal), media_type="application/json"
-        )
+        return JSONResponse(dialect.refused(refusal), refusal.status or 500, headers=error_headers(refusal))
 
     return handle

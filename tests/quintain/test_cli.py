@@ -13,6 +13,7 @@ COMMANDS = [
     "env check",
     "env serve",
     "env list",
+    "env new",
     "verify",
     "verify serve",
     "rollout serve",

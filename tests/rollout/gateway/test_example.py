@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from quintain.rollout.gateway import OpenSession, conversations
 from quintain.trajectory import Trajectory, to_segments
@@ -41,11 +42,20 @@ async def test_the_example_agent_earns_its_rewards() -> None:
 
 
 async def test_the_agent_in_the_docs_earns_its_reward() -> None:
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL) if "from openai" in block)
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL) if "import httpx" in block)
     async with staged(scripted("5, I think")) as stage:
         await asyncio.to_thread(exec, code.replace("http://127.0.0.1:8200", stage.url), {})
         trajectory = await stage.taken()
     assert (trajectory.task, trajectory.reward) == ("sum-1", 1.0)
+
+
+async def test_the_docs_ask_in_the_other_dialects_too() -> None:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL) if "from anthropic" in block)
+    page: dict[str, Any] = {}
+    exec(code, page)
+    async with staged(scripted(lambda last: f"to {last[1:]}")) as stage:
+        opened = (await stage.http.post("/sessions", json={})).json()
+        assert await asyncio.to_thread(page["ask"], opened, "you") == ("to you", "to you")
 
 
 def test_every_reason_to_fork_and_every_field_of_a_session_is_in_the_docs() -> None:

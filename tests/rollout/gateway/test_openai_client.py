@@ -333,7 +333,7 @@ async def test_a_call_that_was_never_answered_is_a_failure_and_no_reward(coped: 
         assert (trajectory.reward, len(trajectory.turns)) == (None, 0)
 
 
-@pytest.mark.parametrize("path", ["completions", "responses", "embeddings"])
+@pytest.mark.parametrize("path", ["completions", "embeddings"])
 async def test_other_pages_of_openai_s_are_named_and_refused(path: str) -> None:
     async with staged(scripted("yes")) as stage:
         session, _ = await stage.open()

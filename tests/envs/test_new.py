@@ -1,0 +1,41 @@
+"""What `quintain env new` writes is sound and passes its own tests as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from quintain.cli import cli
+from quintain.config.load import load_config
+from quintain.envs.new import KINDS, write_new
+from quintain.failure import QuintainError
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_passes_the_check_and_its_own_tests_and_can_be_trained_on(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(cli, ["env", "new", "my_env", "--kind", kind], standalone_mode=False)
+    assert told.exception is None
+    assert "quintain env check my_env.py:MyEnv" in told.output
+    home = tmp_path / "my_env"
+    assert len(list(home.iterdir())) <= 5
+    pytest_of_theirs = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(home)]
+    ran = subprocess.run(pytest_of_theirs, cwd=home, env={**os.environ}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+    assert "2 passed" in ran.stdout
+    assert load_config(home / "my_env.yaml").environment.name == "my_env.py:MyEnv"
+
+
+def test_nothing_is_written_over_and_a_wrong_name_or_kind_is_one_line(tmp_path):
+    write_new(tmp_path, "mine", "chat")
+    for name, kind, complaint in (
+        ("mine", "chat", "is there already"),
+        ("My-Env", "chat", "a name is lower-case letters"),
+        ("yours", "tools", "no kind 'tools': did you mean 'tool'"),
+    ):
+        with pytest.raises(QuintainError, match=complaint):
+            write_new(tmp_path, name, kind)
