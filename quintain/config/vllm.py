@@ -62,7 +62,7 @@ class VLLMConfig(Section):
         if self.transfer != "folder" and not self.urls:
             raise ValueError(f"'transfer: {self.transfer}' is for servers at 'urls', started with that engine")
         if self.api_key_env and not self.urls:
-            raise ValueError("'api_key_env' is of the servers at 'urls': servers that the run starts need none")
+            raise ValueError("'api_key_env' is of the servers at 'urls': those that the run starts have their own")
         return self
 
     def api_key(self, environ: Mapping[str, str]) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from quintain.rollout.engines.vllm.process import Process, ServerLaunch
 from quintain.rollout.engines.vllm.replica import LOOK_S, Replica
 from quintain.rollout.engines.vllm.weights import Holdings
 from quintain.rollout.vllm_plugin import BACKEND
+from quintain.rollout.vllm_plugin.access import KEY_VARIABLE, KeyRequired
 
 Report = Callable[[str], None]
 
@@ -49,7 +51,7 @@ def open_vllm(config: ExperimentConfig, *, logs: Path, report: Report) -> VLLMEn
     """The engine that `config` asks for, its servers up and checked. `logs` keeps what servers of ours print."""
     options = config.rollout.vllm or VLLMConfig()
     words = _vocabulary(config.model.path)
-    key = options.api_key(os.environ)
+    key = options.api_key(os.environ) if options.urls else secrets.token_urlsafe(32)
     wanted = Wanted(
         words=words,
         max_length=config.rollout.max_length,
@@ -57,7 +59,7 @@ def open_vllm(config: ExperimentConfig, *, logs: Path, report: Report) -> VLLMEn
         folder=options.transfer == "folder",
         adapters=options.max_lora_rank is not None,
     )
-    processes = _processes(config, options, logs)
+    processes = _processes(config, options, logs, key)
     try:
         for process in processes:
             process.start()
@@ -105,6 +107,7 @@ def flags(config: ExperimentConfig, options: VLLMConfig, *, cpu: bool) -> list[s
         "--stream-interval": str(options.stream_interval),
         "--max-lora-rank": None if options.max_lora_rank is None else str(_lora_rank(options.max_lora_rank)),
         "--block-size": str(CPU_BLOCK) if cpu else None,
+        "--middleware": f"{KeyRequired.__module__}.{KeyRequired.__name__}",
     }
     switches = ["--enable-scale-out", "--disable-uvicorn-access-log"]
     switches += ["--enable-lora"] if options.max_lora_rank is not None else []
@@ -137,8 +140,8 @@ def _lora_rank(rank: int) -> int:
     return next((known for known in _LORA_RANKS if known >= rank), rank)
 
 
-def _processes(config: ExperimentConfig, options: VLLMConfig, logs: Path) -> list[Process]:
-    if not options.count:
+def _processes(config: ExperimentConfig, options: VLLMConfig, logs: Path, key: str | None) -> list[Process]:
+    if not options.count or key is None:
         return []
     python = options.python or sys.executable
     cpu = _look_into(python)
@@ -147,7 +150,11 @@ def _processes(config: ExperimentConfig, options: VLLMConfig, logs: Path) -> lis
     return [
         Process(
             ServerLaunch(
-                f"vllm-{index}", python, line, logs / f"vllm-{index}.log", environ(config, options, index, cpu=cpu)
+                f"vllm-{index}",
+                python,
+                line,
+                logs / f"vllm-{index}.log",
+                environ(config, options, index, cpu=cpu) | {KEY_VARIABLE: key},
             ),
             lifeline,
         )

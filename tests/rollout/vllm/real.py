@@ -6,6 +6,7 @@ Whoever tests against real vLLM uses `model_folder` and `experiment`, and marks 
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -24,7 +25,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from quintain.config import ExperimentConfig
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm.engine import VLLMEngine
+from quintain.rollout.engines.vllm.process import Process
 from quintain.rollout.engines.vllm.start import open_vllm
+from quintain.rollout.vllm_plugin.access import KEY_VARIABLE
 
 from ...tiny_llama import tiny_llama
 
@@ -103,6 +106,12 @@ def experiment(model: Path, vllm: dict[str, Any] | None = None, **rollout: Any) 
     return ExperimentConfig.model_validate(
         {"model": {"path": str(model)}, "environment": {"name": "math"}, "rollout": fields}
     )
+
+
+def reached(process: Process) -> dict[str, Any]:
+    """The options of an experiment that samples with the server of another one's `process`."""
+    os.environ["KEY_OF_ANOTHER_RUN"] = process.launch.environ[KEY_VARIABLE]
+    return {"urls": [process.url], "api_key_env": "KEY_OF_ANOTHER_RUN"}
 
 
 class Said:

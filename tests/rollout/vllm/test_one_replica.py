@@ -16,6 +16,7 @@ import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
 
+from quintain.calling.connections import async_http_client
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.chat.load import load_tokenizer
 from quintain.rollout.chat.template import TemplateChat
@@ -24,6 +25,7 @@ from quintain.rollout.engines.vllm.dialect import CompletionApi
 from quintain.rollout.engines.vllm.engine import VLLMEngine
 from quintain.rollout.engines.vllm.probe import Wanted, probe
 from quintain.rollout.engines.vllm.start import open_vllm
+from quintain.rollout.vllm_plugin.access import KEY_VARIABLE
 from quintain.rollout.weights.canary import Canary, check
 from quintain.trajectory import Trajectory, check_spans, to_segments
 
@@ -79,7 +81,7 @@ async def engine(server: VLLMEngine, model: Path) -> AsyncIterator[VLLMEngine]:
 
 
 def elsewhere(server: VLLMEngine, model: Path, **vllm: Any) -> VLLMEngine:
-    options = {"urls": [processes(server)[0].url], "max_lora_rank": 8, **vllm}
+    options = {**real.reached(processes(server)[0]), "max_lora_rank": 8, **vllm}
     return open_vllm(experiment(model, options), logs=model.parent / "none", report=real.Said())
 
 
@@ -256,17 +258,37 @@ async def test_prefixes_are_found_again_by_the_same_version_only(engine: VLLMEng
 
 
 async def test_a_server_that_lacks_something_is_refused_in_one_line(server: VLLMEngine, tmp_path: Path) -> None:
-    url = processes(server)[0].url
+    url, key = processes(server)[0].url, processes(server)[0].launch.environ[KEY_VARIABLE]
     good = Wanted(words=49152, max_length=MAX_LENGTH, keep=True, folder=True, adapters=True)
     said = real.Said()
-    found = await asyncio.to_thread(probe, url, good, api_key=None, report=said)
+    found = await asyncio.to_thread(probe, url, good, api_key=key, report=said)
     assert (found.max_length, found.dialect, said.lines) == (MAX_LENGTH, CompletionApi.GENERATE, [])
     for change, line in (({"words": 60000}, "serves another model"), ({"max_length": 4096}, "--max-model-len 4096")):
         wanted = Wanted(**{**{name: getattr(good, name) for name in Wanted.__slots__}, **change})
         with pytest.raises(QuintainError, match=line):
-            await asyncio.to_thread(probe, url, wanted, api_key=None, report=said)
+            await asyncio.to_thread(probe, url, wanted, api_key=key, report=said)
+    with pytest.raises(QuintainError, match="wants a key"):
+        await asyncio.to_thread(probe, url, good, api_key=None, report=said)
     with pytest.raises(QuintainError, match="is it running"):
         await asyncio.to_thread(probe, "http://127.0.0.1:9", good, api_key=None, report=said)
+
+
+async def test_a_server_that_a_run_has_started_answers_nobody_without_the_runs_key(server: VLLMEngine) -> None:
+    async with async_http_client(processes(server)[0].url) as http:
+        assert (await http.get("/health")).status_code == 200
+        for path in [path for path in (await schema_paths(server)) if path != "/health"]:
+            for method in ("GET", "POST"):
+                answer = await http.request(method, path, json={}, headers={"authorization": "Bearer guess"})
+                assert answer.status_code == 401, (method, path)
+
+
+async def schema_paths(server: VLLMEngine) -> list[str]:
+    """Every path of the server, as its own schema lists them."""
+    process = processes(server)[0]
+    async with async_http_client(process.url, process.launch.environ[KEY_VARIABLE]) as http:
+        paths = list((await http.get("/openapi.json")).json()["paths"])
+    assert {"/pause", "/update_weights", "/v1/models"} <= set(paths)
+    return paths
 
 
 def sound(trajectory: Trajectory) -> None:

@@ -145,6 +145,7 @@ def test_the_flags_are_those_that_exactness_needs_and_the_users_come_last() -> N
         ("--block-size", "32"),
         ("--max-lora-rank", "16"),
         ("--weight-transfer-config", '{"backend": "quintain"}'),
+        ("--middleware", "quintain.rollout.vllm_plugin.access.KeyRequired"),
     ]:
         assert line[line.index(name) + 1] == value
     assert "--enable-scale-out" in line
@@ -171,7 +172,7 @@ def test_each_replica_has_its_devices_and_nothing_of_a_cpu_on_a_gpu() -> None:
         ({"vllm": {"kv": "drop"}}, "kv"),
         ({"vllm": {"kv": "keep", "max_lora_rank": 8}}, "drop one"),
         ({"vllm": {"transfer": "nccl"}}, "servers at 'urls'"),
-        ({"vllm": {"api_key_env": "K"}}, "servers that the run starts need none"),
+        ({"vllm": {"api_key_env": "K"}}, "those that the run starts have their own"),
     ],
 )
 def test_mistakes_in_the_section_are_found_before_anything_starts(rollout: dict[str, object], said: str) -> None:

@@ -99,7 +99,7 @@ async def test_at_other_temperatures_the_logprobs_are_of_the_distribution_sample
 async def test_with_kv_keep_the_seam_is_as_exact_and_the_old_keys_and_values_stay(
     engine: VLLMEngine, tmp_path: Path
 ) -> None:
-    config = experiment(model_folder(tmp_path / "model"), {"urls": [processes(engine)[0].url], "kv": "keep"})
+    config = experiment(model_folder(tmp_path / "model"), {**real.reached(processes(engine)[0]), "kv": "keep"})
     other = await asyncio.to_thread(open_vllm, config, logs=tmp_path, report=real.Said())
     try:
         await other.load(publish(tmp_path / "1", 1))
