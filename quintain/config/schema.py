@@ -368,6 +368,8 @@ class ExperimentConfig(Section):
                 )
             if self.dataset is None and share < 1:
                 raise ValueError(f"dataset: with trainer.lmbda {share:g} the others come from one: give it")
+            if evaluation is not None and evaluation.dataset is not None:
+                raise ValueError(f"evaluation.dataset: {algorithm} is evaluated on tasks of its environment: drop it")
             self._check_dataset(self.dataset or ())
             return self
         if self.dataset is None:

@@ -87,6 +87,14 @@ class TrainerConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _goes_where_it_is_called(self) -> TrainerConfig:
+        if self.hub_model_id is not None and not self.push_to_hub:
+            raise ValueError(
+                f"hub_model_id is {self.hub_model_id!r}, but nothing is pushed: set push_to_hub, or drop it"
+            )
+        return self
+
     @property
     def counts_steps(self) -> bool:
         """Whether `max_steps` says how long the run is."""

@@ -134,6 +134,8 @@ def test_a_hub_that_lets_nobody_in_or_takes_nothing_is_told_in_one_line(
     with pytest.raises(QuintainError, match=r"trained and in .*step-000004, but me/warm on the hub did not take") as no:
         push(made(tmp_path, 4).checkpoints / "step-000004", "me/warm")
     assert "\n" not in str(no.value)
+    with pytest.raises(QuintainError, match="hub_model_id is 'me/x', but nothing is pushed: set push_to_hub"):
+        pushing(hub_model_id="me/x")
     monkeypatch.setenv("HF_TOKEN", "hf_theirs")
     with pytest.raises(QuintainError, match=r"cannot make 'warm' on the hub: .* log in with 'hf auth login'") as error:
         hub_repository(pushing(push_to_hub=True))

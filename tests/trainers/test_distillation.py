@@ -216,6 +216,11 @@ def test_a_dataset_of_which_nothing_is_taken_is_refused() -> None:
     )
     with pytest.raises(QuintainError, match="dataset: distillation samples what it trains on: drop it"):
         parse_config(text)
+    beside = ["trainer.lmbda=0.5", "trainer.beta=0.5", "evaluation={dataset: b.jsonl}"]
+    with pytest.raises(
+        QuintainError, match=r"evaluation\.dataset: distillation is evaluated on tasks of its environment"
+    ):
+        parse_config(text, beside)
 
 
 def test_lmbda_is_the_share_of_sequences_that_are_sampled_and_the_others_count_as_they_do() -> None:
