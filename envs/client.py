@@ -4,10 +4,11 @@
     env = client.episode()                           # or RemoteEnv(url), with a pool of its own
     observation = await env.reset(client.tasks("train")[0], seed=0)
 
-What always holds: `RemoteEnv` does what the class itself would do; whatever breaks is a `FailureError`,
-within a bounded time; repeating a request never plays a turn twice. The task at an index is the one the server has
-there, marked with its origin and without its reference; a page of tasks is fetched when one of them is first looked
-at, and kept a while.
+What always holds: `RemoteEnv` does what the class itself would do; whatever breaks is a `FailureError`, within a
+bounded time; repeating a request never plays a turn twice. Of several servers an episode is played on one: the one
+with the fewest, of those that answer; what is lost with a server are the episodes on it. The task at an index is the
+one the server has there, marked with its origin and without its reference; a page of tasks is fetched when one of
+them is first looked at, and kept a while.
 """
 
 from __future__ import annotations
@@ -15,34 +16,55 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self, overload
 
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
 from quintain.codec import to_json
 from quintain.envs.base import Action, Environment, Observation, Step
-from quintain.envs.serving.wire import CreateEpisode, EpisodeCreated, Metadata, StepAnswer, StepRequest, TaskPage
+from quintain.envs.serving.wire import (
+    CreateEpisode,
+    EpisodeCreated,
+    EpisodeStatus,
+    ForkRequest,
+    Metadata,
+    StepAnswer,
+    StepRequest,
+    TaskPage,
+)
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.task import EndlessTasks, Task, TaskSource
 
 CLOSE_S = 5.0
 RENEWALS = 3
 """How often a lease is renewed while it would run out once."""
+DOWN_S = 10.0
+"""How long a server that did not answer is left alone, where there are others."""
+
+
+@dataclass(slots=True, eq=False)
+class _Server:
+    caller: Caller
+    playing: int = 0
+    down_until: float = -math.inf
 
 
 class EnvClient:
-    """A server's address and a pool of connections that all its episodes share. Calling it makes an episode.
+    """A server's address, or those of several of the same, and pools of connections that all episodes share.
 
+    Calling it makes an episode. `url` may be several, in a sequence or with commas in between; `token` is that of all.
     `timeout_s` bounds every call, `patience_s` how long an unreachable server is asked again. Waits between
     tries are drawn from `seed`. Raises QuintainError for what is no address.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         token: str | None = None,
         *,
         timeout_s: float = 300.0,
@@ -51,10 +73,22 @@ class EnvClient:
         seed: int = 0,
     ) -> None:
         self._policy = RetryPolicy(timeout_s, patience_s)
-        self._caller = Caller(
-            url, token, server="environment server", policy=self._policy, max_connections=max_connections, seed=seed
-        )
-        self.url = self._caller.url
+        urls = url.split(",") if isinstance(url, str) else url
+        self._servers = [
+            _Server(
+                Caller(
+                    each.strip(),
+                    token,
+                    server="environment server",
+                    policy=self._policy,
+                    max_connections=max_connections,
+                    seed=seed + number,
+                )
+            )
+            for number, each in enumerate(urls)
+        ]
+        self._homes: dict[str, _Server] = {}
+        self.url = ",".join(server.caller.url for server in self._servers)
 
     def episode(self) -> RemoteEnv:
         """An environment that runs on the server."""
@@ -68,11 +102,13 @@ class EnvClient:
 
     async def metadata(self) -> Metadata:
         """Which environment the server has. Raises FailureError."""
-        return self._caller.parsed(await self.call("GET", "/metadata", Stage.TASKS), Metadata, Stage.TASKS)
+        server = self._upright()[0]
+        return server.caller.parsed(await server.caller.call("GET", "/metadata", Stage.TASKS), Metadata, Stage.TASKS)
 
     async def aclose(self) -> None:
         """Close the connections. The next call opens new ones."""
-        await self._caller.aclose()
+        for server in self._servers:
+            await server.caller.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,47 +117,100 @@ class EnvClient:
         await self.aclose()
 
     async def create(self, request: CreateEpisode) -> EpisodeCreated:
-        """Begin an episode. Raises FailureError."""
+        """Begin an episode, on another server where one is not there. Raises FailureError."""
+        *others, last = self._upright()
+        for server in others:
+            try:
+                return await self._create(server, request, RetryPolicy(self._policy.timeout_s, 0.0))
+            except FailureError as error:
+                if error.failure.kind is not FailureKind.UNREACHABLE:
+                    raise
+                server.down_until = time.monotonic() + DOWN_S
+        return await self._create(last, request, self._policy)
+
+    async def _create(self, server: _Server, request: CreateEpisode, policy: RetryPolicy) -> EpisodeCreated:
+        caller = server.caller
         # those that wait in the server's queue must not keep the steps that free a slot from a connection
-        creating = self._caller.here().creating
+        creating = caller.here().creating
         try:
-            async with asyncio.timeout(self._policy.timeout_s):
+            async with asyncio.timeout(policy.timeout_s):
                 await creating.acquire()
         except TimeoutError:
-            message = f"{self.url} did not begin the episodes before this one within {self._policy.timeout_s:g} s"
+            message = f"{caller.url} did not begin the episodes before this one within {policy.timeout_s:g} s"
             raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.RESET, message)) from None
+        server.playing += 1
+        if request.episode_id is not None:  # first: one that is cancelled is dismissed there too
+            self._homes[request.episode_id] = server
         try:
-            body = await self.call("POST", "/v1/episodes", Stage.RESET, to_json(request))
+            created = caller.parsed(
+                await caller.call("POST", "/v1/episodes", Stage.RESET, to_json(request), policy),
+                EpisodeCreated,
+                Stage.RESET,
+            )
+        except FailureError:
+            server.playing -= 1
+            raise
         finally:
             creating.release()
-        return self._caller.parsed(body, EpisodeCreated, Stage.RESET)
+        self._homes[created.episode_id] = server
+        return created
 
     async def step(self, episode: str, request: StepRequest) -> StepAnswer:
         """Play a turn. Raises FailureError."""
-        body = await self.call("POST", f"/v1/episodes/{episode}/step", Stage.STEP, to_json(request))
-        return self._caller.parsed(body, StepAnswer, Stage.STEP)
+        caller = self._home(episode).caller
+        body = await caller.call("POST", f"/v1/episodes/{episode}/step", Stage.STEP, to_json(request))
+        answer = caller.parsed(body, StepAnswer, Stage.STEP)
+        if answer.terminated or answer.truncated:
+            self._left(episode)
+        return answer
+
+    async def fork(self, episode: str, request: ForkRequest) -> EpisodeStatus:
+        """Begin an episode that has played the first turns of another, on the same server. Raises FailureError."""
+        server = self._home(episode)
+        body = await server.caller.call("POST", f"/v1/episodes/{episode}/fork", Stage.RESET, to_json(request))
+        forked = server.caller.parsed(body, EpisodeStatus, Stage.RESET)
+        server.playing += 1
+        self._homes[forked.episode_id] = server
+        return forked
 
     async def renew(self, episode: str) -> None:
         """Say that somebody still plays the episode, if the server can be reached at once. Raises FailureError."""
-        await self.call("GET", f"/v1/episodes/{episode}", Stage.STEP, policy=RetryPolicy(CLOSE_S, 0.0))
+        policy = RetryPolicy(CLOSE_S, 0.0)
+        await self._home(episode).caller.call("GET", f"/v1/episodes/{episode}", Stage.STEP, policy=policy)
 
     async def dismiss(self, episode: str) -> None:
         """Close an episode, if the server can be reached at once; if not, its lease will."""
         policy = RetryPolicy(timeout_s=CLOSE_S, patience_s=0.0)
+        caller = self._home(episode).caller
+        self._left(episode)
         with contextlib.suppress(FailureError):
-            await self.call("DELETE", f"/v1/episodes/{episode}", Stage.CLOSE, policy=policy)
-
-    async def call(
-        self, method: str, path: str, stage: Stage, body: str | None = None, policy: RetryPolicy | None = None
-    ) -> bytes:
-        """The body of the answer, asking again where that can help. Raises FailureError."""
-        return await self._caller.call(method, path, stage, body, policy)
+            await caller.call("DELETE", f"/v1/episodes/{episode}", Stage.CLOSE, policy=policy)
 
     def page(self, split: str, start: int, count: int) -> TaskPage:
         """Tasks of `split`, without an event loop. Raises FailureError."""
         params: dict[str, str | int] = {"split": split, "start": start, "count": count}
-        answer = self._caller.call_sync("GET", "/v1/tasks", Stage.TASKS, params=params)
-        return self._caller.parsed(answer.content, TaskPage, Stage.TASKS)
+        *others, last = (server.caller for server in self._upright())
+        for caller in others:
+            with contextlib.suppress(FailureError):
+                answer = caller.call_sync(
+                    "GET", "/v1/tasks", Stage.TASKS, params=params, policy=RetryPolicy(patience_s=0)
+                )
+                return caller.parsed(answer.content, TaskPage, Stage.TASKS)
+        answer = last.call_sync("GET", "/v1/tasks", Stage.TASKS, params=params)
+        return last.parsed(answer.content, TaskPage, Stage.TASKS)
+
+    def _upright(self) -> list[_Server]:
+        """The servers, those first that answered when last asked, and of these the one that plays the fewest."""
+        now = time.monotonic()
+        return sorted(self._servers, key=lambda server: (server.down_until > now, server.playing))
+
+    def _home(self, episode: str) -> _Server:
+        return self._homes.get(episode, self._servers[0])
+
+    def _left(self, episode: str) -> None:
+        """The episode is played no longer; its server goes on being asked about it."""
+        if (server := self._homes.pop(episode, None)) is not None:
+            server.playing -= 1
 
 
 class RemoteEnv(Environment):
@@ -170,6 +259,19 @@ class RemoteEnv(Environment):
         self._turn = answer.turn
         self._ended = answer.terminated or answer.truncated
         return Step(answer.observation, answer.reward, answer.terminated, answer.truncated, answer.info, answer.others)
+
+    async def fork(self, turn: int) -> RemoteEnv:
+        """Another episode that has played the first `turn` turns of this one, and goes on from there.
+
+        The server plays them again, so the environment is one that does the same again. Raises FailureError.
+        """
+        if self._episode is None:
+            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, "a fork before the first reset"))
+        other = RemoteEnv(self._client)
+        other._episode = uuid.uuid4().hex  # first, as in `reset`
+        forked = await self._client.fork(self._episode, ForkRequest(turn, other._episode))
+        other.task_id, other._turn, other._lease_s = self.task_id, forked.turn, forked.lease_s
+        return other
 
     async def keep_lease(self) -> None:
         """Renew the episode's lease for as long as this runs: until it is cancelled, or the episode is gone."""

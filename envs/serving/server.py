@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from quintain.codec import to_json
 from quintain.envs.serving.sessions import Sessions
-from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, StepRequest, schema
+from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, ForkRequest, StepRequest, schema
 from quintain.failure import FailureKind, Stage
 from quintain.serving.app import Page, application, json_answer, metrics_page, read_body
 from quintain.serving.metrics import Metrics
@@ -39,6 +39,7 @@ class EnvApp:
         pages = (
             Page("POST", "/v1/episodes", Stage.RESET, self._create),
             Page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step),
+            Page("POST", "/v1/episodes/{id}/fork", Stage.RESET, self._fork),
             Page("GET", "/v1/episodes/{id}", Stage.STEP, self._status),
             Page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close),
             Page("GET", "/v1/tasks", Stage.TASKS, self._tasks),
@@ -62,6 +63,10 @@ class EnvApp:
     async def _step(self, request: Request) -> Response:
         asked = read(await self._body(request), StepRequest, Stage.STEP)
         return json_answer(await self._sessions.step(request.path_params["id"], asked))
+
+    async def _fork(self, request: Request) -> Response:
+        asked = read(await self._body(request), ForkRequest, Stage.RESET)
+        return json_answer(to_json(await self._sessions.fork(request.path_params["id"], asked)), 201)
 
     async def _status(self, request: Request) -> Response:
         return json_answer(to_json(self._sessions.status(request.path_params["id"])))

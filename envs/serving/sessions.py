@@ -17,12 +17,12 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quintain.envs.serving.episode import Episode, EpisodeState, PlayTurn, Refuse, Replay
 from quintain.envs.serving.limits import EnvironmentLimits
-from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, StepRequest
+from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, ForkRequest, StepRequest
 from quintain.envs.workers.frames import Advance, Close, Describe, Open, ReadTasks, Reply, Request, stage_of
 from quintain.envs.workers.pool import Backend
 from quintain.failure import Failure, FailureError, FailureKind, Stage
@@ -152,6 +152,30 @@ class Sessions:
         if isinstance(answer, Failure):
             raise FailureError(answer)
         return answer
+
+    async def fork(self, episode_id: str, request: ForkRequest) -> EpisodeStatus:
+        """Begin an episode on the same task and seed, and play the first turns of this one in it again.
+
+        One that answers otherwise the second time fails: from there on it would be another episode.
+        """
+        source = self._find(episode_id, Stage.RESET)
+        if source.episode.state is EpisodeState.CLOSED:
+            raise self._conflict(Stage.RESET, "the episode is closed, and nothing of it is kept")
+        if not 0 <= request.turn <= source.episode.turn:
+            message = f"turn is from 0 to {source.episode.turn}, the turns that were played, not {request.turn}"
+            raise refused(message, Stage.RESET, status=400)
+        turns = list(zip(source.episode.actions, source.episode.answers, strict=False))[: request.turn]
+        opened = json.loads(await self.create(replace(source.request, episode_id=request.episode_id)))
+        for turn, (action, answer) in enumerate(turns):
+            again = await self.step(opened["episode_id"], StepRequest(turn, action))
+            if isinstance(answer, Failure) or _said(again) != _said(answer):
+                message = f"turn {turn} was answered otherwise when it was played again: it cannot be forked after it"
+                forked = self._find(opened["episode_id"], Stage.RESET)
+                failure = Failure.of(FailureKind.INVALID, Stage.RESET, message)
+                if forked.episode.live:
+                    self._fail(forked, failure)
+                raise FailureError(failure)
+        return self.status(opened["episode_id"])
 
     def status(self, episode_id: str) -> EpisodeStatus:
         """Where an episode stands; this renews its lease."""
@@ -343,3 +367,9 @@ class Sessions:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _said(answer: str) -> dict[str, Any]:
+    """What the environment said in an answer."""
+    said: dict[str, Any] = json.loads(answer)
+    return {name: value for name, value in said.items() if name not in ("episode_id", "lease_s")}

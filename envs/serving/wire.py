@@ -75,6 +75,17 @@ class StepAnswer(EpisodeStanding):
 
 
 @dataclass(frozen=True, slots=True)
+class ForkRequest:
+    """`POST /v1/episodes/{id}/fork`: an episode with the first `turn` turns of another; the answer is its standing.
+
+    A client that chooses `episode_id` may repeat the request.
+    """
+
+    turn: int
+    episode_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EpisodeStatus(EpisodeStanding):
     """`GET` and `DELETE /v1/episodes/{id}`."""
 
@@ -127,6 +138,7 @@ WIRE: tuple[type, ...] = (
     EpisodeCreated,
     StepRequest,
     StepAnswer,
+    ForkRequest,
     EpisodeStatus,
     TaskPage,
     VerifyRequest,

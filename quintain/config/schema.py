@@ -122,7 +122,7 @@ class EnvironmentConfig(Section):
     name: str | None = None
     """A built-in environment, `module:Class`, or `file.py:Class`: served by the run as its own process."""
     url: MayChange[Url | None] = None
-    """An environment server that is already running. Give this or `name`."""
+    """An environment server that is already running, or several of the same with commas in between. Or give `name`."""
     token: MayChange[str | None] = Field(default=None, repr=False)
     """The bearer token of the server at `url`."""
     args: dict[str, Any] = Field(default_factory=dict)
@@ -145,6 +145,8 @@ class EnvironmentConfig(Section):
     """Visit tasks by how hard they have turned out to be; null visits each once an epoch."""
     workers: MayChange[Positive] = 1
     """Worker processes of the environment server."""
+    replicas: MayChange[Positive] = 1
+    """Environment servers that the run starts; each episode goes to the one with the fewest."""
     step_timeout_s: MayChange[Seconds] = 60.0
     """A reset or step that takes longer is killed and is a failure."""
     lease_s: MayChange[Seconds] = 120.0

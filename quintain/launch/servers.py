@@ -41,14 +41,17 @@ def start_environments(supervisor: Supervisor, config: ExperimentConfig, run: Ru
 def start_environment(
     supervisor: Supervisor, config: ExperimentConfig, environment: EnvironmentConfig, log: Path
 ) -> Address:
-    """The server of one environment: the one that runs already, or one started now."""
+    """The servers of one environment, which run already or are started now: their addresses, with commas in between."""
     from quintain.envs.options import OPTIONS_ENV
     from quintain.envs.serving.serve import TOKEN_ENV
 
     if environment.url is not None:
         there = Address(environment.url, environment.token or os.environ.get(TOKEN_ENV))
-        _check_reachable(there)
+        for url in there.url.split(","):
+            _check_reachable(Address(url, there.token))
         return there
+
+    most = environment.max_episodes or config.rollout.max_concurrency
 
     def command(port: int) -> list[str]:
         return python_module(
@@ -61,13 +64,17 @@ def start_environment(
             f"--workers={environment.workers}",
             f"--step-timeout-s={environment.step_timeout_s}",
             f"--lease-s={environment.lease_s}",
-            f"--max-episodes={environment.max_episodes or config.rollout.max_concurrency}",
+            f"--max-episodes={-(-most // environment.replicas)}",
         )
 
     token = secrets.token_urlsafe()
     environ = {TOKEN_ENV: token, OPTIONS_ENV: json.dumps(environment.args)}
     called = "environment server" if len(config.plays) == 1 else f"environment server of {environment.label}"
-    return Address(supervisor.start(ServerSpec(called, command, log, environ)).url, token)
+    specs = [ServerSpec(called, command, log, environ)]
+    if (replicas := environment.replicas) > 1:
+        logs = (log.with_stem(f"{log.stem}-{number}") for number in range(replicas))
+        specs = [ServerSpec(f"{called} ({log.stem})", command, log, environ) for log in logs]
+    return Address(",".join(supervisor.start(spec).url for spec in specs), token)
 
 
 def start_rollout(

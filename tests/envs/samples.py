@@ -113,6 +113,8 @@ class Probe(Environment):
             return self._said("x", reward=float(rest))
         elif word == "end":
             return self._said("bye", reward=1.0, ended=True)
+        elif word == "random":
+            return self._said(str(random.random()))
         elif word == "cores":
             return self._said(str(cores()))
         elif word == "print":

@@ -37,6 +37,28 @@ async def test_a_step_that_hangs_is_ended_and_its_slot_is_free_within_a_second(s
     strict.wait_metric("worker_restarts", lambda n: n == restarts + killed)
 
 
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        ("exit", FailureKind.CRASHED),
+        ("quit", FailureKind.CRASHED),
+        ("raise", FailureKind.CRASHED),
+        ("reward nan", FailureKind.INVALID),
+        ("nothing", FailureKind.INVALID),
+    ],
+)
+async def test_a_step_that_dies_or_says_nonsense_costs_its_own_episode_and_its_slot_is_free_at_once(
+    strict, says, kind, opened, failed
+):
+    strict.wait_metric("workers", lambda n: n == 2)
+    async with strict.client() as client:
+        assert (await failed(await opened(client), says)).kind is kind
+        began = time.monotonic()
+        next_one = await opened(client)  # there is one slot
+        assert time.monotonic() - began < FREE_WITHIN_S + SLACK_S
+        assert (await next_one.step(Action.text("end"))).reward == 1.0
+
+
 @pytest.mark.parametrize(("task", "killed"), [(2, False), (3, True)])
 async def test_a_reset_that_hangs_is_ended_too(strict, task, killed, opened):
     strict.wait_metric("workers", lambda n: n == 2)

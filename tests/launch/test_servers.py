@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import yaml
 
 from quintain.config import ExperimentConfig, parse_config
-from quintain.envs import LocalClient, SingleTurnEnv, TaskSource
+from quintain.config.load import dump_config
+from quintain.envs import Action, EnvClient, LocalClient, SingleTurnEnv, TaskSource
 from quintain.failure import QuintainError
 from quintain.launch.checks import check_split
 from quintain.launch.run_folder import new_run, resumed_run
-from quintain.launch.servers import start_environments
+from quintain.launch.servers import Address, start_environments
 from quintain.launch.supervisor import Supervisor
 
 SECRET = "sk-0123456789"
@@ -64,6 +66,28 @@ def test_an_environment_s_options_and_its_token_are_on_no_command_line_and_nobod
             episode = http.post("/v1/episodes", json=created).json()["episode_id"]
             said = {"turn": 0, "action": {"message": {"role": "assistant", "content": SECRET}}}
             assert http.post(f"/v1/episodes/{episode}/step", json=said).json()["reward"] == 1.0
+    finally:
+        supervisor.stop()
+
+
+def test_an_environment_may_be_served_several_times_and_episodes_are_spread(tmp_path: Path) -> None:
+    config = experiment(tmp_path)
+    config = parse_config(dump_config(config), ["environment.replicas=2"])
+    supervisor = Supervisor(restarts=0, report=lambda text: None)
+
+    async def played(there: Address) -> list[float]:
+        async with EnvClient(there.url, there.token) as client:
+            task, envs = client.tasks("train")[0], [client.episode() for _ in range(4)]
+            await asyncio.gather(*(env.reset(task, seed=0) for env in envs))
+            for url in there.url.split(","):
+                async with httpx.AsyncClient(headers={"authorization": f"Bearer {there.token}"}) as http:
+                    assert "quintain_env_episodes_live 2\n" in (await http.get(f"{url}/metrics")).text
+            return [(await env.step(Action.text(SECRET))).reward for env in envs]
+
+    try:
+        (there,) = start_environments(supervisor, config, new_run(config, tmp_path / "run"))
+        assert len(set(there.url.split(","))) == 2
+        assert asyncio.run(played(there)) == [1.0] * 4
     finally:
         supervisor.stop()
 
