@@ -52,6 +52,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "xpo": {"algorithm": "online_dpo", "beta": 0.05, "xpo_alpha": 1e-3},
     "nash_md": {"algorithm": "nash_md", "beta": 0.001},
     "ppo": {"algorithm": "ppo"},
+    "ppo on one trunk": {"algorithm": "ppo", "value_head": True},
     "entropy target": {"algorithm": "grpo", "entropy_target": 0.5},
 }
 

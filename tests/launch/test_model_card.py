@@ -82,6 +82,7 @@ def made(folder: Path, *steps: int, kept: int | None = None) -> RunFolder:
         (checkpoint / "critic").mkdir(parents=True)
         (checkpoint / "config.json").write_text("{}")
         (checkpoint / "state.pt").write_bytes(b"much")
+        (checkpoint / "value_head.safetensors").write_bytes(b"a critic's")
         (checkpoint / "critic" / "config.json").write_text("{}")
         (checkpoint / "trainer.json").write_text(json.dumps({"kept": kept}))
     MetricsLog(run.metrics).write("eval", 0, {"heldout": 0.5})

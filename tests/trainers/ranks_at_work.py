@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from quintain.trainers.algorithms import algorithm_of
 from quintain.trainers.checkpoint import Progress, latest_checkpoint
 from quintain.trainers.learner import Learner
 from quintain.trainers.ranks import ALONE, Ranks
 
-from .algorithm_cases import CASES, Case, config_of
+from .algorithm_cases import CASES, Case, algorithm_for, config_of
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
 FEW = "fsdp, fewer pieces than ranks"
@@ -28,7 +27,7 @@ EVERY: dict[str, Case] = {
     **{f"loss {name}": Case("grpo", {"loss_type": name, "epsilon_high": 2.0}) for name in LOSSES},
     "an adapter": Case("grpo", {"beta": 0.1}, lora={"r": 2}),
 }
-REMADE = ("grpo", "ppo with everything", "dpo with everything", "an adapter")
+REMADE = ("grpo", "ppo with everything", "ppo on one trunk", "dpo with everything", "an adapter")
 PAIRS = [
     (way, name)
     for way in WAYS
@@ -47,7 +46,7 @@ def trained(name: str, model: Path, way: dict[str, Any], scratch: Path, ranks: R
     data = EVERY[name].data
 
     def made() -> Learner[Any]:
-        return Learner(config, algorithm_of(config), checkpoints=scratch, logs=scratch / "logs", ranks=ranks)
+        return Learner(config, algorithm_for(config), checkpoints=scratch, logs=scratch / "logs", ranks=ranks)
 
     learner = made()
     if not ranks.leads:

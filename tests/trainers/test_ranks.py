@@ -64,4 +64,5 @@ def test_two_ranks_make_of_a_model_what_one_makes(
         one = {key: value for key, value in one.items() if key != "microbatches"}
         assert {key: two[key] for key in one} == pytest.approx(one, rel=within[step], abs=1e-6)
     for key, weight in mine["weights"].items():
-        assert torch.allclose(theirs["weights"][key].float(), weight.float(), atol=1e-5), key
+        atol = 5e-4 if "muon" in name else 1e-5  # Muon rounds to bfloat16
+        assert torch.allclose(theirs["weights"][key].float(), weight.float(), atol=atol), key
