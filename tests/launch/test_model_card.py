@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,18 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard, constants
+from rich.console import Console
 
 from quintain.config import parse_config
 from quintain.failure import QuintainError
+from quintain.launch.display import Display
 from quintain.launch.model_card import hub_repository, model_card, push, write_card
 from quintain.launch.report import MetricsLog
 from quintain.launch.run_folder import RunFolder
+from quintain.launch.session import TrainingRun
+from quintain.trainers.checkpoint import Progress
+from quintain.trainers.heldout import Evaluation
+from quintain.trainers.loop import Result
 
 from .fake_hub import FakeHub, fake_hub
 
@@ -85,7 +92,8 @@ def made(folder: Path, *steps: int, kept: int | None = None) -> RunFolder:
         (checkpoint / "value_head.safetensors").write_bytes(b"a critic's")
         (checkpoint / "critic" / "config.json").write_text("{}")
         (checkpoint / "trainer.json").write_text(json.dumps({"kept": kept}))
-    MetricsLog(run.metrics).write("eval", 0, {"heldout": 0.5})
+    told = {"heldout": 0.5, "verified": 2, "failed": 0, "elapsed_s": 1.0}
+    MetricsLog(run.metrics).write("eval", 0, told)
     run.curve.write_bytes(b"a picture")
     return run
 
@@ -126,6 +134,20 @@ def test_a_fake_hub_over_http_is_given_the_model_and_its_card_and_nothing_that_o
     assert hub.made[0]["visibility"] == "private"
     assert hub_repository(pushing(push_to_hub=True, hub_model_id="us/other")) == "us/other"
     assert hub_repository(parse_config(SFT)) is None
+
+
+def test_a_run_that_ends_pushes_the_checkpoint_that_it_leaves_and_says_where_it_is(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    shown = io.StringIO()
+    config = pushing(push_to_hub=True)
+    assert hub_repository(config) == "me/warm"
+    run = TrainingRun(
+        config, made(tmp_path, 4), Display(Console(file=shown, width=80), steps=4), lambda: None, [2], 0.0
+    )
+    run._conclude(Result(Progress(4, 4, 8, 3.0, 0.5), None, Evaluation(4, 0.25, 2, 0, 1.0, (), {"loss": 0.25})))
+    assert "4 steps in 3 s of training" in hub.files["me/warm"]["README.md"].decode()
+    assert f"the model is on the hub: {hub.url}/me/warm/commit/1" in shown.getvalue()
 
 
 def test_a_hub_that_lets_nobody_in_or_takes_nothing_is_told_in_one_line(
