@@ -74,7 +74,7 @@ class GymEnv(gymnasium.Env[str, str]):
         if not self._size:
             raise QuintainError(f"the split '{split}' has no tasks: choose another")
         self._env = self._client.episode()
-        self._loop: _Loop | None = None
+        self._loop: LoopThread | None = None
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin an episode on a task that `seed`, or `options["index"]`, chooses."""
@@ -102,22 +102,24 @@ class GymEnv(gymnasium.Env[str, str]):
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
-            self._loop = _Loop()
+            self._loop = LoopThread()
         return self._loop.run(work)
 
 
-class _Loop:
+class LoopThread:
     """An event loop in a thread of its own, so that it works in a notebook, which has one running already."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "quintain-gym") -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="quintain-gym", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives, done there."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stop(self) -> None:
+        """End the loop and its thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -14,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quintain.codec import to_json
+from quintain.envs.serving.mcp import mcp_answer
+from quintain.envs.serving.openenv import SCHEMA, openenv_socket
 from quintain.envs.serving.sessions import Sessions
 from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, ForkRequest, StepRequest, schema
 from quintain.failure import FailureKind, Stage
@@ -40,6 +42,7 @@ class EnvApp:
             Page("POST", "/v1/episodes", Stage.RESET, self._create),
             Page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step),
             Page("POST", "/v1/episodes/{id}/fork", Stage.RESET, self._fork),
+            Page("POST", "/v1/episodes/{id}/mcp", Stage.STEP, self._mcp),
             Page("GET", "/v1/episodes/{id}", Stage.STEP, self._status),
             Page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close),
             Page("GET", "/v1/tasks", Stage.TASKS, self._tasks),
@@ -49,7 +52,7 @@ class EnvApp:
             metrics_page(metrics),
             Page("GET", "/health", Stage.REQUEST, self._health, open=True),
         )
-        self.asgi = application(pages, metrics, Tokens.single(token))
+        self.asgi = application(pages, metrics, Tokens.single(token), sockets={"/ws": openenv_socket(sessions)})
 
     async def close(self) -> None:
         """Close the verifiers."""
@@ -68,6 +71,10 @@ class EnvApp:
         asked = read(await self._body(request), ForkRequest, Stage.RESET)
         return json_answer(to_json(await self._sessions.fork(request.path_params["id"], asked)), 201)
 
+    async def _mcp(self, request: Request) -> Response:
+        answer = await mcp_answer(self._sessions, request.path_params["id"], await self._body(request))
+        return Response(status_code=202) if answer is None else json_answer(json.dumps(answer))
+
     async def _status(self, request: Request) -> Response:
         return json_answer(to_json(self._sessions.status(request.path_params["id"])))
 
@@ -85,7 +92,7 @@ class EnvApp:
         return json_answer(await self._sessions.describe())
 
     async def _schema(self, request: Request) -> Response:
-        return json_answer(json.dumps(schema()))
+        return json_answer(json.dumps({**schema(), **SCHEMA}))
 
     async def _health(self, request: Request) -> Response:
         if not self._sessions.ready:

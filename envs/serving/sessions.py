@@ -183,6 +183,14 @@ class Sessions:
         record.touched = self._clock()
         return self._status(record)
 
+    def tools(self, episode_id: str) -> list[dict[str, Any]]:
+        """The tools that an episode began with, as JSON."""
+        record = self._find(episode_id, Stage.STEP)
+        if not record.opened:
+            raise self._conflict(Stage.STEP, "the episode has not begun, or is closed")
+        found: list[dict[str, Any]] = json.loads(record.opened)["observation"]["tools"]
+        return found
+
     def close(self, episode_id: str) -> EpisodeStatus:
         """Close an episode, whatever it is doing; closing it again is fine."""
         record = self._find(episode_id, Stage.CLOSE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,8 +16,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Lifespan
+from starlette.websockets import WebSocket
 
 from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
@@ -28,6 +29,7 @@ from quintain.serving.tokens import Role, Tokens
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
+Socket = Callable[[WebSocket], Awaitable[None]]
 T = TypeVar("T")
 
 
@@ -47,9 +49,17 @@ class Page:
 
 
 def application(
-    pages: Sequence[Page], metrics: Metrics, tokens: Tokens, *, lifespan: Lifespan[Starlette] | None = None
+    pages: Sequence[Page],
+    metrics: Metrics,
+    tokens: Tokens,
+    *,
+    sockets: Mapping[str, Socket] | None = None,
+    lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
-    """The application of `pages`; `request.state.holder` is the name of whose token a request came with."""
+    """The application of `pages`, and of WebSockets by their paths, which ask for the same tokens.
+
+    `request.state.holder` is the name of whose token a request came with.
+    """
     metrics.counter("requests_total", "HTTP requests, by route and status.")
     known = ", ".join(dict.fromkeys(page.path for page in pages if "{" not in page.path))
 
@@ -62,7 +72,10 @@ def application(
         )
 
     return Starlette(
-        routes=[Route(page.path, _bounded(page, metrics, tokens), methods=[page.method]) for page in pages],
+        routes=[
+            *(Route(page.path, _bounded(page, metrics, tokens), methods=[page.method]) for page in pages),
+            *(WebSocketRoute(path, _guarded(socket, tokens)) for path, socket in (sockets or {}).items()),
+        ],
         exception_handlers={HTTPException: no_such_page},
         lifespan=lifespan,
     )
@@ -148,6 +161,18 @@ def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
             response = _failed(refused(mistake, page.stage, FailureKind.CRASHED))
         metrics.add("requests_total", route=f"{request.method} {page.path}", status=str(response.status_code))
         return response
+
+    return handle
+
+
+def _guarded(socket: Socket, tokens: Tokens) -> Socket:
+    async def handle(connection: WebSocket) -> None:
+        try:
+            tokens.admit(connection.headers.get("authorization", ""), Role.TRAINER)
+        except FailureError:
+            await connection.close()  # before it is accepted, which is a 403
+            return
+        await socket(connection)
 
     return handle
 

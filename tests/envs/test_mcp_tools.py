@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -19,31 +18,17 @@ from quintain.envs import Action, LocalClient, McpTools, Message, Task, ToolEnv,
 from quintain.failure import FailureError, FailureKind
 from quintain.messages import FunctionCall, ToolCall
 
+from .venvs import python_with
+
 ROOT = Path(__file__).parents[2]
 SERVER = str(Path(__file__).with_name("mcp_server.py"))
 OLD = "mcp>=1.20,<2"
 NAMES = ["add", "remember", "fail", "secret", "die", "hang"]
 
 
-def old_python() -> str:
-    """The Python of an environment with the 1.x line, made once."""
-    found = importlib.util.spec_from_file_location("setup_venv", ROOT / "scripts" / "setup_venv.py")
-    assert found is not None
-    assert found.loader is not None
-    setup = importlib.util.module_from_spec(found)
-    found.loader.exec_module(setup)
-    state = {"pins": OLD, "python": "{}.{}".format(*sys.version_info), "root": str(ROOT)}
-    venv = setup.Venv(ROOT / ".venvs" / "mcp-1", "test_mcp_tools")
-    if not venv.is_finished(state):
-        venv.make(state)
-        venv.pip("install", OLD)
-        venv.finish(state)
-    return str(venv.python)
-
-
 @pytest.fixture(params=["new", pytest.param("old", marks=pytest.mark.slow)], scope="module")
 def python(request: pytest.FixtureRequest) -> str:
-    return sys.executable if request.param == "new" else old_python()
+    return sys.executable if request.param == "new" else python_with("mcp-1", OLD)
 
 
 Start = Callable[[], tuple[str, psutil.Process]]

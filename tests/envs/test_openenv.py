@@ -1,0 +1,147 @@
+"""OpenEnv's wire: spoken by hand, and (slow) with OpenEnv 0.10 itself on the other side, in an environment apart."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+
+from quintain.envs import Action, EnvironmentLimits, FailureError, LocalClient, check_environment
+from quintain.envs.openenv import OpenEnvEnvironment
+from quintain.failure import FailureKind
+
+from .venvs import python_with
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def guess(serve_all):
+    return serve_all("Guess", limits=EnvironmentLimits(max_episodes=2, queue=1, queue_s=0.2))
+
+
+async def ask(ws: Any, message: Any) -> dict[str, Any]:
+    await ws.send(message if isinstance(message, str) else json.dumps(message))
+    return json.loads(await ws.recv())
+
+
+async def test_an_episode_by_hand_and_every_error_has_its_code(guess):
+    async with connect(guess.url.replace("http", "ws") + "/ws", proxy=None) as ws:
+        for message, code, says in (
+            ("{", "INVALID_JSON", "Invalid JSON"),
+            ("[]", "UNKNOWN_TYPE", "Unknown message type"),
+            ({"type": "dance"}, "UNKNOWN_TYPE", "Unknown message type: dance"),
+            ({"type": "step", "data": {"content": "1"}}, "EXECUTION_ERROR", "reset first"),
+            ({"type": "reset", "data": {"seed": "x"}}, "VALIDATION_ERROR", "Invalid message"),
+            ({"type": "reset", "data": {"split": "tain"}}, "EXECUTION_ERROR", "did you mean 'train'"),
+        ):
+            answer = await ask(ws, message)
+            assert (answer["type"], answer["data"]["code"]) == ("error", code), answer
+            assert says in answer["data"]["message"]
+        first = (await ask(ws, {"type": "reset", "data": {"seed": 3}}))["data"]
+        assert first["observation"]["messages"][0]["content"] == "Guess my number."
+        assert (first["reward"], first["done"], first["metadata"]) == (None, False, {"turns": 3})
+        wrong = (await ask(ws, {"type": "step", "data": {"content": 5}}))["data"]
+        assert (wrong["code"], len(wrong["errors"])) == ("VALIDATION_ERROR", 1)
+        last = (await ask(ws, {"type": "step", "data": {"content": "5"}}))["data"]
+        assert (last["reward"], last["done"]) == (1.0, True)
+        assert last["metadata"]["rewards"] == {"found": 1.0, "late": 0.0}
+        over = (await ask(ws, {"type": "step", "data": {"content": "5"}}))["data"]
+        assert (over["code"], over["failure"]["kind"]) == ("EXECUTION_ERROR", "rejected")
+    guess.wait_metric("episodes_live", lambda live: live == 0)
+
+
+async def test_a_full_server_says_so_and_a_connection_that_breaks_leaves_nothing(guess, until):
+    url = guess.url.replace("http", "ws") + "/ws"
+    async with connect(url, proxy=None) as one, connect(url, proxy=None) as two, connect(url, proxy=None) as three:
+        assert [(await ask(ws, {"type": "reset"}))["type"] for ws in (one, two)] == ["observation"] * 2
+        full = (await ask(three, {"type": "reset"}))["data"]
+        assert (full["code"], full["active_sessions"], full["max_sessions"]) == ("CAPACITY_REACHED", 2, 2)
+        one.transport.abort()
+        await until(lambda: guess.metric("episodes_live") == 1)
+        await two.send('{"type": "close"}')
+        await until(lambda: guess.metric("episodes_live") == 0)
+
+
+async def test_a_server_of_ours_is_an_environment_by_this_wire_too(guess):
+    async with LocalClient(OpenEnvEnvironment, {"url": guess.url, "field": "content"}) as client:
+        env = client.episode()
+        first = await env.reset(client.tasks("train")[3], seed=0)
+        assert first.messages[0].text == "Guess my number."
+        steps = [await env.step(Action.text(said)) for said in ("0", "5")]
+        assert [(step.reward, step.terminated) for step in steps] == [(-0.125, False), (1.0, True)]
+        await env.reset(client.tasks("train")[3], seed=0)
+        last = [await env.step(Action.text("0")) for _ in range(3)][-1]
+        assert (last.terminated, last.truncated) == (False, True)
+        await env.close()
+    with pytest.raises(FailureError, match="no answer from the OpenEnv server at http") as gone:
+        await (
+            LocalClient(OpenEnvEnvironment, {"url": "http://127.0.0.1:9"})
+            .episode()
+            .reset(OpenEnvEnvironment.tasks("train", url="")[0], seed=0)
+        )
+    assert gone.value.failure.kind is FailureKind.UNREACHABLE
+
+
+@pytest.fixture(scope="module")
+def openenv() -> str:
+    return python_with("openenv-0.10", "openenv==0.10.0")
+
+
+@pytest.mark.slow
+def test_openenvs_own_client_plays_a_server_of_ours(openenv, guess):
+    ran = subprocess.run(
+        [openenv, str(HERE / "openenv_client.py"), guess.url], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    first, wrong, state, *refused, right, again = json.loads(ran.stdout.splitlines()[-1])
+    assert first == ["Guess my number.", None, False]
+    assert wrong == ["No.", -0.125, False]
+    assert state == {"episode_id": "mine", "step_count": 1, "task_id": "train-3"}
+    assert all("Invalid message" in error for error in refused)
+    assert right[:2] == [1.0, True]
+    assert right[2]["terminated"] is True
+    assert again == [False, "heldout-6"]
+
+
+@pytest.fixture(scope="module")
+def theirs(openenv: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an OpenEnv server of OpenEnv's own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("openenv") / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen([openenv, str(HERE / "openenv_server.py"), str(port)], stdout=out, stderr=out)
+    began = time.monotonic()
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() - began < 120
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+async def test_any_openenv_server_is_an_environment(theirs):
+    assert await check_environment(OpenEnvEnvironment, options={"url": theirs}, tasks=2, answers=["3", "x"]) == []
+    async with LocalClient(OpenEnvEnvironment, {"url": theirs, "shown": "hint"}) as client:
+        env = client.episode()
+        first = await env.reset(client.tasks("train")[7], seed=0)
+        assert first.messages[-1].text == "Guess a number below ten."
+        steps = [await env.step(Action.text(said)) for said in ("1", "7")]
+        assert [(step.reward, step.terminated) for step in steps] == [(0.0, False), (1.0, True)]
+        assert [step.observation.messages[0].text for step in steps] == ["No.", "Yes."]
+        await env.reset(client.tasks("train")[7], seed=0)
+        with pytest.raises(FailureError, match="EXECUTION_ERROR: boom"):
+            await env.step(Action.text("boom"))

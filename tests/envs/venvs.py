@@ -1,0 +1,25 @@
+"""Environments apart, for peers whose packages cannot live with ours; each is made once."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def python_with(name: str, *pins: str) -> str:
+    """The Python of the environment `name`, which has `pins`."""
+    found = importlib.util.spec_from_file_location("setup_venv", ROOT / "scripts" / "setup_venv.py")
+    assert found is not None
+    assert found.loader is not None
+    setup = importlib.util.module_from_spec(found)
+    found.loader.exec_module(setup)
+    state = {"pins": " ".join(pins), "python": "{}.{}".format(*sys.version_info), "root": str(ROOT)}
+    venv = setup.Venv(ROOT / ".venvs" / name, "the tests")
+    if not venv.is_finished(state):
+        venv.make(state)
+        venv.pip("install", *pins)
+        venv.finish(state)
+    return str(venv.python)
