@@ -113,6 +113,20 @@ def test_what_stands_before_the_message_stays_in_the_teachers_prompt_and_a_promp
     assert rows(other, episode(1, "four", 1.0)).rows[0].teacher is None
 
 
+def test_each_seat_of_an_episode_is_told_what_became_of_its_own_part() -> None:
+    """One seat succeeds where another fails: each hears of the same seat in the group's other episodes alone."""
+
+    def both(member: int, mine: float, theirs: float) -> Trajectory:
+        (one,), (other,) = (episode(member, f"{name}{member}", 0.0).turns for name in ("first", "second"))
+        turns = (replace(one, reward=mine), replace(other, reward=theirs, agent="second"))
+        return replace(episode(member, "x", 0.0), turns=turns, reward=mine + theirs)
+
+    found = rows(both(0, 1.0, 0.0), both(1, 0.0, 1.0))
+    assert [row.teacher is not None for row in found.rows] == [False, True, True, False]
+    for at, name in ((1, "second1"), (2, "first0")):
+        assert heard(found, at) == sdpo.TOLD.format("What is 2 + 2?", sdpo.SOLUTION.format(name), "")
+
+
 def test_value_and_gradient_are_those_of_trl_for_any_cut() -> None:
     """Its sampled-token loss and its clipped ratio, from logits; the mean over rows of token means."""
     for seed in range(3):

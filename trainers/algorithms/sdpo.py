@@ -23,7 +23,7 @@ from quintain.trainers.algorithms.base import Pass
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs, cleaned
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import always_logged
-from quintain.trainers.rows import Row, Rows, Totals, episode_rows
+from quintain.trainers.rows import Row, Rows, Totals, credited, episode_rows
 from quintain.trajectory import Group, Segment, Trajectory
 
 SOLUTION = "\nCorrect solution:\n\n{}\n\n"
@@ -44,7 +44,7 @@ class SDPO:
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment, with the teacher's where there is something to tell it."""
         rows = episode_rows(data, self.config, version=version, longest=self.longest)
-        members = [member for group in data for member in group.trajectories]
+        members = [member for _, member in credited(data)]
         told = self._told(members, rows)
         made = tuple(replace(row, teacher=self._teacher(row, members[row.trajectory], told)) for row in rows.rows)
         lived = rows.episodes.total(self.config.reward_weights)[~rows.episodes.failed]
