@@ -160,29 +160,33 @@ def test_environments_of_many_turns_train_together_and_only_on_what_the_policy_s
     run = Run(tmp_path, make_model(tmp_path / "model", length=4096))
     run.config.pop("environment")
     run.set("environments", [
-        {"name": "calculator", "weight": 1},
+        {"name": "calculator", "weight": 1, "curriculum": {"tasks": 5}},
         {"name": "twenty_questions", "weight": 1, "args": {"max_turns": 3}},
         {"name": "shop", "weight": 1, "args": {"max_turns": 2}},
         {"name": "shell", "weight": 1, "args": {"shells": 4}},
+        {"name": f"{ROOT}/tests/envs/samples.py:Bidding", "weight": 1, "title": "bidding"},
     ]).set("rollout.max_length", 4000)  # fmt: skip
-    run.set("trainer.prompts_per_step", 4).set("trainer.num_generations", 2).set("trainer.max_steps", 2)
+    run.set("trainer.prompts_per_step", 5).set("trainer.num_generations", 2).set("trainer.max_steps", 2)
     run.start().wait_for_step(1)
     assert run.process is not None
     run.kill(run.process.pid)
     run.finish()
     run.train("--resume")
-    names = ["calculator", "shell", "shop", "twenty_questions"]
+    names = ["bidding", "calculator", "shell", "shop", "twenty_questions"]
     for row in (row for row in run.metrics() if row["kind"] == "train"):
-        assert [row[f"episodes/{name}"] for name in names] == [2] * 4
+        assert [row[f"episodes/{name}"] for name in names] == [2] * 5
     report = audit(run.path / "journal.db")
     assert report.ok, report.problems
     assert report.steps == 2
     played = [row.trajectory for row in read_trajectories(run.path / "trajectories")]
     assert sorted({trajectory.environment for trajectory in played}) == names
     assert any(len(trajectory.turns) == 3 for trajectory in played)
+    assert {turn.agent for row in played if row.environment == "bidding" for turn in row.turns} == {"ann", "bob"}
+    assert all(trajectory.index < 5 for trajectory in played if trajectory.environment == "calculator")
     for trajectory in played:
         assert trajectory.failure is None
-        sampled = np.concatenate([turn.output_ids for turn in trajectory.turns])
+        seats = sorted(trajectory.turns, key=lambda turn: turn.agent)
+        sampled = np.concatenate([turn.output_ids for turn in seats])
         trained = np.concatenate([segment.ids[segment.mask] for segment in to_segments(trajectory)])
         assert np.array_equal(sampled, trained)
 
