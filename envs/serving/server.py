@@ -17,7 +17,18 @@ from quintain.codec import to_json
 from quintain.envs.serving.mcp import mcp_answer
 from quintain.envs.serving.openenv import SCHEMA, openenv_socket
 from quintain.envs.serving.sessions import Sessions
-from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, ForkRequest, StepRequest, schema
+from quintain.envs.serving.wire import (
+    MAX_TASKS,
+    CreateEpisode,
+    EpisodeCreated,
+    EpisodeStatus,
+    ForkRequest,
+    Metadata,
+    StepAnswer,
+    StepRequest,
+    TaskPage,
+    schema,
+)
 from quintain.failure import FailureKind, Stage
 from quintain.serving.app import Page, application, json_answer, metrics_page, read_body
 from quintain.serving.metrics import Metrics
@@ -39,15 +50,15 @@ class EnvApp:
         self._sessions = sessions
         self._jobs = Jobs(AccessPolicy(), ServiceLimits(body_bytes=sessions.limits.body_bytes), metrics)
         pages = (
-            Page("POST", "/v1/episodes", Stage.RESET, self._create),
-            Page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step),
-            Page("POST", "/v1/episodes/{id}/fork", Stage.RESET, self._fork),
+            Page("POST", "/v1/episodes", Stage.RESET, self._create, body=CreateEpisode, answer=EpisodeCreated),
+            Page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step, body=StepRequest, answer=StepAnswer),
+            Page("POST", "/v1/episodes/{id}/fork", Stage.RESET, self._fork, body=ForkRequest, answer=EpisodeStatus),
             Page("POST", "/v1/episodes/{id}/mcp", Stage.STEP, self._mcp),
-            Page("GET", "/v1/episodes/{id}", Stage.STEP, self._status),
-            Page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close),
-            Page("GET", "/v1/tasks", Stage.TASKS, self._tasks),
+            Page("GET", "/v1/episodes/{id}", Stage.STEP, self._status, answer=EpisodeStatus),
+            Page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close, answer=EpisodeStatus),
+            Page("GET", "/v1/tasks", Stage.TASKS, self._tasks, answer=TaskPage),
             *VerifyPages(self._jobs, AccessPolicy()).pages(),
-            Page("GET", "/metadata", Stage.TASKS, self._describe),
+            Page("GET", "/metadata", Stage.TASKS, self._describe, answer=Metadata),
             Page("GET", "/schema", Stage.REQUEST, self._schema),
             metrics_page(metrics),
             Page("GET", "/health", Stage.REQUEST, self._health, open=True),

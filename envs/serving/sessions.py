@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from quintain.envs.base import fault_in
 from quintain.envs.serving.episode import Episode, EpisodeState, PlayTurn, Refuse, Replay
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, ForkRequest, StepRequest
@@ -225,6 +226,8 @@ class Sessions:
             raise refused("give a task, or a split and an index", Stage.RESET, status=400)
         if request.index is not None and request.index < 0:
             raise refused(f"a task's index is at least 0, not {request.index}", Stage.RESET, status=400)
+        for fault in filter(None, map(fault_in, request.task.prompt if request.task is not None else ())):
+            raise refused(f"the task's prompt: {fault}", Stage.RESET, status=400)
         try:
             ticket = self._slots.take()
         except Full:

@@ -7,6 +7,7 @@ no stack trace is in any answer; a request is read only up to its limit.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from starlette.websockets import WebSocket
 from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.serving.metrics import CONTENT_TYPE, Metrics
+from quintain.serving.openapi import openapi
 from quintain.serving.refusals import FailureBody, refused, retry_after_of, status_of
 from quintain.serving.tokens import Role, Tokens
 
@@ -37,7 +39,8 @@ T = TypeVar("T")
 class Page:
     """One page; `stage` is where its failures are, `role` the least that may use it. One that is `open` asks nobody.
 
-    A page that agents may use has the session's id in its path.
+    A page that agents may use has the session's id in its path. `body` and `answer` are the types of what is asked and
+    answered as JSON, for `/openapi.json`.
     """
 
     method: str
@@ -46,6 +49,8 @@ class Page:
     handler: Handler
     open: bool = False
     role: Role = Role.TRAINER
+    body: type | None = None
+    answer: type | None = None
 
 
 def application(
@@ -56,11 +61,19 @@ def application(
     sockets: Mapping[str, Socket] | None = None,
     lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
-    """The application of `pages`, and of WebSockets by their paths, which ask for the same tokens.
+    """The application of `pages`, of `/openapi.json` about them, and of WebSockets by their paths: all ask for tokens.
 
     `request.state.holder` is the name of whose token a request came with.
     """
     metrics.counter("requests_total", "HTTP requests, by route and status.")
+    described: list[str] = []
+
+    async def describe(request: Request) -> Response:
+        if not described:  # pydantic takes its time
+            described.append(json.dumps(openapi(pages)))
+        return json_answer(described[0])
+
+    pages = (*pages, Page("GET", "/openapi.json", Stage.REQUEST, describe))
     known = ", ".join(dict.fromkeys(page.path for page in pages if "{" not in page.path))
 
     async def no_such_page(request: Request, error: Exception) -> Response:

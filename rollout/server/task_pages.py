@@ -27,7 +27,7 @@ class RunPages:
     def pages(self) -> tuple[Page, ...]:
         """What to add to the server's."""
         return (
-            Page("POST", "/v1/runs", Stage.GENERATE, self._submit),
+            Page("POST", "/v1/runs", Stage.GENERATE, self._submit, body=RunRequest),
             Page("GET", "/v1/runs/{run}", Stage.GENERATE, self._status),
             Page("GET", "/v1/runs/{run}/groups", Stage.GENERATE, self._groups),
             Page("POST", "/v1/runs/{run}/cancel", Stage.GENERATE, self._cancel),

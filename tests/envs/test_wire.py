@@ -71,6 +71,13 @@ def test_an_episode_by_hand(http):
     assert failure(http.post(f"{url}/step", json=say("hello", 1)))[:2] == (409, "rejected")
 
 
+def test_a_prompt_of_a_clients_own_that_is_malformed_is_the_clients_mistake(http):
+    task = {"id": "mine", "prompt": [{"role": "system", "content": None}]}
+    answer = http.post("/v1/episodes", json={"task": task})
+    assert (answer.status_code, answer.json()["failure"]["kind"]) == (400, "rejected")
+    assert "the content of a system message must be text, not None" in answer.json()["failure"]["message"]
+
+
 def test_a_message_of_openais_with_more_fields_than_ours_is_accepted(http):
     url = f"/v1/episodes/{create(http)['episode_id']}/step"
     message = {"role": "assistant", "content": "hello", "refusal": None, "annotations": []}

@@ -23,7 +23,7 @@ from quintain.verifiers.service.catalogue import offers
 from quintain.verifiers.service.job import Job
 from quintain.verifiers.service.jobs import Jobs
 from quintain.verifiers.service.policy import AccessPolicy
-from quintain.verifiers.service.wire import NDJSON, StreamEnd, VerifyRequest
+from quintain.verifiers.service.wire import NDJSON, StreamEnd, VerifyAnswer, VerifyRequest
 
 CHUNK_CHARS: Final = 1 << 16
 SLOW_READER_S: Final = 30.0
@@ -43,7 +43,7 @@ class VerifyPages:
     def pages(self) -> tuple[Page, ...]:
         """What to add to a server's."""
         return (
-            Page("POST", "/v1/verify", Stage.VERIFY, self._verify),
+            Page("POST", "/v1/verify", Stage.VERIFY, self._verify, body=VerifyRequest, answer=VerifyAnswer),
             Page("GET", "/v1/verifiers", Stage.REQUEST, self._list),
         )
 
