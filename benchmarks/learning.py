@@ -34,6 +34,9 @@ WORDS = START + 1
 GOOD = 0.8
 LAST = 5
 
+PPO = {"algorithm": "ppo", "prompts_per_step": 64, "num_iterations": 2, "kl_coef": 0.001, "learning_rate": 2e-3}
+"""Its groups have one member: half the episodes of the others' batches, gone over twice."""
+
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},
     "dr_grpo": {"algorithm": "grpo", "loss_type": "dr_grpo", "scale_rewards": "none"},
@@ -51,8 +54,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "online_dpo": {"algorithm": "online_dpo", "beta": 0.05},
     "xpo": {"algorithm": "online_dpo", "beta": 0.05, "xpo_alpha": 1e-3},
     "nash_md": {"algorithm": "nash_md", "beta": 0.001},
-    "ppo": {"algorithm": "ppo"},
-    "ppo on one trunk": {"algorithm": "ppo", "value_head": True},
+    "ppo": PPO,
+    "ppo on one trunk": PPO | {"value_head": True},
     "entropy target": {"algorithm": "grpo", "entropy_target": 0.5},
 }
 
