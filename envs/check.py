@@ -129,7 +129,7 @@ async def checks_of(
     """
     limits = EnvironmentLimits(reset_s=step_s, step_s=step_s, tasks_s=step_s, close_s=min(CLOSE_S, step_s))
     said = tuple(answer if isinstance(answer, Action) else Action.text(answer) for answer in answers)
-    play = _Play(tasks, said, max_turns, limits.close_s)
+    play = _Play(tasks, said, max_turns, limits.reset_s, limits.close_s)
     if isinstance(env, str) and "://" in env:
         from quintain.envs.client import EnvClient
 
@@ -192,6 +192,7 @@ class _Play:
     tasks: int
     answers: tuple[Action, ...]
     max_turns: int
+    reset_s: float
     close_s: float
 
 
@@ -397,7 +398,7 @@ class _Checks:
         """The class itself, which nothing keeps in order."""
         assert self._bound is not None
         try:
-            async with asyncio.timeout(self._play.close_s):
+            async with asyncio.timeout(self._play.reset_s + self._play.close_s):
                 env = self._bound()
                 await env.close()
                 await env.reset(task, seed=0)
