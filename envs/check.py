@@ -298,6 +298,8 @@ class _Checks:
                 return
             try:
                 _check_gymnasium(self._bound, split)
+            except QuintainError as error:  # an environment that is none of gymnasium's, such as one of several seats
+                self._skipped["gymnasium"] = str(error)
             except Exception as error:  # the boundary: gymnasium's checker asserts
                 self._problems["gymnasium"].append(f"{type(error).__name__}: {one_line(str(error))}")
 
