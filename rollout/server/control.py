@@ -68,8 +68,13 @@ class Control:
         return mismatch
 
     def admit(self, version: int) -> None:
-        """Start what the staleness rule allows at `version`. Raises Refused (503) while draining."""
+        """Start what the staleness rule allows at `version`. Raises Refused: 503 while draining, 409 for a version
+        beyond the weights in place, whose groups would be without bound."""
         self.check_admitting()
+        newest = self._scheduler.engine.stats().version
+        if version > newest:
+            message = f"version {version} is not published yet, the weights in place are version {newest}: publish first"
+            raise refused(message, Stage.GENERATE, FailureKind.INVALID, status=409)
         self._scheduler.admit(version)
 
     def check_admitting(self) -> None:

@@ -95,6 +95,16 @@ def test_draining_finishes_what_runs_and_starts_nothing(tmp_path: Path) -> None:
         assert len(client.batch(1)) == 2
 
 
+@pytest.mark.parametrize("version", [1, 2**63 - 2])
+def test_a_version_that_nobody_published_is_not_admitted(tmp_path: Path, version: int) -> None:
+    with served(tmp_path) as url, RolloutClient(url) as client:
+        published = weights(tmp_path, 0)
+        client.publish(published, canary(published))
+        with pytest.raises(FailureError, match=f"version {version} is not published yet"):
+            client.admit(version)
+        assert len(client.batch(0)) == 2  # and nothing else has changed
+
+
 def test_the_metrics_are_those_of_what_happened(tmp_path: Path) -> None:
     with served(tmp_path) as url, RolloutClient(url) as client:
         published = weights(tmp_path, 0)
