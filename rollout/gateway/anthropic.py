@@ -15,7 +15,15 @@ from typing import Any, Final
 from quintain.codec import to_builtins
 from quintain.messages import REASONING
 from quintain.rollout.gateway.answers import Answer
-from quintain.rollout.gateway.chat import ChatRequest, as_list, as_object, as_text, chat_request, json_object
+from quintain.rollout.gateway.chat import (
+    ChatRequest,
+    as_list,
+    as_object,
+    as_text,
+    chat_request,
+    json_object,
+    refuse_chats_own,
+)
 from quintain.rollout.gateway.errors import ApiError, bad_request, unsupported
 
 _RENAMED: Final = {"stop_sequences": "stop"}
@@ -38,6 +46,7 @@ _ERRORS: Final = {
 def read_messages(text: bytes) -> ChatRequest:
     """The call that a request's body is. Raises ApiError (400) that names the field."""
     body = json_object(text)
+    refuse_chats_own(body, ("messages", "tools", *_SAME), "messages")
     if body.get("max_tokens") is None:
         raise bad_request("max_tokens is required", param="max_tokens")
     known = {*_SAME, *_RENAMED, "messages", "system", "tools", "tool_choice", "thinking"}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
@@ -92,6 +92,12 @@ class Settled:
 def read_chat(text: bytes) -> ChatRequest:
     """The call that a request's body is. Raises ApiError (400) that names the field."""
     return chat_request(json_object(text))
+
+
+def refuse_chats_own(body: Mapping[str, Any], allowed: Collection[str], api: str) -> None:
+    """Raise ApiError (400) for a field of chat completions in a call to `api`, which does not have it."""
+    for name in sorted(body.keys() & _READ - {*GRANTED, *NEUTRAL, *allowed}):
+        raise unsupported(name, f"{name} is a field of chat completions, and not of {api}: leave it out")
 
 
 def json_object(text: bytes) -> dict[str, Any]:

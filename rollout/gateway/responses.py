@@ -13,7 +13,15 @@ from typing import Any, Final
 
 from quintain.messages import REASONING
 from quintain.rollout.gateway.answers import Answer
-from quintain.rollout.gateway.chat import ChatRequest, as_list, as_object, as_text, chat_request, json_object
+from quintain.rollout.gateway.chat import (
+    ChatRequest,
+    as_list,
+    as_object,
+    as_text,
+    chat_request,
+    json_object,
+    refuse_chats_own,
+)
 from quintain.rollout.gateway.errors import ApiError, bad_request, error_of, unsupported
 
 _RENAMED: Final = {"max_output_tokens": "max_tokens"}
@@ -35,6 +43,7 @@ _TEXTS: Final = ("input_text", "output_text", "text", "reasoning_text", "summary
 def read_responses(text: bytes) -> ChatRequest:
     """The call that a request's body is. Raises ApiError (400) that names the field."""
     body = json_object(text)
+    refuse_chats_own(body, ("model", "tools", "stream", "stream_options", "top_logprobs"), "responses")
     for name in ("previous_response_id", "conversation", "prompt"):
         if body.get(name) is not None:
             raise unsupported(name, f"{name}: {_KEPT}")

@@ -73,7 +73,7 @@ class Control:
         self.check_admitting()
         newest = self._scheduler.engine.stats().version
         if version > newest:
-            message = f"version {version} is not published yet, the weights in place are version {newest}: publish first"
+            message = f"version {version} is not published yet, that in place is {newest}: publish first"
             raise refused(message, Stage.GENERATE, FailureKind.INVALID, status=409)
         self._scheduler.admit(version)
 
