@@ -271,6 +271,11 @@ class ToolEnv(SingleTurnEnv):
         """What a turn with calls is worth by itself: nothing, unless a subclass says otherwise."""
         return 0.0
 
+    @classmethod
+    def solution(cls, task: Task) -> Sequence[Action] | None:
+        """As for a single turn, where the last words are what is judged; nobody knows where `verdict` is another."""
+        return super().solution(task) if cls.verdict is ToolEnv.verdict else None
+
     def verdict(self, history: Sequence[Message]) -> Score | Awaitable[Score]:
         """What the whole episode is worth, at its end; `async def` or not. Asks `score` about the last words.
 

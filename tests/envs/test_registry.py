@@ -108,7 +108,7 @@ def test_what_is_not_there_is_one_line_that_helps(file, spec, complaint):
 def test_a_file_that_cannot_be_imported_says_why(tmp_path, text, complaint):
     path = tmp_path / "broken.py"
     path.write_text(text)
-    with pytest.raises(QuintainError, match=f"importing .*broken.py failed: {complaint}"):
+    with pytest.raises(QuintainError, match=f"importing .*broken.py(:1)? failed: {complaint}"):
         resolve(f"{path}:Env")
 
 
