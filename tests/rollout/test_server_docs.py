@@ -40,7 +40,7 @@ async def test_every_page_and_every_metric_exists_and_is_on_it(tmp_path: Path) -
     app = rollout_app(scheduler, gateway=gateway, sessions=sessions)
     routes: list[Any] = app.routes
     ours = {re.sub(r":\w+", "", route.path) for route in routes}
-    shown = set(re.findall(r"(?:GET|POST|DELETE) (/[\w/{}]*)|`(/v1/[\w/{}]+)`", TEXT))
+    shown = set(re.findall(r"(?:GET|POST|DELETE) (/[\w/{}.]*)|`(/v1/[\w/{}]+)`", TEXT))
     pages = {first or second for first, second in shown}
     assert pages == {path for path in ours if not path.startswith("/sessions")}
 
