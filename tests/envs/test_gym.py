@@ -23,7 +23,7 @@ def env():
     env.close()
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "default::pytest.PytestUnraisableExceptionWarning")  # which is of another test
 def test_it_passes_gymnasiums_own_check(env):
     check_env(env.unwrapped)
 
