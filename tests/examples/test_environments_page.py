@@ -37,6 +37,7 @@ def page(tmp_path: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 async def test_every_environment_of_the_page_is_sound(page: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     classes = [c for c in vars(page).values() if isinstance(c, type) and issubclass(c, Environment)]

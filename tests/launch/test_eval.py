@@ -98,6 +98,7 @@ def test_an_evaluation_that_is_killed_or_loses_its_server_ends_with_the_figures_
     assert figures(process)[0] == whole
 
 
+@pytest.mark.slow
 def test_a_list_of_environments_is_played_by_one_server_each_by_its_name(tmp_path: Path, tiny_model: Path) -> None:
     listed = [{"name": f"{ENVS}:Letters", "title": title} for title in ("one", "other")]
     engine = {"engine": f"{ROOT / 'tests' / 'fake_engine.py'}:of_run", "dtype": "float32", "max_completion_length": 8}

@@ -60,6 +60,7 @@ def figures(*flags: str, **options: Any) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_in_the_middle_goes_on_to_the_figures_of_one_that_never_was(tmp_path: Path) -> None:
     ask = ["--samples=6", "--k=1,3,6", "--temperature=1", "--request-seeds", "--concurrency=4"]
     with fake_openai(mostly_right) as fake:
@@ -92,6 +93,7 @@ def test_an_evaluation_killed_in_the_middle_goes_on_to_the_figures_of_one_that_n
     assert {**resumed, "elapsed_s": told["elapsed_s"]} == told
 
 
+@pytest.mark.slow
 def test_more_samples_go_on_from_the_fewer_and_another_evaluation_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = f"--output={tmp_path / 'e'}"
     with fake_openai(mostly_right) as fake:
@@ -108,6 +110,7 @@ def test_more_samples_go_on_from_the_fewer_and_another_evaluation_is_refused_in_
         assert "is no evaluation's folder" in err
 
 
+@pytest.mark.slow
 def test_each_environment_of_a_list_has_figures_of_its_own_and_an_evaluation_of_them_goes_on(tmp_path: Path) -> None:
     listed = [{"name": f"{ENVS}:Guess", "title": "guess"}, {"name": f"{ENVS}:Guess", "title": "broken"}]
     listed[1]["args"] = {"breaks": True}
@@ -130,6 +133,7 @@ def test_each_environment_of_a_list_has_figures_of_its_own_and_an_evaluation_of_
     assert (broken["verified"], broken["failures"]) == (7, {"crashed in step": 1})
 
 
+@pytest.mark.slow
 def test_failures_are_no_zeros_and_are_played_again_only_if_asked(tmp_path: Path) -> None:
     broken = {"on": True}
 

@@ -156,6 +156,7 @@ def test_a_run_of_two_environments_is_killed_and_goes_on_with_a_held_out_figure_
     assert (report.steps, report.consumed) == (3, 6)
 
 
+@pytest.mark.slow
 def test_environments_of_many_turns_train_together_and_only_on_what_the_policy_said(tmp_path: Path) -> None:
     run = Run(tmp_path, make_model(tmp_path / "model", length=4096))
     run.config.pop("environment")
