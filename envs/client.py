@@ -20,7 +20,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, overload
 
 from quintain.calling.caller import Caller
@@ -50,7 +50,7 @@ DOWN_S = 10.0
 @dataclass(slots=True, eq=False)
 class _Server:
     caller: Caller
-    playing: int = 0
+    playing: set[str] = field(default_factory=set)  # episodes that have not ended
     down_until: float = -math.inf
 
 
@@ -138,9 +138,8 @@ class EnvClient:
         except TimeoutError:
             message = f"{caller.url} did not begin the episodes before this one within {policy.timeout_s:g} s"
             raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.RESET, message)) from None
-        server.playing += 1
         if request.episode_id is not None:  # first: one that is cancelled is dismissed there too
-            self._homes[request.episode_id] = server
+            self._lives(request.episode_id, server)
         try:
             created = caller.parsed(
                 await caller.call("POST", "/v1/episodes", Stage.RESET, to_json(request), policy),
@@ -148,20 +147,20 @@ class EnvClient:
                 Stage.RESET,
             )
         except FailureError:
-            server.playing -= 1
+            server.playing.discard(request.episode_id or "")
             raise
         finally:
             creating.release()
-        self._homes[created.episode_id] = server
+        self._lives(created.episode_id, server)
         return created
 
     async def step(self, episode: str, request: StepRequest) -> StepAnswer:
         """Play a turn. Raises FailureError."""
-        caller = self._home(episode).caller
-        body = await caller.call("POST", f"/v1/episodes/{episode}/step", Stage.STEP, to_json(request))
-        answer = caller.parsed(body, StepAnswer, Stage.STEP)
+        server = self._home(episode)
+        body = await server.caller.call("POST", f"/v1/episodes/{episode}/step", Stage.STEP, to_json(request))
+        answer = server.caller.parsed(body, StepAnswer, Stage.STEP)
         if answer.terminated or answer.truncated:
-            self._left(episode)
+            server.playing.discard(episode)
         return answer
 
     async def fork(self, episode: str, request: ForkRequest) -> EpisodeStatus:
@@ -169,8 +168,7 @@ class EnvClient:
         server = self._home(episode)
         body = await server.caller.call("POST", f"/v1/episodes/{episode}/fork", Stage.RESET, to_json(request))
         forked = server.caller.parsed(body, EpisodeStatus, Stage.RESET)
-        server.playing += 1
-        self._homes[forked.episode_id] = server
+        self._lives(forked.episode_id, server)
         return forked
 
     async def renew(self, episode: str) -> None:
@@ -182,9 +180,14 @@ class EnvClient:
         """Close an episode, if the server can be reached at once; if not, its lease will."""
         policy = RetryPolicy(timeout_s=CLOSE_S, patience_s=0.0)
         caller = self._home(episode).caller
-        self._left(episode)
+        self.forget(episode)
         with contextlib.suppress(FailureError):
             await caller.call("DELETE", f"/v1/episodes/{episode}", Stage.CLOSE, policy=policy)
+
+    def forget(self, episode: str) -> None:
+        """Nobody will ask about the episode any more."""
+        if (server := self._homes.pop(episode, None)) is not None:
+            server.playing.discard(episode)
 
     def page(self, split: str, start: int, count: int) -> TaskPage:
         """Tasks of `split`, without an event loop. Raises FailureError."""
@@ -202,15 +205,14 @@ class EnvClient:
     def _upright(self) -> list[_Server]:
         """The servers, those first that answered when last asked, and of these the one that plays the fewest."""
         now = time.monotonic()
-        return sorted(self._servers, key=lambda server: (server.down_until > now, server.playing))
+        return sorted(self._servers, key=lambda server: (server.down_until > now, len(server.playing)))
 
     def _home(self, episode: str) -> _Server:
         return self._homes.get(episode, self._servers[0])
 
-    def _left(self, episode: str) -> None:
-        """The episode is played no longer; its server goes on being asked about it."""
-        if (server := self._homes.pop(episode, None)) is not None:
-            server.playing -= 1
+    def _lives(self, episode: str, server: _Server) -> None:
+        self._homes[episode] = server
+        server.playing.add(episode)
 
 
 class RemoteEnv(Environment):
@@ -289,7 +291,9 @@ class RemoteEnv(Environment):
 
     async def _dismiss(self) -> None:
         episode, self._episode = self._episode, None
-        if episode is not None and not self._ended:
+        if episode is not None and self._ended:
+            self._client.forget(episode)
+        elif episode is not None:
             await self._client.dismiss(episode)
 
 

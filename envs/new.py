@@ -56,6 +56,11 @@ trainer:
 """
 
 
+def class_name(name: str) -> str:
+    """What the class of the environment `name` is called."""
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
 def write_new(folder: Path, name: str, kind: str) -> list[Path]:
     """Write the files of the environment `name`, of one of `KINDS`, into the new folder `folder / name`; their paths.
 
@@ -65,7 +70,7 @@ def write_new(folder: Path, name: str, kind: str) -> list[Path]:
         raise QuintainError(f"a name is lower-case letters, digits and '_', such as word_count, not {name!r}")
     if kind not in KINDS:
         raise QuintainError(f"there is no kind {kind!r}{one_of(kind, list(KINDS))}")
-    home, cls = folder / name, "".join(part.capitalize() for part in name.split("_"))
+    home, cls = folder / name, class_name(name)
     if home.exists():
         raise QuintainError(f"{home} is there already: choose another name, or remove it")
     source = files("quintain.envs.templates").joinpath(f"{kind.replace('-', '_')}.py").read_text(encoding="utf-8")

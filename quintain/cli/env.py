@@ -21,11 +21,11 @@ def new(name: str, kind: str) -> None:
     """Write a sound environment NAME, its tests and a run, into a new folder, to be changed into your own."""
     from pathlib import Path
 
-    from quintain.envs.new import write_new
+    from quintain.envs.new import class_name, write_new
 
     for path in write_new(Path.cwd(), name, kind):
         click.echo(path.relative_to(Path.cwd()))
-    click.echo(f"Then: cd {name}; quintain env check {name}.py:{name.title().replace('_', '')}; pytest")
+    click.echo(f"Then: cd {name}; quintain env check {name}.py:{class_name(name)}; pytest")
 
 
 @command.command("check")

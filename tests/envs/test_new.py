@@ -30,6 +30,13 @@ def test_every_kind_passes_the_check_and_its_own_tests_and_can_be_trained_on(kin
     assert load_config(home / "my_env.yaml").environment.name == "my_env.py:MyEnv"
 
 
+def test_the_class_is_told_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(cli, ["env", "new", "word2count"], standalone_mode=False)
+    assert "word2count.py:Word2count;" in told.output
+    assert "class Word2count(" in (tmp_path / "word2count" / "word2count.py").read_text()
+
+
 def test_nothing_is_written_over_and_a_wrong_name_or_kind_is_one_line(tmp_path):
     write_new(tmp_path, "mine", "chat")
     for name, kind, complaint in (

@@ -113,6 +113,25 @@ async def test_of_several_servers_the_one_with_the_fewest_plays_and_a_dead_one_c
             await env.close()
 
 
+async def test_an_episode_that_has_ended_is_asked_about_on_its_own_server_until_it_is_let_go(serve):
+    servers = [serve("Guess") for _ in range(2)]
+    async with EnvClient([server.url for server in servers]) as client:
+        task = client.tasks("train")[2]
+        envs = [client.episode() for _ in servers]
+        await asyncio.gather(*(env.reset(task, seed=0) for env in envs))
+        assert [server.metric("episodes_live") for server in servers] == [1, 1]
+        for env in envs:
+            assert (await env.step(Action.text("4"))).terminated
+            with pytest.raises(FailureError) as refused:
+                await env.step(Action.text("4"))
+            assert refused.value.failure.kind is FailureKind.REJECTED
+            again = await env.fork(0)
+            assert (await again.step(Action.text("4"))).reward == 1.0
+            await again.close()
+            await env.close()
+        assert not client._homes
+
+
 async def test_the_docs_play_and_fork_an_episode(serve, page):
     assert await page["play"](serve("math").url) == [0.0, 0.0]
 
