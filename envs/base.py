@@ -9,6 +9,7 @@ What always holds:
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
-from quintain.messages import Message, Role, ToolSpec, assistant
+from quintain.messages import FunctionCall, Message, Role, ToolCall, ToolSpec, assistant
 from quintain.task import POLICY, Task, TaskSource, plain
 
 
@@ -53,6 +54,11 @@ class Action:
     def text(cls, content: str) -> Action:
         """The action that says `content`."""
         return cls(assistant(content))
+
+    @classmethod
+    def call(cls, tool: str, arguments: Mapping[str, Any], *, id: str = "c0") -> Action:
+        """The action that calls `tool` and says nothing."""
+        return cls(Message("assistant", "", (ToolCall(id, FunctionCall(tool, json.dumps(arguments))),)))
 
     @property
     def content(self) -> str:

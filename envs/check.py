@@ -27,7 +27,6 @@ from quintain.envs.local import LocalClient
 from quintain.envs.options import Bound, bind
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.failure import FailureError, FailureKind, QuintainError, one_line
-from quintain.messages import FunctionCall, Message, ToolCall
 from quintain.task import Task, TaskSource, size_of
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ ANSWERS: Final[tuple[str | Action, ...]] = (
     "0",
     "I do not know.",
     '{"reward": 1.0, "terminated": true, "info": {"rewards": {"correct": 1.0}}}',
-    Action(Message("assistant", "", (ToolCall("c0", FunctionCall("set_reward", '{"reward": 1.0}')),))),
+    Action.call("set_reward", {"reward": 1.0}),
 )
 """Nothing, what is hardly right, and attempts to write the reward."""
 CLOSE_S: Final = 5.0
@@ -228,17 +227,18 @@ class _Checks:
         self._play, self._client, self._other, self._bound, self._sessions = play, client, other, bound, sessions
         self._problems: dict[str, list[str]] = defaultdict(list)
         self._skipped: dict[str, str] = {}
-        self._told: dict[str, bool] = {}
 
     async def made(self, splits: Sequence[str]) -> tuple[EnvironmentCheck, ...]:
         """All of them, on the tasks of `splits`."""
+        from quintain.envs.client import EnvClient
+
         if self._bound is None:
             self._skipped |= dict.fromkeys(
                 ("close", "solution", "floor", "faces", "gymnasium"), "needs the class itself"
             )
         if self._sessions is None:
             self._skipped["sessions"] = "needs a server of its own"
-        if self._bound is None and type(self._client).__name__ == "EnvClient":
+        if self._bound is None and isinstance(self._client, EnvClient):
             self._skipped["secrecy"] = "needs the references, which a server tells nobody"
         for split in splits:
             try:
@@ -319,9 +319,7 @@ class _Checks:
         self._problems["messages"] += [f"{where}: {fault}" for fault in _unsendable(played)]
         return played
 
-    async def _played(
-        self, client: Client, task: Task, actions: Iterable[Action], where: str, seed: int = 0
-    ) -> _Played:
+    async def _played(self, client: Client, task: Task, actions: Iterable[Action], where: str) -> _Played:
         env = client.episode()
         await env.close()  # before the first reset, which is allowed
         try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ from quintain.envs.gym import LoopThread
 from quintain.envs.local import LocalClient
 from quintain.envs.registry import resolve
 from quintain.failure import FailureError, QuintainError
-from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall
+from quintain.messages import FunctionSpec
 from quintain.task import size_of
 
 _TYPES: Final = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
@@ -87,8 +86,7 @@ def environment_factory(
         def call(self: TrlEnvironment, **arguments: Any) -> str:
             if spec is _ANSWER:
                 return self._said(Action.text(str(arguments.get("text", ""))))
-            called = ToolCall("c0", FunctionCall(spec.name, json.dumps(arguments)))
-            return self._said(Action(Message("assistant", "", (called,))))
+            return self._said(Action.call(spec.name, arguments))
 
         return _described(call, spec)
 

@@ -12,6 +12,7 @@ enters no mean and no standard deviation. Four mechanisms, one place each:
 from __future__ import annotations
 
 import asyncio
+import traceback
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -97,6 +98,12 @@ def failure_from(error: BaseException, stage: Stage) -> Failure:
     if isinstance(error, MemoryError):
         return Failure.of(FailureKind.RESOURCE, stage, "out of memory")
     return Failure.of(FailureKind.CRASHED, stage, f"{type(error).__name__}: {error}")
+
+
+def last_line(error: BaseException, file: str | None) -> int | None:
+    """The line of `file` in which `error` arose, or that led to it; None where it is no code of that file's."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    return lines[-1] if lines else None
 
 
 def one_line(text: str, limit: int = 500) -> str:

@@ -9,11 +9,10 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 
-from quintain.failure import QuintainError, one_line
+from quintain.failure import QuintainError, last_line, one_line
 
 
 def load_module(place: str) -> ModuleType:
@@ -51,9 +50,7 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the boundary to somebody's file
         del sys.modules[name]
-        lines = [
-            line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)
-        ]
-        where = f"{path}:{lines[-1]}" if lines else path
+        line = last_line(error, str(path))
+        where = path if line is None else f"{path}:{line}"
         raise QuintainError(f"importing {where} failed: {type(error).__name__}: {one_line(str(error))}") from error
     return module

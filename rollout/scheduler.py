@@ -84,7 +84,7 @@ class Scheduler:
         self._dropped: Counter[str] = Counter()
         self._ages: Counter[int] = Counter()
         self._changed = asyncio.Event()
-        self._order, self._learned = self._ordered()
+        self._order, self._learned = self._ordered(), 0
         journal.describe(plan.audited())
         balance = journal.balance()
         self._issued, self._consumed = balance.issued, balance.consumed
@@ -124,7 +124,7 @@ class Scheduler:
         if version < self.version:
             self._runner.recall()
             self._admission, self._next = self._only_consumed(), self._first()
-            self._order, self._learned = self._ordered()
+            self._order, self._learned = self._ordered(), 0
         self._admission = self._admission.advance(version)
         self._learn(version)
         try:
@@ -230,12 +230,12 @@ class Scheduler:
         """The first place that is not consumed."""
         return min(self._groups.places(), default=self._issued)
 
-    def _ordered(self) -> tuple[TaskOrder, int]:
-        """The order of tasks as the journal leaves it, with nothing measured, and the first place to learn from."""
+    def _ordered(self) -> TaskOrder:
+        """The order of tasks as the journal leaves it, with nothing measured."""
         order = TaskOrder(self.plan.splits, self.plan.seed)
         for place, index, _ in self.journal.used() if order.follows_what_is_measured else ():
             order.issued(place, index)
-        return order, 0
+        return order
 
     def _learn(self, version: int) -> None:
         """Let a curriculum know what the steps before `version` have come to: the same, whenever it is asked."""

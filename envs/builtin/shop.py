@@ -9,7 +9,6 @@ The split "train" never has a task of "heldout".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,7 +18,7 @@ from quintain.envs.builtin.shop_store import Store
 from quintain.envs.builtin.shop_tasks import LAST_DAY, SHOPS, shop_task
 from quintain.envs.chat import ChatEnv, User, UserReply
 from quintain.envs.tools import MethodTools, Toolbox
-from quintain.messages import FunctionCall, Message, ToolCall
+from quintain.messages import Message
 from quintain.task import Task, TaskSource
 
 POLICY: Final = f"""\
@@ -51,8 +50,7 @@ class ShopEnv(ChatEnv):
         if (deed := task.reference["deed"]) is None:
             return (Action.text("I am sorry, no."),)
         name, arguments = deed
-        call = ToolCall("c0", FunctionCall(name, json.dumps(arguments)))
-        return Action(Message("assistant", "", (call,))), Action.text("It is done.")
+        return Action.call(name, arguments), Action.text("It is done.")
 
     def user(self, task: Task, *, seed: int) -> User:
         """The task's customer."""

@@ -17,7 +17,6 @@ from quintain.envs.base import Action
 from quintain.envs.serving.sessions import Sessions
 from quintain.envs.serving.wire import StepRequest
 from quintain.failure import FailureError
-from quintain.messages import FunctionCall, Message, ToolCall
 
 NEWEST: Final = "2026-07-28"
 OLDER: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
@@ -79,8 +78,8 @@ async def _called(sessions: Sessions, episode: str, params: Mapping[str, Any]) -
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise _RpcError(_PARAMS, "a call has a name, and arguments that are an object")
     turn = sessions.status(episode).turn
-    call = ToolCall(f"call{turn:05d}", FunctionCall(name, json.dumps(arguments)))
-    said = json.loads(await sessions.step(episode, StepRequest(turn, Action(Message("assistant", "", (call,))))))
+    action = Action.call(name, arguments, id=f"call{turn:05d}")
+    said = json.loads(await sessions.step(episode, StepRequest(turn, action)))
     content = [{"type": "text", "text": message["content"] or ""} for message in said["observation"]["messages"]]
     step = {name: said[name] for name in ("reward", "terminated", "truncated", "info")}
     return {"content": content, "isError": bool(said["info"].get("errors")), "_meta": {META: step}}

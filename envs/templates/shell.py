@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from quintain.envs import Action, Message, ShellEnv, Task, user
-from quintain.messages import FunctionCall, ToolCall
+from quintain.envs import Action, ShellEnv, Task, user
 
 WORDS = {"train": ("river", "candle", "meadow"), "heldout": ("copper", "saffron")}
 
@@ -28,5 +26,4 @@ class NewShell(ShellEnv):
     @classmethod
     def solution(cls, task: Task) -> Sequence[Action]:
         arguments = {"path": "answer.txt", "content": task.reference["files"]["answer.txt"]}
-        call = ToolCall("c0", FunctionCall("write_file", json.dumps(arguments)))
-        return Action(Message("assistant", "", (call,))), Action.text("Done.")
+        return Action.call("write_file", arguments), Action.text("Done.")

@@ -20,7 +20,6 @@ import logging
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -44,7 +43,16 @@ from quintain.envs.workers.frames import (
     receive,
     stage_of,
 )
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, failure_from, one_line
+from quintain.failure import (
+    Failure,
+    FailureError,
+    FailureKind,
+    QuintainError,
+    Stage,
+    failure_from,
+    last_line,
+    one_line,
+)
 from quintain.task import Task, TaskOrigin, TaskSource, size_of
 from quintain.verifiers.shared import Verifiers
 
@@ -279,8 +287,8 @@ def _located(failure: Failure, error: BaseException, cls: type[Environment]) -> 
     if failure.kind is not FailureKind.CRASHED:
         return failure
     file = sys.modules[cls.__module__].__file__
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
-    return replace(failure, message=f"{failure.message} ({Path(file).name}:{lines[-1]})") if file and lines else failure
+    line = last_line(error, file)
+    return replace(failure, message=f"{failure.message} ({Path(file).name}:{line})") if file and line else failure
 
 
 def _discreet(failure: Failure, error: BaseException, task: Task | None) -> Failure:

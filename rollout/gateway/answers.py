@@ -89,6 +89,11 @@ def event(data: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
 
 
+def named_event(kind: str, data: Mapping[str, Any]) -> bytes:
+    """`data` as one event of the name, and type, `kind`."""
+    return f"event: {kind}\n".encode() + event({"type": kind, **data})
+
+
 def _deltas(choice: Choice) -> Iterator[dict[str, Any]]:
     message = choice.message
     yield {"role": "assistant", "content": None if message.tool_calls and not message.text else ""}

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from quintain.codec import to_builtins
 from quintain.messages import REASONING
-from quintain.rollout.gateway.answers import Answer
+from quintain.rollout.gateway.answers import Answer, named_event
 from quintain.rollout.gateway.chat import (
     ChatRequest,
     as_list,
@@ -85,16 +85,16 @@ def events(answer: Answer, asked: ChatRequest, created: int) -> Iterator[bytes]:
     """The answer as a stream's events: put together they are the whole."""
     whole = message(answer, asked, created)
     begun = {"input_tokens": answer.prompt_tokens, "output_tokens": 0}
-    yield _event("message_start", {"message": {**whole, "content": [], "stop_reason": None, "usage": begun}})
+    yield named_event("message_start", {"message": {**whole, "content": [], "stop_reason": None, "usage": begun}})
     for index, block in enumerate(whole["content"]):
         empty, deltas = _taken_apart(block)
-        yield _event("content_block_start", {"index": index, "content_block": empty})
+        yield named_event("content_block_start", {"index": index, "content_block": empty})
         for delta in deltas:
-            yield _event("content_block_delta", {"index": index, "delta": delta})
-        yield _event("content_block_stop", {"index": index})
+            yield named_event("content_block_delta", {"index": index, "delta": delta})
+        yield named_event("content_block_stop", {"index": index})
     end = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
-    yield _event("message_delta", {"delta": end, "usage": {"output_tokens": answer.choices[0].tokens}})
-    yield _event("message_stop", {})
+    yield named_event("message_delta", {"delta": end, "usage": {"output_tokens": answer.choices[0].tokens}})
+    yield named_event("message_stop", {})
 
 
 def error_of(error: ApiError) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def error_of(error: ApiError) -> dict[str, Any]:
 
 def error_event(error: ApiError) -> bytes:
     """A failure in a stream that has begun."""
-    return _event("error", error_of(error))
+    return named_event("error", error_of(error))
 
 
 def _messages(entry: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
@@ -205,7 +205,3 @@ def _taken_apart(block: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[st
         ]
         return {**block, "thinking": ""}, deltas
     return {**block, "text": ""}, [{"type": "text_delta", "text": block["text"]}]
-
-
-def _event(kind: str, data: Mapping[str, Any]) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data}, ensure_ascii=False)}\n\n".encode()

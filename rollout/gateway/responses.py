@@ -7,12 +7,11 @@ whole conversation is the input. What chat has no place for is an override with 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from quintain.messages import REASONING
-from quintain.rollout.gateway.answers import Answer
+from quintain.rollout.gateway.answers import Answer, named_event
 from quintain.rollout.gateway.chat import (
     ChatRequest,
     as_list,
@@ -99,13 +98,13 @@ def events(answer: Answer, asked: ChatRequest, created: int) -> Iterator[bytes]:
         said += _taken_apart(item, index)
     said.append((f"response.{whole['status']}", {"response": whole}))
     for number, (kind, data) in enumerate(said):
-        yield _event(kind, {**data, "sequence_number": number})
+        yield named_event(kind, {**data, "sequence_number": number})
 
 
 def error_event(error: ApiError) -> bytes:
     """A failure in a stream that has begun."""
     shown = {"code": error.code, "message": error.failure.message, "param": error.param}
-    return _event("error", {**shown, **error_of(error), "sequence_number": 0})  # clients read the one or the other
+    return named_event("error", {**shown, **error_of(error), "sequence_number": 0})  # clients read the one or the other
 
 
 def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -206,7 +205,3 @@ def _taken_apart(item: Mapping[str, Any], index: int) -> list[tuple[str, dict[st
         said.append(("response.content_part.done", {**more, "part": part}))
     said.append(("response.output_item.done", {"output_index": index, "item": item}))
     return said
-
-
-def _event(kind: str, data: Mapping[str, Any]) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data}, ensure_ascii=False)}\n\n".encode()
