@@ -5,6 +5,8 @@ What always holds:
   takes a fraction of a second; a run that failed leaves no stamp, so the next one goes on.
 - On a machine without an NVIDIA GPU, no CUDA package is installed: what pip would fetch is looked at first,
   and when it is gigabytes of CUDA the script stops with one line that says what to do.
+- Of processes that want the same environment at once one makes it and the others wait; one that was stopped
+  before it had a pip is made anew.
 - Only the standard library is used, and any Python from 3.11 on will do. `setup_venv.sh` finds one.
 
 `setup_vllm.py` makes vLLM's environment from the same parts.
@@ -12,6 +14,7 @@ What always holds:
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +22,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +87,14 @@ class Venv:
     def is_finished(self, state: Mapping[str, str]) -> bool:
         return self.stamped_state() == state and self.python.exists()
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process is inside for this environment; whoever waited must look again whether it is finished."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_name(f"{self.path.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def finish(self, state: Mapping[str, str]) -> None:
         self.stamp.write_text(json.dumps(state, indent=2) + "\n")
 
@@ -112,9 +124,9 @@ class Venv:
         return result.stdout.strip() if result.returncode == 0 else ""
 
     def make(self, state: Mapping[str, str]) -> None:
-        """An environment of the running Python; one of another version or from elsewhere is replaced."""
+        """An environment of the running Python; one of another version, from elsewhere or without pip is replaced."""
         if self.python.exists() or self.python.is_symlink():
-            found = self.ask("import sys; print('%d.%d' % sys.version_info[:2])")
+            found = self.ask("import pip, sys; print('%d.%d' % sys.version_info[:2])")
             home = self.stamped_state().get("root", state["root"])
             if found == state["python"] and home == state["root"]:
                 return
@@ -167,13 +179,16 @@ def main() -> int:
         state = wanted_state()
         if VENV.is_finished(state):
             return 0
-        VENV.make(state)
-        VENV.stamp.unlink(missing_ok=True)
-        if not has_nvidia_gpu():
-            VENV.install_cpu_torch()
-        VENV.say(f"installing quintain[{EXTRAS}] (editable)")
-        VENV.pip("install", "--editable", f".[{EXTRAS}]")
-        VENV.finish(state)
+        with VENV.alone():
+            if VENV.is_finished(state):
+                return 0
+            VENV.make(state)
+            VENV.stamp.unlink(missing_ok=True)
+            if not has_nvidia_gpu():
+                VENV.install_cpu_torch()
+            VENV.say(f"installing quintain[{EXTRAS}] (editable)")
+            VENV.pip("install", "--editable", f".[{EXTRAS}]")
+            VENV.finish(state)
     except (Refused, OSError) as error:
         print(f"setup_venv: error: {error}", file=sys.stderr)
         return 1

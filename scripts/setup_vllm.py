@@ -87,9 +87,16 @@ def set_up(root: Path = ROOT) -> Venv:
     gpu = has_nvidia_gpu()
     state = wanted_state(gpu=gpu)
     venv = Venv(root / ".venvs" / f"vllm-{state['pins']}", "setup_vllm")
-    found = venv.stamped_state()
     if venv.is_finished(state):
         return venv
+    with venv.alone():
+        if not venv.is_finished(state):
+            _make(venv, state, gpu=gpu)
+    return venv
+
+
+def _make(venv: Venv, state: dict[str, str], *, gpu: bool) -> None:
+    found = venv.stamped_state()
     if {**found, "quintain": ""} != {**state, "quintain": ""} or not venv.python.exists():
         if venv.path.exists():
             venv.say(f"{venv.path} was not finished: making it again")
@@ -104,7 +111,6 @@ def set_up(root: Path = ROOT) -> Venv:
     venv.pip("install", "--no-deps", "--editable", ".")
     venv.finish(state)
     venv.say(f"{venv.path} is ready")
-    return venv
 
 
 def main(arguments: list[str]) -> int:

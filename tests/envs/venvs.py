@@ -18,8 +18,9 @@ def python_with(name: str, *pins: str) -> str:
     found.loader.exec_module(setup)
     state = {"pins": " ".join(pins), "python": "{}.{}".format(*sys.version_info), "root": str(ROOT)}
     venv = setup.Venv(ROOT / ".venvs" / name, "the tests")
-    if not venv.is_finished(state):
-        venv.make(state)
-        venv.pip("install", *pins)
-        venv.finish(state)
+    with venv.alone():
+        if not venv.is_finished(state):
+            venv.make(state)
+            venv.pip("install", *pins)
+            venv.finish(state)
     return str(venv.python)

@@ -58,8 +58,10 @@ def executable(path: Path, text: str) -> Path:
 
 
 def finish(checkout: Path) -> None:
-    """Leaves `checkout` as a successful set-up by the running Python would."""
+    """Leaves `checkout` as a successful set-up by the running Python would, but with a pip that installs nothing."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
+    (packages,) = (checkout / ".venv").glob("lib/python*/site-packages")
+    (packages / "pip.py").write_text("if __name__ == '__main__':\n    raise SystemExit('no index here')\n")
     code = (
         "import sys; sys.path.insert(0, 'scripts'); import setup_venv; "
         "setup_venv.VENV.finish(setup_venv.wanted_state())"
@@ -177,7 +179,7 @@ def test_only_what_decides_about_packages_counts_as_a_change(
     project = checkout / "pyproject.toml"
     assert change[0] in project.read_text()
     project.write_text(project.read_text().replace(*change))
-    # The environment has no pip, so setting it up again is seen to start and to fail.
+    # The environment's pip installs nothing, so setting it up again is seen to start and to fail.
     result = run_setup(checkout, PYTHON="", TORCH_INDEX_URL="")
     assert (result.returncode != 0) is installs_again
 
@@ -199,3 +201,29 @@ def test_a_folder_that_is_no_environment_is_not_overwritten(checkout: Path) -> N
     assert result.returncode == 1
     assert "is not a virtual environment; move it away" in result.stderr
     assert (checkout / ".venv" / "precious").read_text() == "data"
+
+
+WANTED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {scripts!r})
+import setup_venv
+venv, state = setup_venv.Venv(Path({path!r}), "test"), {{"python": "%d.%d" % sys.version_info[:2], "root": "here"}}
+with venv.alone():
+    if not venv.is_finished(state):
+        venv.make(state)
+        venv.finish(state)
+assert venv.ask("import pip; print(pip.__version__)"), "no pip"
+"""
+
+
+def test_of_processes_that_want_an_environment_at_once_one_makes_it_even_where_another_was_stopped_before_its_pip(
+    tmp_path: Path,
+) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "peer"], check=True)
+    code = WANTED.format(scripts=str(ROOT / "scripts"), path=str(tmp_path / "peer"))
+    both = [subprocess.Popen([sys.executable, "-B", "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("making" in text for text in said) == 1
+    assert sum("replacing" in text for text in said) == 1
