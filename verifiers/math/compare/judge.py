@@ -99,17 +99,12 @@ class Judge:
         if are_words(answer.text, reference.text):
             return same_words(answer.text, reference.text)
         tree = answer.tree if factor == 1 else Node(Op.MUL, (number(factor), answer.tree))
-        expected = reference.tree
         if self.percent == "lenient" and reference.percent and not answer.percent:
-            expected = Node(Op.MUL, (number(100), expected))
-            if equality.equal(tree, expected, self.close):
+            hundredfold = Node(Op.MUL, (number(100), reference.tree))
+            if equality.equal(tree, hundredfold, self.close):
                 return True
-            expected = reference.tree
-        return self._same_tree(answer, tree, expected, reference)
-
-    def _same_tree(self, answer: Value, tree: Node, expected: Node, reference: Value) -> bool:
         try:
-            return equality.equal(tree, expected, self.close)
+            return equality.equal(tree, reference.tree, self.close)
         except Unreadable:
             return self.fallback(answer.text, reference.text)
 
@@ -249,9 +244,8 @@ class Judge:
                 return False
             if inner[0] is answer and inner[1] is reference:
                 return False
-            if all(relation.ops == ("in",) for relation in (answer, reference)):
-                return self._same_name(answer.texts[0], reference.texts[0]) and self.same(inner[0], inner[1])
-            return self.same(inner[0], inner[1])
+            both = answer.ops == reference.ops == ("in",)
+            return (not both or self._same_name(answer.texts[0], reference.texts[0])) and self.same(*inner)
         one, other = self._claimed(answer, trusted=False), self._claimed(reference, trusted=True)
         if one is not None and other is not None and is_name(answer.texts[0]) and is_name(reference.texts[0]):
             names = [[text for text in side.texts[:-1] if is_name(text)] for side in (answer, reference)]
@@ -376,11 +370,10 @@ def _reversed(relation: Relation) -> Relation:
 
 def is_near(approximate: Shape, exact: Shape) -> bool:
     """Whether `approximate` is `exact`, rounded or cut off at its last place."""
-    values = _values(approximate, exact)
+    values, places = _values(approximate, exact), _places(approximate)
     if values is None:
         return False
     one, other = values
-    places = _places(approximate)
     return abs(one - other) < (NEAR * abs(other) if places is None else Fraction(1, 10**places))
 
 

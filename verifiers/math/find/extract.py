@@ -304,10 +304,8 @@ def _from_prose(body: str) -> Extracted | None:
     weak: MathRun | None = None
     for sentence, following in reversed(list(pairwise([*sentences(body), ""]))):
         run = last(sentence)
-        if run is not None and takes_back(following):
-            return None
         if run is not None:
-            return _extracted(run.text, "last", groups=run.groups)
+            return None if takes_back(following) else _extracted(run.text, "last", groups=run.groups)
         if weak is None:
             weak = next((run for run in reversed(list(runs(sentence))) if not is_denied(run)), None)
     if weak is not None:

@@ -250,16 +250,16 @@ def _is_math_word(word: str, before: str, after: str) -> bool:
         return not any(char in "—…#~" for char in word)
     if word == "in" and after:
         return False
-    if (
+    is_unit = (
         word in UNITS
         or word.lower() in UNITS
         or word in ("square", "cubic", "per", "percent", "percentage", "pct", *SCALES)
         or ("/" in word and parse_unit(word) is not None)
+    )
+    if is_unit and (
+        before in UNITS or before in ("square", "cubic", "per") or _NUMBER_END.search(before.rstrip(EMPHASIS + "$"))
     ):
-        if before and _NUMBER_END.search(before.rstrip(EMPHASIS + "$")):
-            return True
-        if before in ("square", "cubic", "per") or before in UNITS:
-            return True
+        return True
     if word in ("a", "A", "I"):  # an article, unless something is done with it or it stands alone
         if before:
             return before[-1:] in _OPERATORS or before.startswith("\\")
