@@ -37,6 +37,7 @@ class OpenEnvEnvironment(Environment):
     def __init__(self, *, url: str, field: str | None = None, shown: str | None = None) -> None:
         self._url, self._field, self._shown = url.rstrip("/"), field, shown
         self._socket: Any = None
+        self._action: Mapping[str, Any] | None = None
 
     @classmethod
     def tasks(cls, split: str, *, url: str) -> TaskSource:  # type: ignore[override]  # there is no server without one
@@ -51,7 +52,7 @@ class OpenEnvEnvironment(Environment):
 
         await self.close()
         try:
-            schema = await self._schema()
+            self._action = schema = self._action or await self._schema()
             self._socket = await connect(self._url.replace("http", "ws", 1) + "/ws", max_size=None, proxy=None)
         except OSError as error:
             raise self._failure(FailureKind.UNREACHABLE, Stage.RESET, str(error)) from error
@@ -119,11 +120,11 @@ class OpenEnvEnvironment(Environment):
     def _told(self, said: Mapping[str, Any]) -> Observation:
         """What is shown: messages of a server of ours, else the observation's fields."""
         observation = {name: value for name, value in said["observation"].items() if name != "metadata"}
-        if set(observation) == {"messages", "tools"}:
+        if set(observation) == {"messages", "tool_specs"}:
             from quintain.codec import from_json
 
             messages = tuple(from_json(json.dumps(entry), Message) for entry in observation["messages"])
-            return Observation(messages, tuple(from_json(json.dumps(t), ToolSpec) for t in observation["tools"]))
+            return Observation(messages, tuple(from_json(json.dumps(t), ToolSpec) for t in observation["tool_specs"]))
         shown = observation if self._shown is None else observation.get(self._shown)
         return Observation((user(shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)),))
 

@@ -9,7 +9,7 @@ is played with `step`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from quintain import __version__
@@ -23,40 +23,50 @@ OLDER: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
 """The protocols that begin with `initialize`."""
 META: Final = "quintain/step"
 _CACHE: Final = {"ttlMs": 0, "cacheScope": "private"}
-_PARSE, _REQUEST, _METHOD, _PARAMS, _FAILED = -32700, -32600, -32601, -32602, -32000
+_PARSE, _REQUEST, _METHOD, PARAMS, FAILED = -32700, -32600, -32601, -32602, -32000
 
 
-class _RpcError(Exception):
-    def __init__(self, code: int, message: str) -> None:
+class RpcError(Exception):
+    """An error of JSON-RPC, with what it carries."""
+
+    def __init__(self, code: int, message: str, **data: Any) -> None:
         super().__init__(message)
-        self.code = code
+        self.error = {"code": code, "message": message, **({"data": data} if data else {})}
 
 
 async def mcp_answer(sessions: Sessions, episode: str, body: bytes) -> dict[str, Any] | None:
     """The answer to a message about `episode`; None to a notification. Raises FailureError where there is none."""
     sessions.status(episode)
+    return await rpc_answer(body, lambda method, params: mcp_result(sessions, episode, method, params))
+
+
+async def rpc_answer(
+    body: bytes | str, handle: Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+) -> dict[str, Any] | None:
+    """What JSON-RPC answers to a message, where `handle` gives a method's result; None to a notification."""
     asked: Any = None
     try:
         try:
             asked = json.loads(body)
         except ValueError as error:
-            raise _RpcError(_PARSE, f"no JSON: {error}") from None
+            raise RpcError(_PARSE, f"no JSON: {error}") from None
         if not isinstance(asked, dict) or not isinstance(asked.get("method"), str):
-            raise _RpcError(_REQUEST, "a message is an object with a method")
+            raise RpcError(_REQUEST, "a message is an object with a method")
         params = asked.get("params") or {}
         if not isinstance(params, dict):
-            raise _RpcError(_PARAMS, "params are an object")
+            raise RpcError(PARAMS, "params are an object")
         if "id" not in asked:
             return None
-        result = await _result(sessions, episode, asked["method"], params)
-    except _RpcError as error:
-        return _rpc(asked, error={"code": error.code, "message": str(error)})
+        result = await handle(asked["method"], params)
+    except RpcError as error:
+        return _rpc(asked, error=error.error)
     except FailureError as error:
-        return _rpc(asked, error={"code": _FAILED, "message": error.failure.message})
+        return _rpc(asked, error={"code": FAILED, "message": error.failure.message})
     return _rpc(asked, result={"resultType": "complete", **result})
 
 
-async def _result(sessions: Sessions, episode: str, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+async def mcp_result(sessions: Sessions, episode: str, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method of MCP gives for `episode`. Raises RpcError, and FailureError for what the episode refuses."""
     about = {"capabilities": {"tools": {}}, "serverInfo": {"name": "quintain", "version": __version__}}
     if method == "initialize":
         wanted = params.get("protocolVersion")
@@ -70,13 +80,13 @@ async def _result(sessions: Sessions, episode: str, method: str, params: Mapping
     if method == "tools/call":
         return await _called(sessions, episode, params)
     known = "initialize, server/discover, ping, tools/list, tools/call"
-    raise _RpcError(_METHOD, f"there is no method {method[:80]!r}: {known}")
+    raise RpcError(_METHOD, f"there is no method {method[:80]!r}: {known}")
 
 
 async def _called(sessions: Sessions, episode: str, params: Mapping[str, Any]) -> dict[str, Any]:
     name, arguments = params.get("name"), params.get("arguments") or {}
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise _RpcError(_PARAMS, "a call has a name, and arguments that are an object")
+        raise RpcError(PARAMS, "a call has a name, and arguments that are an object")
     turn = sessions.status(episode).turn
     action = Action.call(name, arguments, id=f"call{turn:05d}")
     said = json.loads(await sessions.step(episode, StepRequest(turn, action)))

@@ -15,7 +15,8 @@ from starlette.responses import Response
 
 from quintain.codec import to_json
 from quintain.envs.serving.mcp import mcp_answer
-from quintain.envs.serving.openenv import SCHEMA, openenv_socket
+from quintain.envs.serving.openenv import SCHEMA
+from quintain.envs.serving.openenv_pages import OpenEnvPages
 from quintain.envs.serving.sessions import Sessions
 from quintain.envs.serving.wire import (
     MAX_TASKS,
@@ -49,6 +50,7 @@ class EnvApp:
     def __init__(self, sessions: Sessions, metrics: Metrics, *, token: str | None = None) -> None:
         self._sessions = sessions
         self._jobs = Jobs(AccessPolicy(), ServiceLimits(body_bytes=sessions.limits.body_bytes), metrics)
+        openenv = OpenEnvPages(sessions)
         pages = (
             Page("POST", "/v1/episodes", Stage.RESET, self._create, body=CreateEpisode, answer=EpisodeCreated),
             Page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step, body=StepRequest, answer=StepAnswer),
@@ -58,12 +60,13 @@ class EnvApp:
             Page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close, answer=EpisodeStatus),
             Page("GET", "/v1/tasks", Stage.TASKS, self._tasks, answer=TaskPage),
             *VerifyPages(self._jobs, AccessPolicy()).pages(),
+            *openenv.pages(),
             Page("GET", "/metadata", Stage.TASKS, self._describe, answer=Metadata),
             Page("GET", "/schema", Stage.REQUEST, self._schema),
             metrics_page(metrics),
             Page("GET", "/health", Stage.REQUEST, self._health, open=True),
         )
-        self.asgi = application(pages, metrics, Tokens.single(token), sockets={"/ws": openenv_socket(sessions)})
+        self.asgi = application(pages, metrics, Tokens.single(token), sockets={"/ws": openenv.socket})
 
     async def close(self) -> None:
         """Close the verifiers."""
@@ -108,7 +111,7 @@ class EnvApp:
     async def _health(self, request: Request) -> Response:
         if not self._sessions.ready:
             raise refused("no worker process is running yet", Stage.REQUEST, FailureKind.UNREACHABLE)
-        return json_answer('{"status": "ok"}')
+        return json_answer('{"status": "healthy"}')
 
     async def _body(self, request: Request) -> bytes:
         return await read_body(request, self._sessions.limits.body_bytes)

@@ -6,7 +6,9 @@ import asyncio
 import json
 import sys
 
+from openenv.core.env_server.mcp_types import CallToolAction
 from openenv.core.generic_client import GenericEnvClient
+from openenv.core.mcp_client import MCPToolClient
 
 
 async def main(url: str) -> None:
@@ -29,4 +31,15 @@ async def main(url: str) -> None:
     print(json.dumps(seen))
 
 
-asyncio.run(main(sys.argv[1]))
+async def tools(url: str) -> None:
+    async with MCPToolClient(base_url=url) as env:
+        first = await env.reset(index=0)
+        seen = [first.observation.messages[-1]["content"], [tool.name for tool in await env.list_tools()]]
+        seen.append(await env.call_tool("calculate", expression="6 * 7"))
+        stepped = await env.step(CallToolAction(tool_name="calculate", arguments={"expression": "1 + 1"}))
+        seen.append(stepped.observation.messages[0]["content"])
+        seen.append((await env.state()).step_count)
+    print(json.dumps(seen))
+
+
+asyncio.run({"play": main, "tools": tools}[sys.argv[1]](sys.argv[2]))

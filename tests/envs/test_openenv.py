@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from websockets.asyncio.client import connect
 
@@ -95,13 +96,70 @@ def openenv() -> str:
     return python_with("openenv-0.10", "openenv==0.10.0")
 
 
-@pytest.mark.slow
-def test_openenvs_own_client_plays_a_server_of_ours(openenv, guess):
+async def test_the_pages_play_a_session_that_a_client_named_and_its_socket_shares(guess, until):
+    async with httpx.AsyncClient(base_url=guess.url) as http:
+
+        async def rpc(method: str, **params: Any) -> dict[str, Any]:
+            asked = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            return (await http.post("/mcp", json=asked)).json()
+
+        alone = (await http.post("/reset", json={"seed": 3, "anything": 1})).json()
+        assert (alone["observation"]["messages"][0]["content"], alone["done"]) == ("Guess my number.", False)
+        await until(lambda: guess.metric("episodes_live") == 0)
+        name, other = [(await rpc("openenv/session/create"))["result"]["session_id"] for _ in range(2)]
+        full = (await rpc("openenv/session/create"))["error"]
+        assert (full["code"], full["data"]) == (-32000, {"active_sessions": 2, "max_sessions": 2})
+        early = await http.post("/step", json={"session_id": name, "action": {"content": "5"}})
+        assert (early.status_code, "reset first" in early.text) == (400, True)
+        assert (await http.post("/reset", json={"session_id": name, "seed": 3})).status_code == 200
+        async with connect(f"{guess.url.replace('http', 'ws')}/ws?session_id={name}", proxy=None) as ws:
+            assert (await ask(ws, {"type": "step", "data": {"content": "0"}}))["data"]["reward"] == -0.125
+            for taken in (name, "nobody"):
+                async with connect(f"{guess.url.replace('http', 'ws')}/ws?session_id={taken}", proxy=None) as second:
+                    assert json.loads(await second.recv())["data"]["code"] == "SESSION_ERROR"
+            listed = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+            assert (await ask(ws, {"type": "mcp", "data": listed}))["data"]["result"]["tools"] == []
+            assert (await rpc("openenv/session/close", session_id=other))["result"]["closed"] is True
+        state = (await http.get("/state", params={"session_id": name})).json()
+        assert (state["step_count"], state["task_id"]) == (1, "train-3")
+        last = (await http.post("/step", json={"session_id": name, "action": {"content": "5"}})).json()
+        assert (last["reward"], last["done"]) == (1.0, True)
+        assert (await rpc("openenv/session/close", session_id=name))["result"]["closed"] is True
+        for answer in (await rpc("tools/list", session_id=name), await rpc("dance")):
+            assert answer["error"]["code"] in (-32602, -32601)
+        assert (await http.get("/state", params={"session_id": name})).status_code == 404
+        assert (await http.get("/state")).json() == {"episode_id": None, "step_count": 0}
+        assert set((await http.get("/schema")).json()) >= {"action", "observation", "reset_observation", "state"}
+    await until(lambda: guess.metric("episodes_live") == 0)
+
+
+def played(python: str, *arguments: str) -> Any:
+    """What OpenEnv's own client saw."""
     ran = subprocess.run(
-        [openenv, str(HERE / "openenv_client.py"), guess.url], capture_output=True, text=True, timeout=120
+        [python, str(HERE / "openenv_client.py"), *arguments], capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
-    first, wrong, state, *refused, right, again = json.loads(ran.stdout.splitlines()[-1])
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_openenvs_own_validation_passes_a_server_of_ours(openenv, guess):
+    command = [str(Path(openenv).with_name("openenv")), "validate", "--url", guess.url]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Verdict: PASS" in ran.stdout
+
+
+@pytest.mark.slow
+def test_openenvs_own_client_of_tools_lists_and_calls_ours(openenv, serve_all):
+    asked, tools, product, sum_, steps = played(openenv, "tools", serve_all("calculator").url)
+    assert "What is" in asked
+    assert (tools, product, sum_, steps) == (["calculate"], "42", "2", 2)
+
+
+@pytest.mark.slow
+def test_openenvs_own_client_plays_a_server_of_ours(openenv, guess):
+    first, wrong, state, *refused, right, again = played(openenv, "play", guess.url)
     assert first == ["Guess my number.", None, False]
     assert wrong == ["No.", -0.125, False]
     assert state == {"episode_id": "mine", "step_count": 1, "task_id": "train-3"}

@@ -332,7 +332,7 @@ async def test_a_server_with_a_token_lets_nobody_else_in(serve):
                 response = await http.request(method, path, headers=headers)
                 assert failure(response)[:2] == (401, "rejected")
                 assert response.headers["www-authenticate"] == "Bearer"
-        assert (await http.get("/health")).json() == {"status": "ok"}
+        assert (await http.get("/health")).json() == {"status": "healthy"}
     async with server.client(token="sesame") as client:
         env = client.episode()
         await env.reset(client.tasks("train")[0], seed=0)
