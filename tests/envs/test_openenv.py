@@ -133,6 +133,33 @@ async def test_the_pages_play_a_session_that_a_client_named_and_its_socket_share
     await until(lambda: guess.metric("episodes_live") == 0)
 
 
+async def test_the_task_api_tells_the_splits_and_their_tasks_without_a_reference(guess):
+    async with httpx.AsyncClient(base_url=guess.url) as http:
+
+        async def asked(page: str, **body: Any) -> tuple[int, Any]:
+            answer = await http.post(f"/{name}/{page}", json=body)
+            assert "reference" not in answer.text
+            return answer.status_code, answer.json()
+
+        (name,) = (await http.get("/list_environments")).json()
+        splits = (await http.get(f"/{name.upper()}/splits")).json()
+        assert splits == [{"name": "train", "type": "train"}, {"name": "heldout", "type": "validation"}]
+        assert await asked("num_tasks", split="heldout") == (200, {"num_tasks": 7})
+        listed = (await asked("tasks", split="heldout"))[1]
+        assert (len(listed["tasks"]), listed["env_name"]) == (7, name)
+        some = (await asked("task_range", split="heldout", start=5, stop=7))[1]
+        assert [task["id"] for task in some["tasks"]] == ["heldout-5", "heldout-6"]
+        assert (await asked("task", split="train", index=3))[1]["task"]["id"] == "train-3"
+        for page, body, status in (
+            ("task", {"split": "heldout", "index": 7}, 400),
+            ("task", {"split": "heldout"}, 400),
+            ("num_tasks", {"split": "train"}, 400),
+            ("num_tasks", {"split": "tain"}, 404),
+        ):
+            assert (await asked(page, **body))[0] == status, (page, body)
+        assert (await http.get("/nobody/splits")).status_code == 404
+
+
 def played(python: str, *arguments: str) -> Any:
     """What OpenEnv's own client saw."""
     ran = subprocess.run(
