@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import httpx
@@ -38,6 +40,34 @@ async def test_a_client_that_vanishes_costs_nothing_after_its_lease(serve, opene
         server.wait_metric("episodes_known", lambda n: n == 0, timeout_s=10)
         failure = await failed(env, "hello")
     assert (failure.kind, failure.retryable) == (FailureKind.LOST, True)
+
+
+_PLAYS = """
+import asyncio, sys
+from quintain.envs import EnvClient
+async def main():
+    async with EnvClient(sys.argv[1]) as client:
+        env = client.episode()
+        await env.reset(client.tasks("train")[0], seed=0)
+        await env.keep_lease()
+asyncio.run(main())
+"""
+
+
+def test_a_client_that_is_stopped_with_its_connections_open_does_not_outlive_its_lease(serve):
+    server = serve("Guess", limits=EnvironmentLimits(lease_s=2.0, max_episodes=1))
+    with subprocess.Popen([sys.executable, "-c", _PLAYS, server.url]) as client:
+        try:
+            # four thirds of a lease: it would have run out but for its renewals
+            renewals = 'requests_total{route="GET /v1/episodes/{id}",status="200"}'
+            server.wait_metric(renewals, lambda n: n >= 4, timeout_s=30)
+            assert server.metric("episodes_live") == 1
+            client.send_signal(signal.SIGSTOP)
+            server.wait_metric("episodes_live", lambda n: n == 0, timeout_s=10)
+            assert server.metric('episodes_total{how="expired"}') == 1
+            assert psutil.Process(client.pid).net_connections()  # half-open: nobody has hung up
+        finally:
+            client.kill()
 
 
 class Thief:
