@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import json
 from typing import Any
 
 import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, Qwen3Config
 from transformers.utils import get_json_schema
+from trl import GRPOConfig, GRPOTrainer
 
 from quintain.envs import Task, ToolEnv, tool, user
 from quintain.envs.trl import environment_factory
 from quintain.failure import QuintainError
+
+from ..rollout.chat_tokenizers import byte_level, templates
 
 
 def tools_of(made: Any) -> dict[str, Any]:
@@ -92,3 +98,40 @@ def test_a_tool_that_trl_cannot_call_is_one_line():
 
     with pytest.raises(QuintainError, match="has a tool called answer"):
         environment_factory(Answering)
+
+
+class Scripted(GRPOTrainer):
+    """Says what is right in every other completion, by a call, instead of what its model samples."""
+
+    def _generate_single_turn(self, prompt_ids, *_, **__):
+        said = []
+        for number, ids in enumerate(prompt_ids):
+            text = self.processing_class.decode(ids)
+            asked = text.rpartition("What is ")[2].partition("?")[0]
+            given = {"name": "answer", "arguments": {"text": str(eval(asked)) if number % 2 == 0 else "no"}}
+            answered = "<tool_response>" in text.rpartition("What is ")[2]
+            said.append("Bye." if answered else f"<tool_call>\n{json.dumps(given)}\n</tool_call>")
+        return [self.processing_class.encode(f"{words}<|im_end|>") for words in said], None
+
+
+def test_trls_trainer_takes_a_step_on_what_an_environment_of_ours_paid(tmp_path):
+    tokenizer = byte_level(templates()["qwen3"])
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    config = GRPOConfig(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, num_generations=2, max_completion_length=400,
+        use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "Calculate."}], "index": 3}])
+    trainer = Scripted(
+        AutoModelForCausalLM.from_config(Qwen3Config(**sizes, **heads)),
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        environment_factory=environment_factory("calculator", {"operations": "*"}),
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert trainer.state.global_step == 1
+    assert (logged["reward"], logged["tools/call_frequency"], logged["tools/failure_frequency"]) == (0.5, 1.0, 0.0)
+    assert logged["grad_norm"] > 0
