@@ -129,7 +129,8 @@ def test_a_message_of_openais_with_more_fields_than_ours_is_accepted(http):
         ("GET", "/v1/tasks?start=x", None, 400, "rejected", "start must be a whole number, not 'x'"),
         ("GET", "/v1/tasks?begin=1", None, 400, "rejected", "no parameter 'begin'"),
         ("GET", "/v1/tasks?split=x", None, 404, "rejected", "has no split 'x'"),
-        ("GET", "/v2/tasks", None, 404, "rejected", "GET /v2/tasks: Not Found"),
+        ("GET", "/v2/episodes", None, 404, "rejected", "GET /v2/episodes: Not Found"),
+        ("POST", "/v2/tasks", b'{"split": "train"}', 404, "rejected", "unknown environment 'v2'"),
         ("PUT", "/v1/tasks", None, 405, "rejected", "Method Not Allowed"),
         ("POST", "/v1/verify", b'{"verifier": "mth", "items": []}', 400, "rejected", "did you mean 'math'?"),
         (
