@@ -1,10 +1,12 @@
-"""Seconds and memory of a training step on data: SFT, DPO and reward models, here and in TRL 1.16's trainers.
+"""Seconds and memory of a training step: SFT, DPO, reward models, GRPO and RLOO, here and in TRL 1.16's trainers.
 
 SmolLM2-135M-Instruct, float32 or bfloat16 (whichever is faster on this machine, for both), all threads, the same
 token ids in the same batches, AdamW at the same constant rate, no gradient checkpointing. Each side is a process of its
-own, the sides take turns; a first step warms up and is not counted. Losses are compared step by step.
+own, the sides take turns; a first step warms up and is not counted. Losses and norms of gradients are compared step by
+step. GRPO and RLOO train on one group of given completions, so no sampling is in the figures, and no
+pass for old log-probabilities on TRL's side.
 
-    python benchmarks/trainers_vs_trl.py [--steps 3] [--rounds 2] [--only sft,dpo_256,dpo_64,reward,sft_words]
+    python benchmarks/trainers_vs_trl.py [--steps 3] [--rounds 2] [--only sft,dpo_256,dpo_64,reward,sft_words,grpo,rloo]
 
 `sft_words` has SmolLM2's shape with 8 layers and 151,936 words. The last line is JSON: ratios `<stage>_time` and
 `<stage>_memory` (quintain / TRL), the largest difference of a loss is in the detail.
@@ -37,19 +39,21 @@ STAGES: dict[str, dict[str, Any]] = {
     "dpo_64": {"trainer": "dpo", "rows": 4, "prompt": (256, 256), "answers": (64, 64)},
     "reward": {"trainer": "reward", "rows": 4, "prompt": (128, 256), "answers": (64, 256)},
     "sft_words": {"trainer": "sft", "rows": 8, "prompt": (32, 128), "answers": (64, 384)},
+    "grpo": {"trainer": "grpo", "rows": 1, "group": 8, "prompt": (256, 256), "answers": (64, 128)},
+    "rloo": {"trainer": "rloo", "rows": 1, "group": 8, "prompt": (256, 256), "answers": (64, 128)},
 }
 Row = tuple[list[int], list[list[int]]]
 
 
 def rows(stage: str, count: int) -> list[Row]:
-    """(prompt, its one or two answers) of random words."""
+    """(prompt, its answers) of random words."""
     about, rng = STAGES[stage], np.random.default_rng(0)
 
     def ids(between: tuple[int, int]) -> list[int]:
         found: list[int] = rng.integers(10, WORDS, int(rng.integers(between[0], between[1] + 1))).tolist()
         return found
 
-    answers = 1 if about["trainer"] == "sft" else 2
+    answers = about.get("group", 1 if about["trainer"] == "sft" else 2)
     return [(ids(about["prompt"]), [ids(about["answers"]) for _ in range(answers)]) for _ in range(count)]
 
 
@@ -70,8 +74,28 @@ def model_of(stage: str, folder: Path, *, small: bool) -> Path:
     return folder
 
 
-def quintain(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[list[float], list[float]]:
-    """(seconds, losses) of the steps of `Learner.update`."""
+def reward_of(answer: list[int]) -> float:
+    """Some number between 0 and 1 that both sides know."""
+    return sum(answer) % 1_000 / 1_000
+
+
+def group_of(at: int, prompt: list[int], answers: list[list[int]]) -> Any:
+    """The answers as a group of episodes of one turn."""
+    from quintain.messages import assistant
+    from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
+
+    members = []
+    for member, answer in enumerate(answers):
+        spans, zeros, reward = (VersionSpan(at, 0, len(answer)),), [0.0] * len(answer), reward_of(answer)
+        turn = Turn(prompt, answer, zeros, Finish.STOP, spans, assistant("words"), reward=reward)
+        members.append(
+            Trajectory(f"{at}/{member}", str(at), "words", at, member, 0, (turn,), Ending.TERMINATED, reward)
+        )
+    return Group(str(at), at, tuple(members))
+
+
+def quintain(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[list[float], list[list[float]]]:
+    """(seconds, losses and norms of gradients) of the steps of `Learner.update`."""
     from quintain.codec import as_ints
     from quintain.config import parse_config
     from quintain.trainers.algorithms import algorithm_of
@@ -79,51 +103,46 @@ def quintain(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> t
     from quintain.trainers.learner import Learner
 
     about = STAGES[stage]
-    text = f"model: {{path: {model}, compute_dtype: {dtype}}}\nrollout: {{dtype: {dtype}}}\ndataset: none.jsonl\n"
+    text = f"model: {{path: {model}, compute_dtype: {dtype}}}\n"
     options = {"algorithm": about["trainer"], "learning_rate": RATE, "lr_scheduler_type": "constant"}
+    if "group" in about:
+        options |= {"beta": 0.0, "num_generations": about["group"], "prompts_per_step": about["rows"]}
+        text += f"rollout: {{dtype: {dtype}, max_completion_length: 128}}\nenvironment: {{name: math}}\n"
+    else:
+        text += f"rollout: {{dtype: {dtype}}}\ndataset: none.jsonl\n"
     config = parse_config(text, [f"trainer.{name}={value}" for name, value in options.items()])
     learner: Any = Learner(config, algorithm_of(config), checkpoints=folder, logs=folder)
-    examples = [
-        Example(
+    made = rows(stage, about["rows"] * steps)
+    data: list[Any] = [
+        group_of(at, prompt, answers)
+        if "group" in about
+        else Example(
             "row",
             tuple(as_ints(prompt + answer) for answer in answers),
             tuple(((len(prompt), len(prompt) + len(answer)),) for answer in answers),
             len(prompt),
         )
-        for prompt, answers in rows(stage, about["rows"] * steps)
+        for at, (prompt, answers) in enumerate(made)
     ]
-    seconds, losses = [], []
+    seconds, figures = [], []
     for step in range(steps):
         began = time.perf_counter()
-        figures = learner.update(examples[step * about["rows"] : (step + 1) * about["rows"]], step=step)
+        found = learner.update(data[step * about["rows"] : (step + 1) * about["rows"]], step=step)
         seconds.append(time.perf_counter() - began)
-        losses.append(figures["loss"])
+        figures.append([found["loss"], found["grad_norm"]])
     learner.close()
-    return seconds, losses
+    return seconds, figures
 
 
-def trl(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[list[float], list[float]]:
-    """(seconds, losses) of the steps of TRL's trainer."""
+def trl(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[list[float], list[list[float]]]:
+    """(seconds, losses and norms of gradients) of the steps of TRL's trainer."""
     import torch
+    import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     about = STAGES[stage]
     made = rows(stage, about["rows"] * steps)
-    prompts = [prompt for prompt, _ in made]
-    if about["trainer"] == "sft":
-        columns = {
-            "input_ids": [prompt + answers[0] for prompt, answers in made],
-            "labels": [[-100] * len(prompt) + answers[0] for prompt, answers in made],
-        }
-    else:
-        full = about["trainer"] == "reward"
-        columns = {
-            f"{name}_ids": [(prompt if full else []) + answers[at] for prompt, answers in made]
-            for at, name in enumerate(("chosen", "rejected"))
-        }
-        columns |= {} if full else {"prompt_ids": prompts}
     seconds: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -134,41 +153,93 @@ def trl(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[
             seconds[-1] += time.perf_counter()
 
     torch.manual_seed(0)
-    kinds = {"sft": (SFTConfig, SFTTrainer), "dpo": (DPOConfig, DPOTrainer), "reward": (RewardConfig, RewardTrainer)}
-    make_config, make_trainer = kinds[about["trainer"]]
-    args = make_config(
-        output_dir=str(folder), per_device_train_batch_size=about["rows"], max_steps=steps, learning_rate=RATE,
-        lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
-        bf16=dtype == "bfloat16", gradient_checkpointing=False, disable_tqdm=True, train_sampling_strategy="sequential",
-        max_length=None, seed=0,
+    kind = {"sft": "SFT", "dpo": "DPO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}[about["trainer"]]
+    online = "group" in about
+    own = {"beta": 0.0, "num_generations": about["group"], "max_completion_length": 128} if online else {
+        "max_length": None, "train_sampling_strategy": "sequential",
+    }  # fmt: skip
+    args = getattr(trl, f"{kind}Config")(
+        output_dir=str(folder), per_device_train_batch_size=about["rows"] * about.get("group", 1), max_steps=steps,
+        learning_rate=RATE, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
+        use_cpu=True, bf16=dtype == "bfloat16", gradient_checkpointing=False, disable_tqdm=True, seed=0, **own,
     )  # fmt: skip
     if about["trainer"] == "reward":
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
     else:
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
 
-    class Ready(make_trainer):  # type: ignore[misc, valid-type]
+    class Ready(getattr(trl, f"{kind}Trainer")):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset  # of token ids already
 
+        def _prepare_inputs(self, batch: Any) -> Any:
+            if not online:
+                return super()._prepare_inputs(batch)
+            began = time.perf_counter()
+            inputs = scored(*made[self.state.global_step], kind)
+            if kind == "RLOO":
+                with torch.no_grad():
+                    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+                    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+                    keep = inputs["completion_ids"].shape[1]
+                    logp, *_ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
+                inputs["old_logps"] = (logp * inputs["completion_mask"]).sum(1)
+            seconds[-1] -= time.perf_counter() - began  # sampling's part, not the step's
+            return inputs
+
+    more = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)} if online else {}
     trainer: Any = Ready(
         model=loaded,
         args=args,
-        train_dataset=Dataset.from_dict(columns),
+        train_dataset=Dataset.from_dict({"prompt": ["words"] * steps} if online else columns_of(stage, made)),
         processing_class=AutoTokenizer.from_pretrained(model),
         callbacks=[Clock()],
+        **more,
     )
     trainer.train()
-    return seconds, [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return seconds, [[row["loss"], row["grad_norm"]] for row in trainer.state.log_history if "loss" in row]
+
+
+def columns_of(stage: str, made: list[Row]) -> dict[str, Any]:
+    """The rows as TRL's trainers on data have them once they are tokens."""
+    if STAGES[stage]["trainer"] == "sft":
+        return {
+            "input_ids": [prompt + answers[0] for prompt, answers in made],
+            "labels": [[-100] * len(prompt) + answers[0] for prompt, answers in made],
+        }
+    full = STAGES[stage]["trainer"] == "reward"
+    columns: dict[str, Any] = {
+        f"{name}_ids": [(prompt if full else []) + answers[at] for prompt, answers in made]
+        for at, name in enumerate(("chosen", "rejected"))
+    }
+    return columns if full else columns | {"prompt_ids": [prompt for prompt, _ in made]}
+
+
+def scored(prompt: list[int], answers: list[list[int]], kind: str) -> dict[str, Any]:
+    """The answers as TRL's online trainers have them once they are sampled and rewarded."""
+    import torch
+
+    longest = max(map(len, answers))
+    rewards = torch.tensor([reward_of(answer) for answer in answers])
+    apart = rewards - rewards.mean()
+    advantages = apart / (rewards.std() + 1e-4) if kind == "GRPO" else apart * len(answers) / (len(answers) - 1)
+    return {
+        "prompt_ids": torch.tensor([prompt] * len(answers)),
+        "prompt_mask": torch.ones(len(answers), len(prompt), dtype=torch.long),
+        "completion_ids": torch.tensor([answer + [0] * (longest - len(answer)) for answer in answers]),
+        "completion_mask": torch.tensor([[1] * len(a) + [0] * (longest - len(a)) for a in answers]),
+        "advantages": advantages,
+        "num_items_in_batch": torch.tensor(sum(map(len, answers))),
+    }
 
 
 def side(args: argparse.Namespace) -> None:
     """One side of one stage, in this process; its figures as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         run = quintain if args.side == "quintain" else trl
-        seconds, losses = run(args.stage, args.steps + 1, Path(args.model), args.dtype, Path(folder))
+        seconds, figures = run(args.stage, args.steps + 1, Path(args.model), args.dtype, Path(folder))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds[1:], "losses": losses, "peak_bytes": peak}))
+    print(json.dumps({"seconds": seconds[1:], "figures": figures, "peak_bytes": peak}))
 
 
 def asked(name: str, stage: str, steps: int, model: Path, dtype: str) -> dict[str, Any]:
@@ -213,11 +284,12 @@ def main() -> None:
                 f"{stage}_time": seconds["quintain"] / seconds["trl"],
                 f"{stage}_memory": peaks["quintain"] / peaks["trl"],
             }
-            both = zip(found["quintain"][0]["losses"], found["trl"][0]["losses"], strict=True)
+            ours, theirs = (np.array(found[name][0]["figures"]) for name in ("quintain", "trl"))
             detail[stage] = {
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "gib": {name: round(value / 2**30, 3) for name, value in peaks.items()},
-                "largest_loss_difference": max(abs(a - b) for a, b in both),
+                "largest_loss_difference": float(abs(ours - theirs)[:, 0].max()),
+                "largest_gradient_norm_difference": float(abs(ours[:, 1] / theirs[:, 1] - 1).max()),
             }
     report("trainers_vs_trl", ratios, detail)
 
