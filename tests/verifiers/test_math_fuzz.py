@@ -1,7 +1,8 @@
 """Fuzzers: references are mutated, answers are composed, and nothing gets past the three rules.
 
-Each runs for `QUINTAIN_FUZZ_S` seconds (8 by default; an hour by hand is `QUINTAIN_FUZZ_S=3600`) with a seed that it
-prints and that `QUINTAIN_FUZZ_SEED` sets (0 by default, so that the suite does not change from run to run).
+Each runs for `QUINTAIN_FUZZ_S` seconds (30 by default, a minute together; an hour by hand is `QUINTAIN_FUZZ_S=3600`)
+with a seed that it prints and that `QUINTAIN_FUZZ_SEED` sets (0 by default, so that the suite does not change from run
+to run).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from quintain.verdict import Outcome
 
 from .math_pairs_judged import outcome
 
-SECONDS = float(os.environ.get("QUINTAIN_FUZZ_S", "8"))
+pytestmark = pytest.mark.slow
+SECONDS = float(os.environ.get("QUINTAIN_FUZZ_S", "30"))
 SEED = int(os.environ.get("QUINTAIN_FUZZ_SEED", "0"))
 
 ATOMS = (
