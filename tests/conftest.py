@@ -1,4 +1,5 @@
-"""For all tests: hypothesis has no stopwatch (two cores are shared), and a failure says how to repeat it.
+"""For all tests: hypothesis has no stopwatch (two cores are shared), a failure says how to repeat it, and a test's own
+request waits for a minute, not for the five seconds of httpx, which a server that shares its core may need.
 
 What starts a program that is heavy by itself is slow, and the tests of a file stay on one worker (`--dist loadgroup`),
 since they share its fixtures.
@@ -6,11 +7,16 @@ since they share its fixtures.
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from hypothesis import settings
 
 settings.register_profile("quintain", deadline=None, print_blob=True)
 settings.load_profile("quintain")
+
+for asks in (httpx.Client.__init__, httpx.AsyncClient.__init__, httpx.request, httpx.get, httpx.post):
+    assert asks.__kwdefaults__["timeout"] == httpx.Timeout(5.0)
+    asks.__kwdefaults__["timeout"] = httpx.Timeout(60.0)
 
 HEAVY = ("needs_vllm", "needs_docker", "packaging")
 

@@ -100,6 +100,7 @@ class KeeperHandle:
         """Give an order that has an answer; the answer, or KeeperGone."""
         assert not self.busy, "a slot does one thing at a time"
         report = self._report = asyncio.get_running_loop().create_future()
+        report.add_done_callback(_seen)  # whoever gave the order may have gone, and nobody else asks
         self._begun = None
         if self._sock is None:
             report.set_exception(KeeperGone("the sandbox process is gone"))
@@ -184,6 +185,11 @@ class KeeperHandle:
             self._begun = loop.time()
         elif self._report is not None and not self._report.done():
             self._report.set_result(data)
+
+
+def _seen(report: asyncio.Future[bytes]) -> None:
+    if not report.cancelled():
+        report.exception()
 
 
 def living_below(pid: int) -> int:

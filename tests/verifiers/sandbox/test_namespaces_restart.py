@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -104,6 +105,26 @@ async def test_a_killed_keeper_costs_its_own_slot_only(make: Make) -> None:
             await session.close()
         assert [(await sandbox.run(PRINT)).stdout for _ in range(4)] == [b"1\n"] * 4
         assert sandbox.zygote_pid == zygote
+
+
+async def test_nobody_is_told_of_a_keeper_that_died_when_its_run_was_given_up(make: Make) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with make() as sandbox:
+        run = asyncio.create_task(sandbox.run(Program.python("import time; time.sleep(60)")))
+        await running_programs(sandbox, 1)
+        keeper = next(keeper for keeper in keepers(sandbox) if keeper.children())
+        keeper.suspend()
+        run.cancel()
+        await asyncio.sleep(0)  # the order to end it is on its way, and will not be read
+        keeper.kill()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        del run
+        assert (await sandbox.run(PRINT)).stdout == b"1\n"
+    del sandbox
+    gc.collect()
+    assert told == []
 
 
 async def test_a_stuck_keeper_is_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
