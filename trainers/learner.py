@@ -45,8 +45,8 @@ from quintain.trainers.passes import Passes
 from quintain.trainers.ranks import ALONE, Ranks, alone, number, shard
 from quintain.trainers.rows import Row, Rows
 from quintain.trainers.schedule import learning_rate, optimizer_of
-from quintain.trainers.streams import Streams, draws_random_numbers
-from quintain.trainers.update import Trained, Work, accumulate, parameters_of
+from quintain.trainers.streams import Streams, draws_random_numbers, parameters_of
+from quintain.trainers.update import Trained, Work, accumulate
 
 SKIPS_IN_A_ROW = 3
 """So many batches without a finite gradient end a run: one is an accident, several are a run that has diverged."""
@@ -362,7 +362,7 @@ class Learner(Generic[Data]):
         several = count > 1 and not self.ranks.several and self.accelerator.device.type == "cpu"
         if not several or self.config.trainer.noise or draws_random_numbers(model):
             return None
-        return Streams(count, self._threads, parameters_of(model))
+        return Streams(count, self._threads, model)
 
     def _layout(self, models: Sequence[nn.Module]) -> Layout:
         """The layout that all `models` allow; says so where it is not the one wanted."""

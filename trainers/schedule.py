@@ -14,7 +14,7 @@ from quintain.config import TrainerConfig
 from quintain.failure import QuintainError
 from quintain.trainers.model.forward import plain_model
 from quintain.trainers.model.policy import VALUE_HEAD
-from quintain.trainers.update import parameters_of
+from quintain.trainers.streams import parameters_of
 
 
 def learning_rate(config: TrainerConfig, step: int) -> float:

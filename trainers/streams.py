@@ -8,7 +8,7 @@ Invariant: the sum does not depend on which thread was faster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
 
@@ -20,14 +20,19 @@ Job = Callable[[], Tensor]
 
 
 class Streams:
-    """`count` threads with an equal share of `threads` each, for the gradients of `parameters`.
+    """`count` threads with an equal share of `threads` each, for the gradients of `model`, whose embeddings from now on
+    say only of words that were read how they are to change: no thread holds zeros for all others, and where the LM
+    head's weight is the same, its gradient takes them in.
 
     Each keeps gradients of its own until the end of a step. Not for models that draw random numbers as they train
     (dropout): the generator is shared, and the order of draws would be a race.
     """
 
-    def __init__(self, count: int, threads: int, parameters: Sequence[nn.Parameter]) -> None:
-        self.count, self._parameters = count, tuple(parameters)
+    def __init__(self, count: int, threads: int, model: nn.Module) -> None:
+        self.count, self._parameters = count, parameters_of(model)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+                module.sparse = True
         share = max(1, threads // count)
         self._pool = ThreadPoolExecutor(count, "stream", initializer=lambda: torch.set_num_threads(share))
         # What a thread sets is also what torch gives to threads that are new to it: have all of them set it now.
@@ -37,13 +42,17 @@ class Streams:
 
     def add_gradients(self, jobs: Sequence[Job]) -> None:
         """Add the gradients of all losses to the parameters'. What a job raises is raised, and nothing is added."""
-        lanes = [self._pool.submit(self._sum, jobs[lane :: self.count]) for lane in range(min(self.count, len(jobs)))]
-        wait(lanes)
-        sums = [lane.result() for lane in lanes]
+        if len(jobs) == 1:  # in this thread, which has all of torch's
+            sums = [self._sum(jobs)]
+        else:
+            lanes = [self._pool.submit(self._sum, jobs[at :: self.count]) for at in range(min(self.count, len(jobs)))]
+            wait(lanes)
+            sums = [lane.result() for lane in lanes]
         for parameter, *parts in zip(self._parameters, *sums, strict=True):
-            total = _added([parameter.grad, *parts])
-            # autograd may hand out one tensor several times, or a view of one number: what is kept is a copy.
-            parameter.grad = total.clone() if total is not None and sum(x is not None for x in parts) == 1 else total
+            total = parameter.grad
+            for part in parts:
+                total = _added(total, part)
+            parameter.grad = total.to_dense() if total is not None and total.is_sparse else total
 
     def close(self) -> None:
         """End the threads."""
@@ -53,17 +62,34 @@ class Streams:
         total: list[Tensor | None] = [None] * len(self._parameters)
         for job in jobs:
             found = torch.autograd.grad(job(), self._parameters, allow_unused=True)
-            total = [_added(pair) for pair in zip(total, found, strict=True)]
+            seen: set[int] = set()
+            for at, gradient in enumerate(found):
+                total[at] = _added(total[at], None if gradient is None else _own(gradient, seen))
+            del found, gradient  # the next job's are made meanwhile
         return total
 
 
-def _added(tensors: Iterable[Tensor | None]) -> Tensor | None:
-    """The sum of those that are there, in order."""
-    total = None
-    for tensor in tensors:
-        if tensor is not None:
-            total = tensor if total is None else total + tensor
-    return total
+def _own(gradient: Tensor, seen: set[int]) -> Tensor:
+    """`gradient` to keep and add to: a copy, where autograd handed out one tensor several times or a view of a few
+    numbers."""
+    if gradient.is_sparse:
+        return gradient
+    memory = gradient.untyped_storage()
+    shared = memory.data_ptr() in seen or memory.nbytes() != gradient.numel() * gradient.element_size()
+    seen.add(memory.data_ptr())
+    return gradient.clone() if shared else gradient
+
+
+def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """Their sum, in the memory of one of them."""
+    if total is None or more is None:
+        return more if total is None else total
+    return more.add_(total) if total.is_sparse and not more.is_sparse else total.add_(more)
+
+
+def parameters_of(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def draws_random_numbers(model: nn.Module) -> bool:

@@ -98,7 +98,7 @@ def accumulate(
         return loss * (work.ranks.world if counts else 0.0)
 
     mine = work.ranks.share(work.pieces)
-    if streams is not None and len(mine) > 1:
+    if streams is not None:
         streams.add_gradients([partial(loss_of, *part) for part in mine])
     else:
         for turn, part in enumerate(mine):
@@ -155,8 +155,3 @@ def loss_inputs(work: Work, index: int, piece: MicroBatch, scored: TokenLogprobs
         units=len(units),
         columns=columns,
     )
-
-
-def parameters_of(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are trained."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quintain.config import GRPOConfig, parse_config
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
@@ -26,7 +27,7 @@ from quintain.trainers.model.forward import PolicyForward, TokenLogprobs
 from quintain.trainers.ranks import ALONE, Ranks
 from quintain.trainers.rows import Rows
 from quintain.trainers.streams import Streams, draws_random_numbers
-from quintain.trainers.update import Loss, Work, accumulate, parameters_of
+from quintain.trainers.update import Loss, Work, accumulate
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 from ..tiny_llama import tiny_llama
@@ -34,8 +35,8 @@ from ..tiny_llama import tiny_llama
 TYPES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 
 
-def tiny() -> nn.Module:
-    return tiny_llama(0, words=97, length=64)
+def tiny(*, tied: bool = True) -> nn.Module:
+    return tiny_llama(0, words=97, length=64, tie_word_embeddings=tied)
 
 
 def groups(seed: int, *, failing: bool = False) -> list[Group]:
@@ -99,7 +100,7 @@ def gradient(
             scored: TokenLogprobs = policy(piece)
         return scored
 
-    beside = Streams(streams, streams, parameters_of(model)) if streams > 1 else None
+    beside = Streams(streams, streams, model) if streams > 1 else None
     loss, metrics = accumulate(forward, work, backward=lambda value: value.backward(), streams=beside)
     if beside is not None:
         beside.close()
@@ -125,13 +126,16 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut_or_laid_out(loss_typ
             assert figures == pytest.approx(metrics, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("streams", [2, 3])
 @pytest.mark.parametrize("max_tokens", [10_000, 30])
-def test_pieces_side_by_side_give_the_same_gradient_and_always_the_same_bits(streams: int, max_tokens: int) -> None:
+def test_pieces_side_by_side_give_the_same_gradient_and_always_the_same_bits(
+    streams: int, max_tokens: int, tied: bool
+) -> None:
     trainer = config(top_entropy_quantile=1.0, delta=2.0)
     batch = groups(5)
-    whole, loss, metrics = gradient(batch, trainer)
-    runs = [gradient(batch, trainer, max_tokens=max_tokens, streams=streams) for _ in range(5)]
+    whole, loss, metrics = gradient(batch, trainer, model=tiny(tied=tied))
+    runs = [gradient(batch, trainer, max_tokens=max_tokens, streams=streams, model=tiny(tied=tied)) for _ in range(5)]
     for found, part, figures in runs:
         assert near(found, whole)
         assert part == pytest.approx(loss, rel=1e-5, abs=1e-7)
@@ -153,10 +157,36 @@ def test_pieces_side_by_side_in_mixed_precision_always_give_the_same_bits() -> N
         assert torch.equal(found(), first), turn
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_no_thread_holds_a_gradient_of_every_word_for_the_few_that_were_read(tied: bool) -> None:
+    """Of 150,000 words it is a third of a gigabyte in each."""
+    model = tiny(tied=tied)
+    ids = torch.tensor([[3, 5, 3]])
+    model(input_ids=ids).logits.square().mean().backward()
+    expected = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    ran: set[str] = set()
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            ran.add(op.overloadpacket.__name__)
+            return op(*args, **(kwargs or {}))
+
+    streams = Streams(2, 2, model)
+    with Recorded():
+        streams.add_gradients([lambda: model(input_ids=ids).logits.square().mean()])
+    streams.close()
+    assert "embedding_dense_backward" not in ran
+    assert "embedding" in ran
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert not parameter.grad.is_sparse
+        assert torch.allclose(parameter.grad, gradient, atol=1e-7)
+
+
 def test_a_piece_that_raises_beside_others_adds_nothing_and_is_heard() -> None:
     model = tiny()
-    parameters = parameters_of(model)
-    streams = Streams(2, 2, parameters)
+    parameters = list(model.parameters())
+    streams = Streams(2, 2, model)
 
     def broken() -> Tensor:
         raise QuintainError("stopped")
