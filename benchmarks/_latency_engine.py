@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quintain.codec import Floats, Ints, as_floats, as_ints
+from quintain.arrays import Floats, Ints, as_floats, as_ints
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.trajectory import Finish, VersionSpan
 

@@ -27,7 +27,7 @@ from _latency_engine import LatencyEngine
 from _side import ROOT, report
 from rollout_scale import environment_server
 
-from quintain.codec import as_floats, as_ints
+from quintain.arrays import as_floats, as_ints
 from quintain.config import ExperimentConfig
 from quintain.envs import user
 from quintain.envs.client import EnvClient

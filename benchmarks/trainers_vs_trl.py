@@ -96,7 +96,7 @@ def group_of(at: int, prompt: list[int], answers: list[list[int]]) -> Any:
 
 def quintain(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[list[float], list[list[float]]]:
     """(seconds, losses and norms of gradients) of the steps of `Learner.update`."""
-    from quintain.codec import as_ints
+    from quintain.arrays import as_ints
     from quintain.config import parse_config
     from quintain.trainers.algorithms import algorithm_of
     from quintain.trainers.examples import Example

@@ -7,14 +7,14 @@ one of another type: `true` is no number, and "1" neither.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar
 
 import msgpack
-import numpy as np
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, SchemaValidator
 
 from quintain.failure import QuintainError
@@ -26,53 +26,6 @@ LONG_INTEGER: Final = 1
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """An integer of ours, which databases and tables have to hold."""
-
-
-def as_ints(values: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """`values` as a read-only int32 array [N]; numbers that are no int32 are refused."""
-    return _array(values, np.dtype("<i4"), "iu")
-
-
-def as_floats(values: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """`values` as a read-only float32 array [N]."""
-    return _array(values, np.dtype("<f4"), "iuf")
-
-
-def _array(values: Any, dtype: np.dtype[Any], kinds: str) -> np.ndarray[Any, Any]:
-    if isinstance(values, bytes):
-        values = np.frombuffer(values, dtype=dtype)
-    array = values if isinstance(values, np.ndarray) else np.asarray(list(values), dtype=None if values else dtype)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
-        raise ValueError(f"expected a flat list of numbers ({dtype.name}), got {array.dtype} of shape {array.shape}")
-    if dtype.kind == "i" and array.size and array.dtype != dtype:
-        info = np.iinfo(np.int32)
-        if array.max() > info.max or array.min() < info.min:
-            raise ValueError(f"token ids are 32-bit integers, got values from {array.min()} to {array.max()}")
-    if array.dtype == dtype and not array.flags.writeable:
-        return array
-    array = np.array(array, dtype=dtype)
-    array.setflags(write=False)
-    return array
-
-
-def _listed(array: np.ndarray[Any, Any]) -> list[Any]:
-    listed: list[Any] = array.tolist()
-    return listed
-
-
-Ints = Annotated[
-    np.ndarray[Any, np.dtype[np.int32]],
-    PlainValidator(as_ints, json_schema_input_type=list[int]),
-    PlainSerializer(_listed, return_type=list[int], when_used="json"),
-]
-"""Token ids and versions: int32 [N]."""
-
-Floats = Annotated[
-    np.ndarray[Any, np.dtype[np.float32]],
-    PlainValidator(as_floats, json_schema_input_type=list[float]),
-    PlainSerializer(_listed, return_type=list[float], when_used="json"),
-]
-"""Log-probabilities and the like: float32 [N]."""
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
@@ -140,11 +93,16 @@ def unpack(data: bytes, kind: type[T]) -> T:
 
 
 def _raw(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    if _is_array(value):
         return value.tobytes()
     if isinstance(value, int):  # of more than 64 bits, which msgpack has no form for
         return msgpack.ExtType(LONG_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
     raise TypeError(f"there is no form for a {type(value).__name__}")
+
+
+def _is_array(value: Any) -> bool:
+    """Whether `value` is an array of numpy's, which nothing here imports: it takes longer than all of this does."""
+    return isinstance(value, getattr(sys.modules.get("numpy"), "ndarray", ()))
 
 
 def _unusual(code: int, data: bytes) -> Any:
@@ -162,7 +120,7 @@ def _culprit(value: Any, path: str) -> str | None:
     elif is_dataclass(value):
         parts = [(f"{path}.{f.name}", getattr(value, f.name)) for f in fields(value) if f.repr]
     else:
-        fine = value is None or isinstance(value, (bool, int, float, bytes, np.ndarray))
+        fine = value is None or isinstance(value, (bool, int, float, bytes)) or _is_array(value)
         fine = fine or (isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value))
         return None if fine else f"{path}, which is of type {type(value).__name__}"
     return next((found for at, part in parts if (found := _culprit(part, at))), None)

@@ -21,7 +21,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, PlainValidator
 
-from quintain.codec import Floats, Ints, as_floats, as_ints, pack, unpack
+from quintain.arrays import Floats, Ints, as_floats, as_ints
+from quintain.codec import pack, unpack
 from quintain.failure import Failure
 from quintain.messages import Message
 from quintain.task import POLICY, plain

@@ -13,7 +13,8 @@ from typing import Final
 
 import msgpack
 
-from quintain.codec import Floats, Int64, Ints
+from quintain.arrays import Floats, Ints
+from quintain.codec import Int64
 from quintain.failure import Failure
 from quintain.task import Task
 from quintain.trajectory import Group

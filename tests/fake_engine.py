@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quintain.codec import Floats, Ints, as_floats, as_ints
+from quintain.arrays import Floats, Ints, as_floats, as_ints
 from quintain.config import ExperimentConfig
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights

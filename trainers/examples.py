@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quintain.codec import Floats, Ints, as_ints
+from quintain.arrays import Floats, Ints, as_ints
 from quintain.failure import FailureError, QuintainError
 from quintain.rollout.chat.base import Chat
 from quintain.trainers.data_items import DataItem, Text

@@ -13,8 +13,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from quintain.documented import DocumentedModel
 from quintain.failure import QuintainError
 from quintain.thinking import text_after_thinking
 from quintain.verifiers.base import Verifier
@@ -29,10 +30,8 @@ Mark = Annotated[str, Field(min_length=1, max_length=100)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Options(BaseModel):
+class Options(DocumentedModel):
     """Options of a verifier."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     @classmethod
     def of(cls, verifier: str, options: Mapping[str, Any]) -> Self:

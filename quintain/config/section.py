@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
+
+from quintain.documented import DocumentedModel
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -26,10 +28,8 @@ MayChange = Annotated[T, Field(json_schema_extra={_MARK: True})]
 """An option that may change when a run is resumed; the JSON schema says so too."""
 
 
-class Section(BaseModel):
+class Section(DocumentedModel):
     """A section of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     def fixed(self, name: str) -> str | None:
         """Why the option `name` may not change when a run is resumed, empty where that needs no words; None: it may."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from quintain.codec import Ints
+from quintain.arrays import Ints
 from quintain.messages import Message, ToolSpec
 from quintain.rollout.engines.base import Sampling
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from quintain.arrays import Ints, as_ints
 from quintain.call_syntax import Call, calls_of_json
-from quintain.codec import Ints, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, Message, ToolCall, ToolSpec, assistant, user
 from quintain.nearest import one_of

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from quintain.codec import Ints, as_ints
+from quintain.arrays import Ints, as_ints
 from quintain.messages import Message
 from quintain.rollout.chat.stops import StopStrings
 from quintain.rollout.engines.base import Sampling

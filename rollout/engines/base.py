@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from quintain.codec import Floats, Ints
+from quintain.arrays import Floats, Ints
 from quintain.trajectory import Finish, VersionSpan
 
 

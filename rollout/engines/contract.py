@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from quintain.codec import Ints
+from quintain.arrays import Ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Sampling
 from quintain.trajectory import VersionSpan

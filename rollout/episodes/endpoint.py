@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from quintain.arrays import as_floats, as_ints
 from quintain.calling.chat import ChatEndpoint, ChatReply
-from quintain.codec import as_floats, as_ints, to_builtins
+from quintain.codec import to_builtins
 from quintain.envs.base import Environment, Observation
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.messages import REASONING, FunctionCall, Message, ToolCall, ToolSpec

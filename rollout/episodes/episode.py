@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quintain.codec import Ints, as_ints
+from quintain.arrays import Ints, as_ints
 from quintain.envs.base import Action, Environment, Observation
 from quintain.envs.client import RemoteEnv
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from

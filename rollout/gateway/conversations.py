@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
-from quintain.codec import Ints, as_ints
+from quintain.arrays import Ints, as_ints
 from quintain.messages import Message, ToolSpec
 from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Completion

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from quintain.codec import Ints
+from quintain.arrays import Ints
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.rollout.gateway.conversations import Conversations, digest_of
 from quintain.rollout.gateway.wire import FailRequest, OpenSession, RewardRequest, SessionState, SessionStatus

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quintain.codec import Floats, Ints, as_ints
+from quintain.arrays import Floats, Ints, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 
 TEXTS = (

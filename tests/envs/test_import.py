@@ -36,6 +36,15 @@ def test_a_client_needs_no_server_and_no_torch():
     }
 
 
+def test_a_server_and_its_workers_start_without_numpy():
+    server = imported_by(
+        "import quintain.envs.serving.server, quintain.envs.workers.pool, quintain.verifiers.service.app"
+    )
+    worker = imported_by("import quintain.envs.workers.host; from quintain.envs import MathEnv, ShellEnv")
+    assert not server & {"torch", "numpy", "gymnasium", "sympy", "transformers"}
+    assert not worker & {*HEAVY} - {"pydantic"}
+
+
 def test_every_public_name_is_there():
     for name in quintain.envs.__all__:
         assert getattr(quintain.envs, name) is not None

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quintain.codec import as_floats, as_ints, pack
+from quintain.arrays import as_floats, as_ints
+from quintain.codec import pack
 from quintain.evaluation.episode_log import EPISODES, EpisodeLog, read_episodes
 from quintain.evaluation.evaluate import fingerprint
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintain.codec import as_floats, as_ints
+from quintain.arrays import as_floats, as_ints
 from quintain.evaluation.figures import figures_json, figures_of
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.messages import assistant

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quintain.codec import as_floats, as_ints
+from quintain.arrays import as_floats, as_ints
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.launch.guards import PATIENCE, Guarded, StepGuard, first_step_problem, step_problems
 from quintain.messages import FunctionCall, Message, ToolCall, assistant

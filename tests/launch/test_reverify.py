@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from quintain.arrays import as_floats, as_ints
 from quintain.cli import main
-from quintain.codec import as_floats, as_ints, pack
+from quintain.codec import pack
 from quintain.evaluation.episode_log import EpisodeLog
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.messages import assistant, user

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field
 
 from quintain.config import ExperimentConfig, dump_config, load_config, parse_config
+from quintain.config.section import Section
 from quintain.failure import QuintainError
 
 BASE = "model: {path: x}\nenvironment: {name: math}\n"
@@ -114,6 +117,28 @@ def test_a_token_is_never_written_out() -> None:
     config = parse_config("model: {path: x}\nenvironment: {url: 'http://h', token: sesame}")
     assert "sesame" not in dump_config(config)
     assert "sesame" not in repr(config)
+
+
+class Plain(Section):
+    size: int = 1
+    """How large."""
+    depth: int = 1
+    """How deep,
+    in metres."""
+
+
+class Wider(Plain):
+    size: int = 2
+    width: Annotated[int, Field(description="How wide.")] = 3
+    """Not this."""
+
+
+def test_a_description_is_the_docstring_of_the_class_that_defines_the_option() -> None:
+    def told(section: type[Section]) -> dict[str, str | None]:
+        return {name: about.get("description") for name, about in section.model_json_schema()["properties"].items()}
+
+    assert told(Plain) == {"size": "How large.", "depth": "How deep,\nin metres."}
+    assert told(Wider) == {"size": None, "depth": "How deep,\nin metres.", "width": "How wide."}
 
 
 def test_every_field_has_a_description() -> None:

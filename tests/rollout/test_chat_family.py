@@ -9,7 +9,7 @@ import pytest
 from renderers.base import create_renderer
 from renderers.configs import config_from_name
 
-from quintain.codec import Ints, as_ints
+from quintain.arrays import Ints, as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user
 from quintain.rollout.chat import family

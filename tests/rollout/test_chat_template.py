@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quintain.codec import Ints, as_ints
+from quintain.arrays import Ints, as_ints
 from quintain.config import ExperimentConfig, dump_config, parse_config
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user

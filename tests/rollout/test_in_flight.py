@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from quintain.codec import as_floats
+from quintain.arrays import as_floats
 from quintain.rollout.engines.base import Sampling, Weights
 from quintain.rollout.engines.embedded.engine import EmbeddedEngine
 from quintain.rollout.journal.audit import audit

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quintain.codec import as_floats, as_ints, pack
+from quintain.arrays import as_floats, as_ints
+from quintain.codec import pack
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, Message, TextPart, ToolCall, assistant, user
 from quintain.rollout.journal.parquet import Stored, read_trajectories, write_stored, write_trajectories

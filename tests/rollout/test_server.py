@@ -118,7 +118,7 @@ def test_a_malformed_request_gets_a_failure_and_no_stack(
 
 
 def test_a_canary_of_other_rows_than_scored_is_refused() -> None:
-    from quintain.codec import as_floats, as_ints
+    from quintain.arrays import as_floats, as_ints
     from quintain.rollout.weights.canary import compare
 
     rows = (as_ints([1, 2]),)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from quintain.codec import Ints, as_ints
+from quintain.arrays import Ints, as_ints
 from quintain.config import ExperimentConfig, parse_config
 from quintain.messages import Message, ToolSpec, user
 from quintain.trainers.algorithms import algorithm_of

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from quintain.codec import Ints
+from quintain.arrays import Ints
 from quintain.config.offline import PRMConfig, RewardConfig
 from quintain.trainers.algorithms.base import DatasetAlgorithm
 from quintain.trainers.examples import Example, counts_of, sequence_row

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quintain.codec import Ints
+from quintain.arrays import Ints
 from quintain.config import SDPOConfig
 from quintain.rollout.chat.base import Chat
 from quintain.trainers.algorithms.base import Pass

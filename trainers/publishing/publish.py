@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quintain.codec import Floats, Ints, as_floats
+from quintain.arrays import Floats, Ints, as_floats
 from quintain.config import RolloutConfig
 from quintain.failure import QuintainError
 from quintain.rollout.client import RolloutClient

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quintain.codec import Ints, as_floats, as_ints
+from quintain.arrays import Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, Sampling
 from quintain.rollout.engines.contract import spans_between

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from quintain.codec import Floats, Ints, as_floats, as_ints
+from quintain.arrays import Floats, Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from quintain.codec import Ints, as_floats, as_ints
+from quintain.arrays import Ints, as_floats, as_ints
 from quintain.rollout.engines.base import Completion, Sampling
 from quintain.rollout.engines.contract import spans_between
 from quintain.rollout.engines.vllm.dialect import Chunk

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from quintain.codec import Floats, as_floats
+from quintain.arrays import Floats, as_floats
 from quintain.rollout.engines.base import Sampling
 
 NOT_FINITE = -9000.0

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quintain.codec import Floats, Ints, as_floats, as_ints
+from quintain.arrays import Floats, Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
+from quintain.arrays import Floats, Ints
 from quintain.calling.connections import async_http_client
-from quintain.codec import Floats, Ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage, one_line
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.vllm.dialect import (

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintain.codec import as_floats, as_ints
+from quintain.arrays import as_floats, as_ints
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, assistant, system, user
 from quintain.rollout.chat.template import TemplateChat
 from quintain.rollout.engines.base import Completion

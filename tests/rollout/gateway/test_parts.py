@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quintain.codec import as_ints
+from quintain.arrays import as_ints
 from quintain.failure import QuintainError
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
 from quintain.rollout.engines.base import Sampling

@@ -1,0 +1,53 @@
+"""Options as frozen pydantic models whose attributes' docstrings are the descriptions in the JSON schema.
+
+pydantic reads such docstrings from the source as a class is made (`use_attribute_docstrings`), which is most of the
+time that such a class takes. Here they are read where a schema is asked for, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from itertools import pairwise
+from textwrap import dedent
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
+
+
+class DocumentedModel(BaseModel):
+    """Unknown names are refused, and values are frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        owners = {name: owner for owner in reversed(cls.__mro__) for name in inspect.get_annotations(owner)}
+        told = {owner: attribute_docs(owner) for owner in set(owners.values())}
+        for name, described in properties.items():
+            if name in owners and (text := told[owners[name]].get(name)):
+                described.setdefault("description", text)
+        return schema
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+    """What the texts below the attributes in the body of `cls` say; nothing where its source cannot be had."""
+    try:
+        (defined,) = ast.parse(dedent(inspect.getsource(cls))).body
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    assert isinstance(defined, ast.ClassDef)
+    found = {}
+    for attribute, text in pairwise(defined.body):
+        if (
+            isinstance(attribute, ast.AnnAssign)
+            and isinstance(attribute.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        ):
+            found[attribute.target.id] = inspect.cleandoc(text.value.value)
+    return found
