@@ -240,6 +240,7 @@ class _Checks:
             self._skipped["sessions"] = "needs a server of its own"
         if self._bound is None and isinstance(self._client, EnvClient):
             self._skipped["secrecy"] = "needs the references, which a server tells nobody"
+        played: list[str] = []
         for split in splits:
             try:
                 tasks, secrets = await asyncio.to_thread(self._tasks, split)  # which blocks for a moment
@@ -247,7 +248,10 @@ class _Checks:
                 self._problems["tasks"].append(f"split {split!r} cannot be read: {error}")
                 continue
             if tasks:
+                played.append(split)
                 await self._split(split, tasks, secrets)
+        if played:
+            self._gymnasium(played[0])  # what it looks at is the class's, whatever the tasks
         await self._left()
         return tuple(
             EnvironmentCheck(name, tuple(dict.fromkeys(self._problems[name])), "" if self._problems[name] else skipped)
@@ -293,15 +297,6 @@ class _Checks:
                 return
             await self._faced(tasks[0], split, alone)
             await self._closed(secrets[0])
-            if self._problems["close"]:
-                self._skipped["gymnasium"] = "its episodes cannot be closed"
-                return
-            try:
-                _check_gymnasium(self._bound, split)
-            except QuintainError as error:  # an environment that is none of gymnasium's, such as one of several seats
-                self._skipped["gymnasium"] = str(error)
-            except Exception as error:  # the boundary: gymnasium's checker asserts
-                self._problems["gymnasium"].append(f"{type(error).__name__}: {one_line(str(error))}")
 
     async def _episode(self, task: Task, answer: Action, where: str) -> _Played | None:
         """The episode of `task` in which `answer` is said again and again, played twice; None where it breaks."""
@@ -408,6 +403,19 @@ class _Checks:
             self._problems["close"].append(
                 f"it cannot be closed at any time and twice: {type(error).__name__}: {error}"
             )
+
+    def _gymnasium(self, split: str) -> None:
+        if self._bound is None or self._problems["episodes"]:
+            return
+        if self._problems["close"]:
+            self._skipped["gymnasium"] = "its episodes cannot be closed"
+            return
+        try:
+            _check_gymnasium(self._bound, split)
+        except QuintainError as error:  # an environment that is none of gymnasium's, such as one of several seats
+            self._skipped["gymnasium"] = str(error)
+        except Exception as error:  # the boundary: gymnasium's checker asserts
+            self._problems["gymnasium"].append(f"{type(error).__name__}: {one_line(str(error))}")
 
     async def _faced(self, task: Task, split: str, alone: Mapping[tuple[int, int], _Played]) -> None:
         """Play a task through the other client."""

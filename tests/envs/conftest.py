@@ -25,6 +25,8 @@ from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.lifeline import Lifeline
 
 SAMPLES = Path(__file__).parent / "samples.py"
+LOOK_S = 0.005
+"""Between two looks at what is waited for, so that the looking leaves it the processor."""
 
 _SERVE = """
 import json, sys
@@ -85,11 +87,12 @@ class Server:
                 return float(line.rpartition(" ")[2])
         return 0.0
 
-    def wait_metric(self, name: str, holds: Callable[[float], bool], timeout_s: float = 20.0) -> float:
+    def wait_metric(self, name: str, holds: Callable[[float], bool], timeout_s: float = 60.0) -> float:
         """Wait until the metric `name` is as wanted; how long that took."""
         began = time.monotonic()
         while not holds(self.metric(name)):
             assert time.monotonic() - began < timeout_s, f"{name} is {self.metric(name)}"
+            time.sleep(LOOK_S)
         return time.monotonic() - began
 
     def stop(self) -> int:
@@ -97,7 +100,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         finally:
             self.lifeline.close()
             self._http.close()
@@ -116,8 +119,9 @@ def until() -> Callable[..., Any]:
         began = time.monotonic()
         while not holds():
             assert time.monotonic() - began < timeout_s
+            time.sleep(LOOK_S)
 
-    async def wait(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    async def wait(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
         await asyncio.to_thread(watch, holds, timeout_s)
 
     return wait
@@ -178,7 +182,7 @@ def failed() -> Callable[..., Any]:
     return step
 
 
-def wait_gone(processes: list[psutil.Process], timeout_s: float = 20.0) -> list[int]:
+def wait_gone(processes: list[psutil.Process], timeout_s: float = 60.0) -> list[int]:
     """Wait until the processes have ended; the ids of those that have not."""
     until = time.monotonic() + timeout_s
     alive = []

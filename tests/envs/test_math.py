@@ -165,7 +165,8 @@ def test_word_problems_are_answered_by_what_they_tell(operations, low, width, st
 
 def test_word_problems_come_in_many_shapes_and_never_those_held_out():
     options = {"operations": "+-*", "word": True}
-    train = [MathEnv.tasks("train", **options)[n].prompt[0].text for n in range(500)]
+    tasks = MathEnv.tasks("train", **options)
+    train = [tasks[n].prompt[0].text for n in range(500)]
     heldout = {task.prompt[0].text for task in MathEnv.tasks("heldout", **options)}
     assert not heldout & set(train)
     assert len({re.sub(r"\d+", "n", text) for text in train}) > 450

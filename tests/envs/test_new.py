@@ -11,23 +11,25 @@ from click.testing import CliRunner
 
 from quintain.cli import cli
 from quintain.config.load import load_config
-from quintain.envs.new import KINDS, write_new
+from quintain.envs.new import KINDS, class_name, write_new
 from quintain.failure import QuintainError
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_passes_the_check_and_its_own_tests_and_can_be_trained_on(kind, tmp_path, monkeypatch):
+def test_every_kind_passes_the_check_and_its_own_tests_and_can_be_trained_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = CliRunner().invoke(cli, ["env", "new", "my_env", "--kind", kind], standalone_mode=False)
-    assert told.exception is None
-    assert "quintain env check my_env.py:MyEnv" in told.output
-    home = tmp_path / "my_env"
-    assert len(list(home.iterdir())) <= 5
-    pytest_of_theirs = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(home)]
-    ran = subprocess.run(pytest_of_theirs, cwd=home, env={**os.environ}, capture_output=True, text=True)
+    for kind in KINDS:
+        name = f"my_{kind.replace('-', '_')}"
+        told = CliRunner().invoke(cli, ["env", "new", name, "--kind", kind], standalone_mode=False)
+        assert told.exception is None
+        assert f"quintain env check {name}.py:{class_name(name)}" in told.output
+        assert len(list((tmp_path / name).iterdir())) <= 5
+        assert load_config(tmp_path / name / f"{name}.yaml").environment.name == f"{name}.py:{class_name(name)}"
+    pytest_of_theirs = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(tmp_path)]
+    ran = subprocess.run(pytest_of_theirs, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
-    assert "2 passed" in ran.stdout
-    assert load_config(home / "my_env.yaml").environment.name == "my_env.py:MyEnv"
+    for kind in KINDS:
+        assert ran.stdout.count(f"test_my_{kind.replace('-', '_')}.py::") == 2, ran.stdout
+    assert f"{2 * len(KINDS)} passed" in ran.stdout
 
 
 def test_the_class_is_told_as_it_is_written(tmp_path, monkeypatch):

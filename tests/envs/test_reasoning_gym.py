@@ -20,9 +20,10 @@ async def test_the_right_answer_gets_the_familys_own_score_and_a_wrong_one_does_
     assert rewards[1] < 0.1
 
 
-@pytest.mark.parametrize("family", ["leg_counting", "sudoku"])
-async def test_an_environment_of_a_family_is_sound(family):
-    assert await check_environment(ReasoningGymEnv, options={"family": family, "heldout": 3}, tasks=2) == []
+@pytest.mark.parametrize(("family", "config"), [("leg_counting", {}), ("sudoku", {"min_empty": 9, "max_empty": 12})])
+async def test_an_environment_of_a_family_is_sound(family, config):
+    options = {"family": family, "config": config, "heldout": 3}
+    assert await check_environment(ReasoningGymEnv, options=options, tasks=2) == []
 
 
 def test_training_never_asks_a_question_that_is_held_out():

@@ -49,6 +49,7 @@ async def test_the_lease_of_an_episode_does_not_run_out_while_its_turn_is_sample
         renewals, expired = 0, 0
         while renewals < 5 and not expired:  # more than one lease of them, or its end
             renewals, expired = await asyncio.to_thread(seen)
+            await asyncio.sleep(0.05)
 
     class Slow(FakeEngine):
         async def generate(self, *asked, **more):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -254,46 +253,49 @@ def test_a_reward_the_environment_does_not_give_is_said_with_what_it_gives() -> 
         GRPO(config(reward_weights={"style": 1.0}), longest=8).rows(groups(1), version=0)
 
 
-RANK = """
+RANKS = """
 import json, os, sys
-from contextlib import nullcontext
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tests.trainers.test_update import config, credited_rows, groups, loss_of, tiny
 from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.model.forward import PolicyForward
-from quintain.trainers.algorithms.grpo import GRPO
-from quintain.trainers.rows import Rows
 from quintain.trainers.ranks import Ranks
-from quintain.trainers.update import Loss, Work, accumulate
+from quintain.trainers.update import Work, accumulate
+other = os.fork()  # before anything is computed: imported once, for both ranks
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
-model, trainer, batch = tiny(), config(), groups(5)
-credited = credited_rows(batch, trainer)
-rows = credited.rows
-pieces = micro_batches([r.segment for r in rows], [r.prefix for r in rows], layout="tree", max_tokens=int(sys.argv[1]))
-forward = DistributedDataParallel(PolicyForward(model, temperature=0.8))
-work = Work(pieces, rows, credited.totals, loss_of(trainer), Ranks(dist.get_rank(), dist.get_world_size()))
-loss, _ = accumulate(forward, work, backward=lambda value: value.backward(), unsynced=forward.no_sync)
-flat = torch.cat([p.grad.flatten() for p in model.parameters()])
-total = torch.tensor([loss]); dist.all_reduce(total)
-if dist.get_rank() == 0:
-    torch.save({"gradient": flat, "loss": total.item(), "pieces": len(pieces)}, sys.argv[2])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0 if other else 1, world_size=2)
+found = []
+for max_tokens in json.loads(sys.argv[3]):
+    model, trainer, batch = tiny(), config(), groups(5)
+    credited = credited_rows(batch, trainer)
+    rows = credited.rows
+    pieces = micro_batches(
+        [r.segment for r in rows], [r.prefix for r in rows], layout="tree", max_tokens=max_tokens
+    )
+    forward = DistributedDataParallel(PolicyForward(model, temperature=0.8))
+    work = Work(pieces, rows, credited.totals, loss_of(trainer), Ranks(dist.get_rank(), dist.get_world_size()))
+    loss, _ = accumulate(forward, work, backward=lambda value: value.backward(), unsynced=forward.no_sync)
+    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+    total = torch.tensor([loss])
+    dist.all_reduce(total)
+    found.append({"gradient": flat, "loss": total.item(), "pieces": len(pieces)})
+if other:
+    torch.save(found, sys.argv[2])
 dist.destroy_process_group()
+if other:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
 """
 
 
-@pytest.mark.parametrize(("max_tokens", "pieces"), [(10_000, 1), (40, None)], ids=["fewer pieces than ranks", "more"])
-def test_two_gloo_ranks_have_the_gradient_of_one(tmp_path: Path, max_tokens: int, pieces: int | None) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    root = str(Path(__file__).parents[2])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "PYTHONPATH": root}
-    command = [sys.executable, "-c", RANK, str(max_tokens), str(tmp_path / "out.pt")]
-    ranks = [subprocess.Popen(command, env={**common, "RANK": str(rank)}, cwd=root) for rank in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
-    out = torch.load(tmp_path / "out.pt")
-    assert pieces is None or out["pieces"] == pieces
+def test_two_gloo_ranks_have_the_gradient_of_one_with_more_pieces_than_ranks_and_with_fewer(tmp_path: Path) -> None:
+    root, out = str(Path(__file__).parents[2]), tmp_path / "out.pt"
+    command = [sys.executable, "-c", RANKS, str(tmp_path / "meet"), str(out), json.dumps([10_000, 40])]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, cwd=root, check=True, timeout=240)
     whole, loss, _ = gradient(groups(5), config())
-    assert near(out["gradient"], whole)
-    assert out["loss"] == pytest.approx(loss, rel=1e-5)
+    few, many = torch.load(out)
+    assert few["pieces"] == 1
+    assert many["pieces"] > 2
+    for found in (few, many):
+        assert near(found["gradient"], whole)
+        assert found["loss"] == pytest.approx(loss, rel=1e-5)

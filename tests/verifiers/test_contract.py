@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from quintain.failure import QuintainError
 from quintain.verdict import Outcome, Verdict
@@ -107,10 +108,13 @@ ABSURD: list[Any] = [
 Made = Callable[[str], Verifier]
 
 
-@pytest.fixture
-async def made(request: pytest.FixtureRequest) -> AsyncIterator[Made]:
-    """Makes a verifier by its name, and closes it at the end."""
-    kept: list[Verifier] = []
+together = pytest.mark.asyncio(loop_scope="module")
+"""Tests that ask the same verifiers."""
+
+
+@pytest.fixture(scope="module")
+def fresh(request: pytest.FixtureRequest) -> Made:
+    """Makes a verifier by its name."""
 
     def make(name: str) -> Verifier:
         options = dict(CASES.get(name, Case()).options)
@@ -120,11 +124,23 @@ async def made(request: pytest.FixtureRequest) -> AsyncIterator[Made]:
             with socket.socket() as free:  # nobody is at this address
                 free.bind(("127.0.0.1", 0))
                 options["url"] = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        kept.append(get_verifier(name, **options))
-        return kept[-1]
+        return get_verifier(name, **options)
 
-    yield make
-    for verifier in kept:
+    return make
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(fresh: Made) -> AsyncIterator[Made]:
+    """The verifier of that name, which has been asked what the tests before asked."""
+    kept: dict[str, Verifier] = {}
+
+    def find(name: str) -> Verifier:
+        if name not in kept:
+            kept[name] = fresh(name)
+        return kept[name]
+
+    yield find
+    for verifier in kept.values():
         await verifier.close()
 
 
@@ -139,8 +155,8 @@ def check_sound(verdicts: list[Verdict], items: list[Item]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
-async def test_nothing_asked_is_nothing_answered_and_closing_twice_is_allowed(name: str, made: Made) -> None:
-    verifier = made(name)
+async def test_nothing_asked_is_nothing_answered_and_closing_twice_is_allowed(name: str, fresh: Made) -> None:
+    verifier = fresh(name)
     assert verifier.name == name
     assert verifier.version
     assert await verifier.verify([]) == []
@@ -148,6 +164,7 @@ async def test_nothing_asked_is_nothing_answered_and_closing_twice_is_allowed(na
     await verifier.close()
 
 
+@together
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 async def test_verdicts_come_one_for_each_item_in_order(name: str, made: Made) -> None:
     case = CASES.get(name, Case())
@@ -162,6 +179,7 @@ async def test_verdicts_come_one_for_each_item_in_order(name: str, made: Made) -
     assert [verdict.score for verdict in second] == [verdict.score for verdict in first[::-1]]
 
 
+@together
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 async def test_absurd_answers_get_a_verdict_and_never_an_exception(name: str, made: Made) -> None:
     case = CASES.get(name, Case())
@@ -174,6 +192,7 @@ async def test_absurd_answers_get_a_verdict_and_never_an_exception(name: str, ma
     assert verdicts[-1].outcome is Outcome.CORRECT or case.right is None
 
 
+@together
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 async def test_a_reference_of_the_wrong_kind_is_a_bad_reference_and_no_score(name: str, made: Made) -> None:
     case = CASES.get(name, Case())

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,11 +57,23 @@ CATASTROPHES = [
 
 
 @pytest.fixture
-async def verifier() -> AsyncIterator[MathVerifier]:
+async def fresh() -> AsyncIterator[MathVerifier]:
+    """A verifier that has not been asked anything."""
     async with MathVerifier(MathOptions(workers=2, deadline_s=60.0)) as verifier:
         yield verifier
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def verifier() -> AsyncIterator[MathVerifier]:
+    """The verifier of those tests that are marked `together`."""
+    async with MathVerifier(MathOptions(workers=2, deadline_s=60.0)) as verifier:
+        yield verifier
+
+
+together = pytest.mark.asyncio(loop_scope="module")
+
+
+@together
 async def test_catastrophes_are_never_correct_and_change_no_other_verdict(verifier: MathVerifier) -> None:
     sound = [Item(rf"\sqrt{{{n}}} + 1", rf"1 + \sqrt{{{n + n % 2}}}") for n in range(2, 42)]
     for place, (answer, reference) in enumerate(CATASTROPHES):
@@ -75,6 +88,7 @@ async def test_catastrophes_are_never_correct_and_change_no_other_verdict(verifi
     ]
 
 
+@together
 async def test_a_timeout_is_a_failure_and_no_score(verifier: MathVerifier) -> None:
     [verdict] = await verifier.verify([Item(HANGING, r"\int_0^1 x dx")], deadline_s=0.5)
     assert verdict.outcome is Outcome.TIMEOUT
@@ -84,14 +98,15 @@ async def test_a_timeout_is_a_failure_and_no_score(verifier: MathVerifier) -> No
     assert verdict.detail["answer"] == HANGING
 
 
-async def test_plain_numbers_start_no_process(verifier: MathVerifier) -> None:
+async def test_plain_numbers_start_no_process(fresh: MathVerifier) -> None:
     before = psutil.Process().children()
     items = [Item(f"17 + {n} = {17 + n}.", 17 + n) for n in range(1000)]
-    verdicts = await verifier.verify(items)
+    verdicts = await fresh.verify(items)
     assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
     assert psutil.Process().children() == before
 
 
+@together
 async def test_concurrent_batches_get_their_own_verdicts(verifier: MathVerifier) -> None:
     async def judge(n: int) -> list[Outcome]:
         items = [Item(rf"\sqrt{{{n}}}", rf"\sqrt{{{m}}}") for m in range(2, 12)]
@@ -101,13 +116,13 @@ async def test_concurrent_batches_get_their_own_verdicts(verifier: MathVerifier)
     assert found == [[Outcome.CORRECT if n == m else Outcome.WRONG for m in range(2, 12)] for n in range(2, 12)]
 
 
-async def test_closing_twice_and_leaving_nothing(verifier: MathVerifier) -> None:
+async def test_closing_twice_and_leaving_nothing(fresh: MathVerifier) -> None:
     others = set(psutil.Process().children(recursive=True))
-    await verifier.verify([Item(r"\sqrt{2}", r"\sqrt{3}")])
+    await fresh.verify([Item(r"\sqrt{2}", r"\sqrt{3}")])
     family = set(psutil.Process().children(recursive=True)) - others
     assert family
-    await verifier.close()
-    await verifier.close()
+    await fresh.close()
+    await fresh.close()
     assert not [process for process in family if process.is_running()]
 
 
@@ -257,6 +272,7 @@ def test_a_sum_in_a_sentence_is_judged_by_its_result(a: int, b: int) -> None:
             assert found.outcome is outcome, (text, reference)
 
 
+@together
 async def test_broken_unicode_costs_nothing_but_its_verdict(verifier: MathVerifier) -> None:
     broken = ["\ud800", "\\sqrt{\ud800}", "25\x00", "\\sqrt{2}\x00"]
     verdicts = await verifier.verify([*(Item(answer, r"\sqrt{2}") for answer in broken), Item("25", "25")])
@@ -285,6 +301,7 @@ ANSWERS = st.one_of(
 )
 
 
+@together
 async def test_no_input_raises_out_of_verify_or_takes_the_batch_with_it(verifier: MathVerifier) -> None:
     items: list[Item] = []
 
@@ -302,6 +319,7 @@ async def test_no_input_raises_out_of_verify_or_takes_the_batch_with_it(verifier
     assert verdicts[-1].outcome is Outcome.CORRECT
 
 
+@together
 async def test_a_tolerance_beyond_64_bits_is_one(verifier: MathVerifier) -> None:
     reference = {"answer": r"7 \times 10^{35}, 0.002", "abs_tol": 1e34}
     [verdict] = await verifier.verify([Item(r"0.001, 7.1 \cdot 10^{35}", reference)])

@@ -204,7 +204,8 @@ async def test_runs_of_every_kind_leave_no_descriptor_open(make: Make) -> None:
 
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite run in the background inherits it ignored
 from quintain.verifiers.sandbox.interface import Program, Limits
 from quintain.verifiers.sandbox.namespaces import NamespaceSandbox
 
