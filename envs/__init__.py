@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quintain.envs.builtin.code import CodeEnv as CodeEnv
     from quintain.envs.builtin.data import DataEnv as DataEnv
     from quintain.envs.builtin.gymnasium import GymnasiumEnv as GymnasiumEnv
+    from quintain.envs.builtin.harbor import HarborEnv as HarborEnv
     from quintain.envs.builtin.math import MathEnv as MathEnv
     from quintain.envs.builtin.reasoning_gym import ReasoningGymEnv as ReasoningGymEnv
     from quintain.envs.builtin.shell import ShellTasksEnv as ShellTasksEnv
@@ -78,6 +79,7 @@ _HOMES = {
     "quintain.envs.serving.limits": ("EnvironmentLimits",),
     "quintain.envs.local": ("LocalClient",),
     "quintain.envs.builtin.gymnasium": ("GymnasiumEnv",),
+    "quintain.envs.builtin.harbor": ("HarborEnv",),
     "quintain.envs.builtin.math": ("MathEnv",),
     "quintain.envs.builtin.reasoning_gym": ("ReasoningGymEnv",),
     "quintain.envs.mcp_tools": ("McpTools",),

@@ -26,6 +26,7 @@ BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
         "code": "quintain.envs.builtin.code:CodeEnv",
         "data": "quintain.envs.builtin.data:DataEnv",
         "gymnasium": "quintain.envs.builtin.gymnasium:GymnasiumEnv",
+        "harbor": "quintain.envs.builtin.harbor:HarborEnv",
         "math": "quintain.envs.builtin.math:MathEnv",
         "reasoning_gym": "quintain.envs.builtin.reasoning_gym:ReasoningGymEnv",
         "shell": "quintain.envs.builtin.shell:ShellTasksEnv",

@@ -54,7 +54,8 @@ declare -r _state="${{TMPDIR:-/tmp}}/{STATE}"
 trap '{{ declare -p; declare -f; alias -p; printf "cd -- %q\\n" "$PWD"; }} >"$_state" 2>/dev/null' EXIT
 eval "$1"
 """
-_COLLECT: Final = f"chmod -R u+rwX . 2>/dev/null; exec tar -cf - --exclude=./{STATE} ."  # no file hides behind its mode
+_PACK: Final = f'chmod -R u+rwX -- "$@" 2>/dev/null; exec tar -cf - --exclude=./{STATE} -- "$@"'
+"""No file hides behind its mode."""
 _HURTS: Final = (Status.MEMORY_LIMIT, Status.TIMEOUT)
 
 
@@ -83,7 +84,7 @@ class WorkFolder:
             laid = {f"work/{path}": content for path, content in laid.items()}
             laid |= {path: content.encode() for path, content in files.items()}
         program = Program.command(*argv)
-        return _settled(await self._sandbox.run(program, stdin=stdin.encode(), files=laid, limits=self._limits))
+        return settled(await self._sandbox.run(program, stdin=stdin.encode(), files=laid, limits=self._limits))
 
 
 class ShellEnv(ToolEnv):
@@ -234,18 +235,27 @@ class ShellEnv(ToolEnv):
         """What became of `program`. Raises ToolError for files that cannot be."""
         if self._work is None:
             raise ToolError("raised", "the shell and its files are gone: an earlier command has taken them with it")
+        bounds = Limits(**limits) if limits else self._bounds()
         try:
-            done = await self._work.run(program, files=files, limits=Limits(**limits) if limits else self._limits)
+            done = await self._work.run(program, files=files, limits=bounds)
         except QuintainError as error:
             raise ToolError("invalid_arguments", str(error)) from None
         if done.failure is not None and self._hurt:
             await self._leave()
             return await self._run(program)
         self._hurt = done.status in _HURTS
-        return _settled(done)
+        return settled(done)
+
+    def _bounds(self) -> Limits:
+        """What a command of the policy's may use now. A subclass may raise ToolError, where there is nothing left."""
+        return self._limits
+
+    def _place(self, path: str) -> str:
+        """Where the file is, from the sandbox's work folder on, that the policy calls `path`."""
+        return path
 
     async def _read(self, path: str) -> str:
-        done = await self._run(Program.command("cat", "--", path))
+        done = await self._run(Program.command("cat", "--", self._place(path)))
         if done.status is not Status.OK:
             said = done.stderr.decode("utf-8", "replace").removeprefix("cat: ").strip() or done.reason
             raise ToolError("raised", said)
@@ -255,20 +265,25 @@ class ShellEnv(ToolEnv):
             raise ToolError("raised", f"{path} is no text in UTF-8") from None
 
     async def _write(self, path: str, content: str) -> None:
-        done = await self._run(Program.command("true"), {path: content.encode("utf-8", "replace")})
+        done = await self._run(Program.command("true"), {self._place(path): content.encode("utf-8", "replace")})
         if done.status is not Status.OK:
             raise ToolError("raised", done.stderr.decode("utf-8", "replace").strip() or done.reason)
 
     async def _collected(self) -> dict[str, bytes] | None:
         """The regular files of the folder; None where they are more than it may hold, or gone."""
+        packed = await self._packed(".")
+        files = None if packed is None else _untarred(packed)
+        return None if files is None or sum(map(len, files.values())) > FOLDER_BYTES else files
+
+    async def _packed(self, *paths: str) -> bytes | None:
+        """An archive of all that is at `paths` of the folder; None where it is more than that may hold, or gone."""
         most = FOLDER_BYTES + TAR_BYTES * self._limits.inodes
-        program = Program.command("sh", "-c", _COLLECT)
+        program = Program.command("sh", "-c", _PACK, "sh", *paths)
         try:
             done = await self._run(program, wall_s=COLLECT_S, cpu_s=COLLECT_S, output_bytes=most)
         except ToolError:
             return None
-        files = _untarred(done.stdout) if done.status is Status.OK else None
-        return None if files is None or sum(map(len, files.values())) > FOLDER_BYTES else files
+        return done.stdout if done.status is Status.OK else None
 
 
 def _untarred(archive: bytes) -> dict[str, bytes] | None:
@@ -285,7 +300,8 @@ def _untarred(archive: bytes) -> dict[str, bytes] | None:
     return found
 
 
-def _settled(done: Execution) -> Execution:
+def settled(done: Execution) -> Execution:
+    """`done`. Raises FailureError where the sandbox broke."""
     if done.failure is not None:
         raise FailureError(done.failure)
     return done

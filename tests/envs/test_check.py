@@ -33,6 +33,8 @@ from quintain.envs.registry import BUILT_IN
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.loading import load_module
 
+from .harbor_folders import HELLO, write_task
+
 SAMPLES = Path(__file__).parent / "samples.py"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -270,6 +272,7 @@ OPTIONS = {
     "code": {"data": str(EXAMPLES / "code_problems.jsonl"), "heldout": 2},
     "data": {"data": "rows.jsonl", "prompt": "question", "verifier": "math", "heldout": 2},
     "gymnasium": {"game": "FrozenLake-v1"},
+    "harbor": {"path": "task", "shells": 2},
     "reasoning_gym": {"family": "basic_arithmetic", "heldout": 3},
     "shell": {"kinds": ["write"]},
     "textarena": {"game": "GuessTheNumber-v0"},
@@ -281,6 +284,7 @@ async def test_every_built_in_environment_passes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = "".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in range(30, 40))
     (tmp_path / "rows.jsonl").write_text(rows)
+    write_task(tmp_path / "task", HELLO)
     found = await checks_of(resolve(name), options=OPTIONS.get(name), tasks=2)
     assert not [check for check in found if check.problems]
     assert {check.name for check in found if check.skipped} <= {"solution", "floor"}

@@ -74,7 +74,10 @@ def test_a_module_in_the_current_folder_is_found(file, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("mth", "there is no environment 'mth': did you mean 'math'? (known: calculator, code, data, gymnasium, math"),
+        (
+            "mth",
+            "there is no environment 'mth': did you mean 'math'? (known: calculator, code, data, gymnasium, harbor, m",
+        ),
         ("quintain.envs.nowhere:MathEnv", "there is no module 'quintain.envs.nowhere'"),
         (
             "quintain.envs.builtin.math:MathsEnv",

@@ -42,11 +42,13 @@ class KeeperGone(Exception):
 @dataclass(frozen=True, slots=True)
 class ZygoteSpec:
     """How zygotes are started: the interpreter, the modules it loads beforehand, the host's paths that
-    programs may read, the user it becomes (None: it stays who it is), and the files of prepared programs by name."""
+    programs may read, the folders at the top that lead into the work folder, the user it becomes (None: it stays who it
+    is), and the files of prepared programs by name."""
 
     python: str
     preload: tuple[str, ...]
     readable: tuple[str, ...]
+    folders: tuple[str, ...]
     user: int | None
     prepared: Mapping[str, str]
 

@@ -49,6 +49,7 @@ class NamespaceSandbox(Sandbox):
 
     `python` is the interpreter that runs Python programs, `preload` names modules it has imported already
     (their state is the same in every run), `readable` further paths of the host that programs may read.
+    `folders` at the top, as "/app", lead into the work folder: what is in /app is in its `app`, once that is there.
     Where /tmp itself is one of them, programs cannot write there but in /var/tmp, which `tempfile` finds. `prepared`
     names programs that `Program.prepared` runs: the path of a Python file whose folder is a package; it is imported
     once, its `warm` is called if it has one, and each run calls its `main` in a fresh process. `user` is the user id
@@ -62,6 +63,7 @@ class NamespaceSandbox(Sandbox):
         python: str | None = None,
         preload: Sequence[str] = (),
         readable: Sequence[str] = (),
+        folders: Sequence[str] = (),
         user: int | None = None,
         control_groups: bool = True,
         prepared: Mapping[str, str] | None = None,
@@ -70,6 +72,7 @@ class NamespaceSandbox(Sandbox):
         self._python = python
         self._preload = tuple(preload)
         self._readable = tuple(os.path.abspath(path) for path in readable)
+        self._folders = tuple(folders)
         self._user = user
         self._prepared = dict(prepared or {})
         self._use_groups = control_groups and user is None
@@ -161,7 +164,7 @@ class NamespaceSandbox(Sandbox):
     async def _start(self) -> ZygoteFacts:
         interpreter = await asyncio.to_thread(find, self._python)
         readable = (*interpreter.folders, *self._readable)
-        spec = ZygoteSpec(interpreter.path, self._preload, readable, self._user, self._prepared)
+        spec = ZygoteSpec(interpreter.path, self._preload, readable, self._folders, self._user, self._prepared)
         uids = slot_uids(_read("/proc/self/uid_map"), self._count)
         keepers = [KeeperHandle(slot, uid) for slot, uid in enumerate(uids)]
         self._groups = await asyncio.to_thread(self._make_groups)

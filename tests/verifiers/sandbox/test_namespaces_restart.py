@@ -263,6 +263,16 @@ async def test_another_python_and_further_paths_can_be_read(user: int | None, tm
             assert done.stdout == b"msgpack\n"
 
 
+async def test_folders_at_the_top_lead_into_the_work_folder_of_each_session(make: Make) -> None:
+    async with make(folders=["/app", "/root"]) as sandbox:
+        run = Program.command("sh", "-c", "cat /app/x; mkdir root; echo y > /root/y; cat root/y; rm /app; ls -A /root")
+        for _ in range(2):
+            done = await sandbox.run(run, files={"app/x": b"x\n"})
+            assert done.stdout == b"x\ny\ny\n"
+    with pytest.raises(QuintainError, match="/usr cannot lead into the work folder: the sandbox's own files are there"):
+        await make(folders=["/usr"]).start()
+
+
 async def test_a_failure_to_start_is_told_and_can_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = NamespaceSandbox(slots=1)
     monkeypatch.setattr("quintain.verifiers.sandbox.handle.BOOT", "raise SystemExit('not today')")

@@ -3,7 +3,7 @@
 What always holds after `enter_root`: nothing of the host can be reached from this process or its children but
 the paths named as readable, none of which can be written; `/box` is where a session's own file system goes,
 and `/tmp` and `/dev/shm` lead into it. A readable path that lies there on the host is kept below `HELD`, and a link in
-the session's own file system leads to it.
+the session's own file system leads to it. A folder that is a session's own (`folders`) is a link into its work folder.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def enter_namespaces(privileged: bool) -> None:
     socket.sethostname("sandbox")
 
 
-def enter_root(readable: list[str]) -> None:
-    """Make the new root from the host's `readable` paths, and leave the host's."""
+def enter_root(readable: list[str], folders: list[str]) -> None:
+    """Make the new root from the host's `readable` paths, and leave the host's; `folders` of it lead into the work
+    folder. Raises ValueError for a folder that is there already."""
     kernel.mount("none", "/", "", kernel.MS_PRIVATE | kernel.MS_REC)
     # Any folder will do as the place to stand on: what it hides is still there under /host after the pivot.
     kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.MS_NOSUID, ROOT_SIZE)
@@ -72,6 +73,10 @@ def enter_root(readable: list[str]) -> None:
     for path, target in LINKS.items():
         if not os.path.lexists("/root" + path):
             os.symlink(target, "/root" + path)
+    for folder in folders:
+        if os.path.lexists("/root" + folder):
+            raise ValueError(f"{folder} cannot lead into the work folder: the sandbox's own files are there")
+        os.symlink(WORK + folder, "/root" + folder)
     hold("/root" + BOX)
     for path, content in WRITTEN.items():
         write("/root" + path, content)

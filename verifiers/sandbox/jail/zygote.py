@@ -71,7 +71,7 @@ def prepare(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, types.Mod
         except OSError:
             privileged = False
     root.enter_namespaces(privileged)
-    root.enter_root(config["readable"])
+    root.enter_root(config["readable"], config["folders"])
     users = user_namespace(0)  # that one can be made is better known now
     counted = privileged or counts_processes(users)  # a slot's own user is never the host's root
     os.close(users)

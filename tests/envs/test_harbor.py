@@ -1,0 +1,269 @@
+"""Tasks of Harbor's format: what they pay, what cannot be forged, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from quintain.envs import Action, HarborEnv, LocalClient, Step
+from quintain.envs.builtin.harbor import reward_in
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
+from quintain.verifiers.shared import Verifiers
+
+from .harbor_folders import BINARY, HELLO, TASKS, write_task, write_tasks
+
+FEW = {"shells": 2}
+in_module = pytest.mark.asyncio(loop_scope="module")
+DONE = Action.text("It is done.")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def verifiers() -> AsyncIterator[Verifiers]:
+    """The sandboxes that the episodes of this module share."""
+    shared = Verifiers()
+    yield shared
+    await shared.close()
+
+
+async def last(verifiers: Verifiers, path: Path, *commands: str, **options: Any) -> Step:
+    """The last step of an episode that runs `commands`."""
+    env = HarborEnv(**FEW | options)
+    env.verifiers = verifiers
+    await env.reset(HarborEnv.tasks("train", path=str(path))[0], seed=0)
+    try:
+        for action in [*(Action.call("shell", {"command": command}) for command in commands), DONE]:
+            step = await env.step(action)
+            if step.ended:
+                return step
+    finally:
+        await env.close()
+    raise AssertionError("the episode has no end")
+
+
+async def earned(verifiers: Verifiers, path: Path, *commands: str) -> float:
+    return (await last(verifiers, path, *commands)).reward
+
+
+@pytest.mark.parametrize(
+    ("name", "commands", "reward"),
+    [
+        ("hello", ["echo 'Hello, world!' > hello.txt"], 1.0),
+        ("hello", ["cd /; echo 'Hello, world!' > /app/hello.txt; mkdir /app/empty; mkfifo /app/pipe"], 1.0),
+        ("hello", ["echo 'Hello, world!' > /app/x; chmod 0 /app/x; ln -s x /app/hello.txt"], 1.0),
+        ("hello", ["echo 'Hello!' > hello.txt"], 0.0),
+        ("hello", [], 0.0),
+        ("half", ["echo 'Hello!' > hello.txt"], 0.5),
+        ("half", ["echo 'Hello, world!' > hello.txt"], 1.0),
+        ("half", [], 0.0),
+        ("binary", ["twice data/all.bin > twice.bin; cp bin/twice copy; ln -s copy linked"], 1.0),
+        ("binary", ["twice data/all.bin > twice.bin; cat bin/twice > copy; ln -s copy linked"], 0.0),
+    ],
+)  # fmt: skip
+@in_module
+async def test_an_episode_is_paid_what_the_tests_of_its_task_write(verifiers, tmp_path, name, commands, reward):
+    assert await earned(verifiers, write_task(tmp_path / name, TASKS[name]), *commands) == reward
+
+
+async def test_the_solution_of_every_task_earns_one(tmp_path):
+    options = {"path": str(write_tasks(tmp_path)), **FEW}
+    async with LocalClient(HarborEnv, options) as client:
+        for task in HarborEnv.tasks("train", path=str(tmp_path)):
+            env = client.episode()
+            await env.reset(task, seed=0)
+            assert [(await env.step(action)).reward for action in HarborEnv.solution(task)][-1] == 1.0, task.id
+            await env.close()
+
+
+WRITES = "echo 1 > /logs/verifier/reward.txt; echo '{\"reward\": 1}' > /logs/verifier/reward.json"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        WRITES,
+        f"echo '{WRITES}' > /tests/test.sh; chmod 555 /tests/test.sh /tests",
+        f"(while :; do {WRITES}; done) & setsid nohup sh -c 'while :; do cp /tests/hello.txt /app; done' & disown -a",
+        "mkdir bin; printf '#!/bin/sh\\nexit 0' > bin/cmp; chmod +x bin/cmp; export PATH=/app/bin:$PATH BASH_ENV=~/.b;"
+        " echo 'PATH=/app/bin:$PATH; cmp() { :; }' | tee ~/.b ~/.profile /tmp/.shell; alias cmp=true",
+        "ln -s /tests/hello.txt hello.txt",
+        "ln -s ../tests deeper; ln -s deeper/hello.txt hello.txt; ln -s /proc/self/cwd/../tests/hello.txt other",
+        "cd ~; mv app old; ln -s /tests app",
+        "cd ~; mv app old; ln -s tests app; ln -s /app/hello.txt tests/hello.txt; cp /app/* old",
+        "cd ~; rm -r app; ln -s . app; mkdir -p tests; echo 1 > tests/hello.txt",
+        "cd ~; mv app logs; ln -s logs/app app",
+        "rm -rf /app ~/app",
+        "rm -rf ~/* ~/.* /tmp/*",
+    ],
+)  # fmt: skip
+@in_module
+async def test_no_forged_reward_is_paid(verifiers, tmp_path, command):
+    assert await earned(verifiers, write_task(tmp_path / "hello", HELLO), command) == 0.0
+
+
+TELLS = "echo '{}' > /logs/verifier/{}\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("echo a test failed; exit 1", "the tests write no reward to /logs/verifier; they say: a test failed"),
+        ("mkdir /logs/verifier/reward.txt", "a reward.txt that is no reward"),
+        ("> /logs/verifier/reward.txt", "a reward.txt that is no reward"),
+        (TELLS.format("nan", "reward.txt"), "'nan' is no number"),
+        (TELLS.format("one", "reward.txt"), "a reward.txt that is no reward"),
+        (TELLS.format("1", "reward.txt") + TELLS.format("{", "reward.json"), "a reward.json that is no reward"),
+        ("printf '\\xff' > /logs/verifier/reward.txt", "a reward.txt that is no reward"),
+    ],
+)
+@in_module
+async def test_tests_that_write_no_number_are_a_failure_and_no_reward(verifiers, tmp_path, script, complaint):
+    with pytest.raises(FailureError) as caught:
+        await earned(verifiers, write_task(tmp_path / "task", HELLO | {"tests/test.sh": script}))
+    failure = caught.value.failure
+    assert (failure.kind, failure.stage) == (FailureKind.INVALID, Stage.VERIFY)
+    assert complaint in failure.message
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ('{"reward": 0.5, "style": 1}', 0.5),
+        ('{"accuracy": 1}', 1.0),
+        ("0.25", 0.25),
+        ("-1", -1.0),
+        ("{}", None),
+        ("[1]", None),
+        ("null", None),
+        ('"1"', None),
+        ("NaN", None),
+        ("1e999", None),
+        ("1" + "0" * 400, None),
+        ('{"a": 1, "b": 1}', None),
+        ('{"reward": 1, "note": "good"}', None),
+        ('{"reward": {"a": 1}}', None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_a_reward_in_json_is_a_number_or_an_object_of_numbers_that_names_one(text, reward):
+    if reward is None:
+        with pytest.raises((ValueError, OverflowError, RecursionError)):
+            reward_in(text, is_json=True)
+    else:
+        assert reward_in(text, is_json=True) == reward
+
+
+@in_module
+async def test_tests_that_are_not_done_in_their_time_are_a_failure(verifiers, tmp_path):
+    slow = {
+        "task.toml": "[verifier]\ntimeout_sec = 0.5\n",
+        "tests/test.sh": TELLS.format(1, "reward.txt") + "sleep 600",
+    }
+    with pytest.raises(FailureError, match=r"timeout in verify: the tests: it took its 0\.5 s"):
+        await earned(verifiers, write_task(tmp_path / "slow", HELLO | slow))
+
+
+@in_module
+async def test_an_episode_ends_with_the_time_of_its_task_and_is_judged(verifiers, tmp_path):
+    folder = write_task(tmp_path / "hasty", HELLO | {"task.toml": "[agent]\ntimeout_sec = 0.5\n"})
+    step = await last(verifiers, folder, "sleep 600", "echo never")
+    assert (step.terminated, step.truncated, step.reward) == (False, True, 0.0)
+    assert "it took its" in step.observation.messages[0].text
+
+
+async def test_files_and_variables_are_those_of_the_dockerfile_and_paths_begin_in_its_work_folder(tmp_path):
+    async with LocalClient(HarborEnv, {"path": str(write_task(tmp_path / "binary", BINARY)), **FEW}) as client:
+        env = client.episode()
+        await env.reset(client.tasks("train")[0], seed=0)
+
+        async def call(tool: str, **arguments: str) -> str:
+            return (await env.step(Action.call(tool, arguments))).observation.messages[0].text
+
+        assert await call("shell", command='pwd; echo "$SAID"; which twice; ls /app /tests') == (
+            "/app\nHello  there\n/app/bin/twice\n/app:\nbin\ndata\n\n/tests:"
+        )
+        assert await call("write_file", path="a/b.txt", content="one") == "a/b.txt has 3 characters"
+        assert await call("replace_text", path="/app/a/b.txt", old="one", new="two") == "/app/a/b.txt is changed"
+        assert await call("shell", command="cd a; cat b.txt") == "two"
+        assert await call("read_file", path="a/b.txt") == "two"
+        assert "root" in await call("read_file", path="/etc/passwd")
+        assert "has a relative path without '..', not '/etc/x'" in await call("write_file", path="/etc/x", content="")
+        await env.close()
+
+
+def toml(text: str) -> dict[str, str | None]:
+    return {"task.toml": text}
+
+
+def docker(text: str) -> dict[str, str | None]:
+    return {"environment/Dockerfile": text}
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        ({"tests/test.sh": None}, "task has no tests/test.sh, which a task of Harbor's format has"),
+        ({"instruction.md": None}, "task has no instruction.md"),
+        ({"instruction.md": " \n"}, "instruction.md is empty"),
+        ({"instruction.md": b"\xff"}, "instruction.md cannot be read: 'utf-8' codec"),
+        ({"environment/Dockerfile": None}, "task has no environment/Dockerfile"),
+        ({"environment/docker-compose.yaml": "x"}, "docker-compose.yaml: tasks with that are not played here"),
+        (toml("[verifier"), "task.toml: Expected ']'"),
+        (toml("[verifier]\ntimeout_sec = -1"), "task.toml: verifier.timeout_sec: Input should be greater than 0"),
+        (toml("verifier = 3"), "task.toml: verifier: Input should be"),
+        (toml("[environment]\ngpus = 1"), "task.toml: tasks with environment.gpus are not played here"),
+        (toml("[[steps]]\nname = 'a'"), "task.toml: tasks with steps are not played here"),
+        (toml("[environment]\nos = 'windows'"), "environment.os other than linux"),
+        (toml("[verifier]\nenvironment_mode = 'separate'"), "tasks with a separate verifier are"),
+        (toml("[verifier.env]\nKEY = '${OPENAI_API_KEY}'"), "tasks with the variable KEY of the host are"),
+        (toml("[environment]\nworkdir = '/etc'"), "its WORKDIR is a folder such as /app, not /etc"),
+        (docker("FROM ubuntu\n"), "its WORKDIR is a folder such as /app, not /"),
+        (docker("WORKDIR /app\n"), "Dockerfile has no FROM"),
+        (docker("\n# a\n\nFROM ubuntu\nRUN apt-get \\\n  update\n"), "Dockerfile:5: RUN apt-get update needs"),
+        (docker("FROM nvidia/cuda:12\n"), "Dockerfile:1: FROM nvidia/cuda:12 needs an image; here are played"),
+        (docker("FROM ubuntu\nFROM debian\n"), "Dockerfile:2: FROM debian needs"),
+        (docker("FROM ubuntu\nUSER root\n"), "Dockerfile:2: USER root needs an image"),
+        (docker("FROM ubuntu\nWORKDIR /app\nCOPY no.txt ."), "Dockerfile:3: COPY no.txt . needs an image"),
+        (docker("FROM ubuntu\nWORKDIR /app\nCOPY ../task.toml ."), "Dockerfile:3: COPY ../task.toml . needs"),
+        (docker("FROM ubuntu\nWORKDIR /app\nCOPY --from=x Dockerfile ."), "Dockerfile:3: COPY --from=x"),
+        (docker("FROM ubuntu\nWORKDIR /app\nCOPY . /usr/share\n"), "Dockerfile:3: COPY . /usr/share needs"),
+        (docker("FROM ubuntu\nWORKDIR /app\nCOPY . /tests\n"), "Dockerfile:3: COPY . /tests needs"),
+        (docker("FROM ubuntu\nWORKDIR $HERE\n"), "Dockerfile:2: $HERE: 'HERE' needs an image"),
+        (docker("FROM ubuntu\nENV A='\n"), "Dockerfile:2: A=': No closing quotation"),
+        (docker("FROM ubuntu\nWORKDIR\n"), "Dockerfile:2: WORKDIR needs"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_played_is_refused_in_one_line_with_the_file(tmp_path, files, complaint):
+    folder = write_task(tmp_path / "task", HELLO | files)
+    with pytest.raises(QuintainError) as caught:
+        HarborEnv.tasks("train", path=str(folder))
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_tasks_is_a_data_set_and_another_one_is_held_out(tmp_path):
+    folder = write_tasks(tmp_path / "many")
+    names = lambda split, **options: [t.id for t in HarborEnv.tasks(split, path=str(folder), **options)]  # noqa: E731
+    assert names("train") == names("heldout") == ["binary", "half", "hello"]
+    assert names("train", names=("hello",)) == ["hello"]
+    assert names("heldout", heldout=str(folder / "half")) == ["half"]
+    assert (
+        HarborEnv.tasks("train", path=str(folder / "hello"))[0].prompt[0].text == "Write Hello, world! into hello.txt."
+    )
+    for path, complaint in (
+        (tmp_path / "no", "no is no folder: give a task of Harbor's format"),
+        (tmp_path, "has no task, a folder with task.toml: give a task"),
+    ):
+        with pytest.raises(QuintainError, match=complaint):
+            HarborEnv.tasks("train", path=str(path))
+    with pytest.raises(QuintainError, match="has no task 'helo': did you mean 'hello'"):
+        names("train", names=("helo",))
+
+
+@in_module
+async def test_a_task_is_played_in_the_sandbox_of_namespaces_only(verifiers, tmp_path):
+    with pytest.raises(QuintainError, match="folders are for backend namespaces, not for process"):
+        await last(verifiers, write_task(tmp_path / "hello", HELLO), sandbox={"backend": "process", "unsafe": True})
