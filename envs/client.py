@@ -83,6 +83,7 @@ class EnvClient:
                     policy=self._policy,
                     max_connections=max_connections,
                     seed=seed + number,
+                    multiplexed=True,
                 )
             )
             for number, each in enumerate(urls)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "math,schema,ifeval,reasoning-gym,renderers,docker,mcp,openenv,textarena,train,dev"
+EXTRAS = "math,schema,ifeval,reasoning-gym,renderers,docker,mcp,textarena,train,dev"
 TORCH = "torch==2.13.0"  # the version the tests ran with; pyproject.toml allows many more
 CUDA_PREFIXES = ("nvidia-", "cuda-", "triton")
 

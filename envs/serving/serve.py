@@ -7,6 +7,7 @@ and is the only thing on standard output; when this returns, or dies however it 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -77,7 +78,8 @@ async def _serve(
     from quintain.serving.run import quiet_server, serve_until_told
 
     app = EnvApp(sessions, metrics, token=token)
-    server = quiet_server(app.asgi, ready, grace_s=GRACE_S + 2)
+    gc.freeze()  # what is there now stays, and looking at it again takes longer than an answer
+    server = quiet_server(app.asgi, ready, grace_s=GRACE_S + 2, under_way=app.under_way)
     running = _run(starting, sessions, server, sock)
     try:
         await serve_until_told(server, running, grace_s=GRACE_S, abandon=sessions.abandon)

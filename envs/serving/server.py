@@ -6,6 +6,7 @@ broke; no stack trace and no task's reference is in any answer; a request is rea
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -51,22 +52,29 @@ class EnvApp:
         self._sessions = sessions
         self._jobs = Jobs(AccessPolicy(), ServiceLimits(body_bytes=sessions.limits.body_bytes), metrics)
         openenv = OpenEnvPages(sessions)
-        pages = (
-            Page("POST", "/v1/episodes", Stage.RESET, self._create, body=CreateEpisode, answer=EpisodeCreated),
+        played = (
             Page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step, body=StepRequest, answer=StepAnswer),
+            Page("POST", "/v1/episodes", Stage.RESET, self._create, body=CreateEpisode, answer=EpisodeCreated),
             Page("POST", "/v1/episodes/{id}/fork", Stage.RESET, self._fork, body=ForkRequest, answer=EpisodeStatus),
             Page("POST", "/v1/episodes/{id}/mcp", Stage.STEP, self._mcp),
             Page("GET", "/v1/episodes/{id}", Stage.STEP, self._status, answer=EpisodeStatus),
             Page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close, answer=EpisodeStatus),
             Page("GET", "/v1/tasks", Stage.TASKS, self._tasks, answer=TaskPage),
+            Page("GET", "/metadata", Stage.TASKS, self._describe, answer=Metadata),
+        )
+        pages = (
+            *played,
             *VerifyPages(self._jobs, AccessPolicy()).pages(),
             *openenv.pages(),
-            Page("GET", "/metadata", Stage.TASKS, self._describe, answer=Metadata),
             Page("GET", "/schema", Stage.REQUEST, self._schema),
             metrics_page(metrics),
             Page("GET", "/health", Stage.REQUEST, self._health, open=True),
         )
-        self.asgi = application(pages, metrics, Tokens.single(token), sockets={"/ws": openenv.socket})
+        sockets = {"/ws": openenv.socket}
+        self.under_way: set[asyncio.Task[None]] = set()
+        self.asgi = application(
+            pages, metrics, Tokens.single(token), multiplexed=played, under_way=self.under_way, sockets=sockets
+        )
 
     async def close(self) -> None:
         """Close the verifiers."""

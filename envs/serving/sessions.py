@@ -65,6 +65,7 @@ class Sessions:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits, self._backend, self._metrics, self._clock = limits, backend, metrics, clock
+        self._lease = json.dumps(limits.lease_s)
         self._slots = Slots(range(limits.max_episodes), queue=limits.queue)
         self._records: dict[str, _Record] = {}
         self._finished: deque[_Record] = deque()
@@ -274,8 +275,9 @@ class Sessions:
             self._end(record, "done")
 
     def _answer(self, record: _Record, body: str, turn: int = 0, state: EpisodeState = EpisodeState.RUNNING) -> str:
-        head = {"episode_id": record.id, "turn": turn, "state": state, "lease_s": self.limits.lease_s}
-        return f"{json.dumps(head)[:-1]}, {body[1:]}"  # what the environment says is passed on unread
+        # what the environment says is passed on unread; an id has nothing that JSON would escape
+        head = f'"episode_id": "{record.id}", "turn": {turn}, "state": "{state}", "lease_s": {self._lease}'
+        return f"{{{head}, {body[1:]}"
 
     def _fail(self, record: _Record, failure: Failure) -> None:
         self._metrics.add("failures_total", kind=failure.kind, stage=failure.stage)

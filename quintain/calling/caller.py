@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from quintain.calling.connections import Connections, bearer, http_client
 from quintain.calling.retry import Retry, RetryPolicy, retry_after_s
+from quintain.calling.websocket import Answer, RequestSocket
 from quintain.codec import from_json
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.serving.refusals import FailureBody
@@ -32,7 +33,8 @@ class Caller:
     """A server's address and a pool of connections. `server` says what is there, for messages.
 
     Waits between tries are drawn from `seed`; `between` is called before each of them (without an event loop), and may
-    raise to stop trying. Raises QuintainError for what is no address.
+    raise to stop trying. `multiplexed`: `call` asks over one WebSocket where the server has it. Raises QuintainError
+    for what is no address.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Caller:
         max_connections: int = 1,
         seed: int = 0,
         between: Callable[[], None] = lambda: None,
+        multiplexed: bool = False,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise QuintainError(f"the address of the {server} looks like http://127.0.0.1:8000, not {url!r}")
@@ -53,7 +56,7 @@ class Caller:
         self._headers = {"content-type": "application/json"} | bearer(token)
         self._server, self._max_connections = server, max_connections
         self._rng = random.Random(seed)
-        self._between = between
+        self._between, self._multiplexed = between, multiplexed
         self._connections: Connections | None = None
         self._sync: httpx.Client | None = None
 
@@ -78,7 +81,19 @@ class Caller:
         async def whole(response: httpx.Response) -> bytes:
             return await response.aread()
 
-        return await self.consume(method, path, stage, lambda: body, whole, policy=policy)
+        socket = self.here().socket
+        if socket is None:
+            return await self.consume(method, path, stage, lambda: body, whole, policy=policy)
+
+        async def once(left_s: float) -> bytes:
+            answer = await socket.ask(method, path, body)
+            if answer is None:
+                return await self._over_http(left_s, method, path, body, whole)
+            if answer.status >= 300:
+                raise _Refused(answer)
+            return answer.body
+
+        return await self._tried(once, stage, policy)
 
     async def consume(
         self,
@@ -92,29 +107,48 @@ class Caller:
         policy: RetryPolicy | None = None,
     ) -> T:
         """What `read` makes of a successful answer. Each try asks for the `body` anew. Raises FailureError."""
+        return await self._tried(
+            lambda left_s: self._over_http(left_s, method, path, body(), read, headers), stage, policy
+        )
+
+    async def _over_http(
+        self,
+        left_s: float,
+        method: str,
+        path: str,
+        body: str | None,
+        read: Callable[[httpx.Response], Awaitable[T]],
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        import httpx
+
+        timeout = httpx.Timeout(left_s, connect=min(CONNECT_S, left_s))
+        request = httpx.Request(
+            method,
+            self.url + path,
+            headers={**self._headers, **(headers or {})},
+            content=body,
+            extensions={"timeout": timeout.as_dict()},
+        )
+        async with self.here().answer(request) as response:
+            if response.is_success:
+                return await read(response)
+            raise _Refused(Answer(response.status_code, response.headers, await response.aread()))
+
+    async def _tried(self, once: Callable[[float], Awaitable[T]], stage: Stage, policy: RetryPolicy | None) -> T:
+        """What `once` comes to, which is given the seconds that are left; tried again where that can help."""
         import httpx
 
         retry = self._retry(policy)
-        connections = self.here()
         while True:
             left_s = retry.left(time.monotonic())
-            timeout = httpx.Timeout(left_s, connect=min(CONNECT_S, left_s))
-            request = httpx.Request(
-                method,
-                self.url + path,
-                headers={**self._headers, **(headers or {})},
-                content=body(),
-                extensions={"timeout": timeout.as_dict()},
-            )
             try:
-                async with asyncio.timeout(left_s), connections.answer(request) as response:
-                    if response.is_success:
-                        return await read(response)
-                    await response.aread()
-            except (httpx.TransportError, TimeoutError) as error:
+                async with asyncio.timeout(left_s):
+                    return await once(left_s)
+            except (httpx.TransportError, ConnectionError, TimeoutError) as error:
                 wait_s = retry.silent(self._silence(error, stage), time.monotonic())
-            else:
-                wait_s = self._refusal(response, stage, retry)
+            except _Refused as refused:
+                wait_s = self._refusal(refused.answer, stage, retry)
             await asyncio.sleep(wait_s)
 
     def call_sync(
@@ -151,7 +185,8 @@ class Caller:
             else:
                 if response.is_success:
                     return response
-                wait_s = self._refusal(response, stage, retry)
+                answer = Answer(response.status_code, response.headers, response.content)
+                wait_s = self._refusal(answer, stage, retry)
             self._between()
             time.sleep(wait_s)
 
@@ -166,7 +201,8 @@ class Caller:
     def here(self) -> Connections:
         """The connections of the running event loop."""
         if self._connections is None or self._connections.loop is not asyncio.get_running_loop():
-            self._connections = Connections(verify=self._secure, most=self._max_connections)
+            socket = RequestSocket(self.url, self._headers) if self._multiplexed else None
+            self._connections = Connections(verify=self._secure, most=self._max_connections, socket=socket)
         return self._connections
 
     def _retry(self, policy: RetryPolicy | None) -> Retry:
@@ -184,16 +220,22 @@ class Caller:
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         return Failure.of(kind, stage, f"no answer from the {self._server} at {self.url} ({said})")
 
-    def _refusal(self, response: httpx.Response, stage: Stage, retry: Retry) -> float:
+    def _refusal(self, answer: Answer, stage: Stage, retry: Retry) -> float:
         """How long to wait before asking again, or FailureError with what the server said."""
         try:
-            body: FailureBody = from_json(response.content, FailureBody)
+            body: FailureBody = from_json(answer.body, FailureBody)
             failure = body.failure
         except QuintainError:
-            text = one_line(response.text, 80)
-            message = f"{self.url} answered {response.status_code} {text!r}: is the {self._server} there?"
-            kind = FailureKind.UNREACHABLE if response.status_code in RETRIED else FailureKind.INVALID
+            text = one_line(answer.body.decode(errors="replace"), 80)
+            message = f"{self.url} answered {answer.status} {text!r}: is the {self._server} there?"
+            kind = FailureKind.UNREACHABLE if answer.status in RETRIED else FailureKind.INVALID
             failure = Failure.of(kind, stage, message)
-        if response.status_code not in RETRIED or not failure.retryable:
+        if answer.status not in RETRIED or not failure.retryable:
             raise FailureError(failure)
-        return retry.refused(failure, time.monotonic(), retry_after_s(response.headers) or 0.0)
+        return retry.refused(failure, time.monotonic(), retry_after_s(answer.headers) or 0.0)
+
+
+class _Refused(Exception):
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer)
+        self.answer = answer

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from quintain.calling.websocket import RequestSocket
 from quintain.serving.listen import is_loopback
 
 if TYPE_CHECKING:
@@ -68,9 +69,13 @@ class _Pool:
 
 
 class Connections:
-    """At most `most` connections for the running event loop; `verify` checks the server's certificate."""
+    """At most `most` connections for the running event loop, and a socket beside them where there is one.
 
-    def __init__(self, *, verify: bool, most: int) -> None:
+    `verify` checks the server's certificate.
+    """
+
+    def __init__(self, *, verify: bool, most: int, socket: RequestSocket | None = None) -> None:
+        self.socket = socket
         self.loop = asyncio.get_running_loop()
         self.creating = asyncio.Semaphore(max(1, most // 2))
         self._verify = verify
@@ -99,6 +104,8 @@ class Connections:
         if self.loop is asyncio.get_running_loop():
             for pool in pools:
                 await pool.transport.aclose()
+            if self.socket is not None:
+                await self.socket.aclose()
 
     def _more(self) -> _Pool:
         import httpx

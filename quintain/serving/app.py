@@ -17,16 +17,18 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import Lifespan
 from starlette.websockets import WebSocket
 
 from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.serving.listen import SOCKET_PATH
 from quintain.serving.metrics import CONTENT_TYPE, Metrics
 from quintain.serving.openapi import openapi
 from quintain.serving.refusals import FailureBody, refused, retry_after_of, status_of
 from quintain.serving.tokens import Role, Tokens
+from quintain.serving.websocket import RequestSocket
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +60,15 @@ def application(
     metrics: Metrics,
     tokens: Tokens,
     *,
+    multiplexed: Sequence[Page] = (),
+    under_way: set[asyncio.Task[None]] | None = None,
     sockets: Mapping[str, Socket] | None = None,
     lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
     """The application of `pages`, of `/openapi.json` about them, and of WebSockets by their paths: all ask for tokens.
 
+    Those that are `multiplexed`, each of which answers in one piece, are also reached over one socket (`SOCKET_PATH`);
+    `under_way` has what is being answered there.
     `request.state.holder` is the name of whose token a request came with.
     """
     metrics.counter("requests_total", "HTTP requests, by route and status.")
@@ -84,10 +90,28 @@ def application(
             to_json(FailureBody(failure)), error.status_code, headers=error.headers, media_type="application/json"
         )
 
+    routes = {page: Route(page.path, _bounded(page, metrics, tokens), methods=[page.method]) for page in pages}
+    working: set[asyncio.Task[None]] = set() if under_way is None else under_way
+    at_socket = [routes[page] for page in multiplexed]
+
+    async def respond(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]]) -> Response:
+        status = 404
+        for route in at_socket:
+            match, more = route.matches(scope)
+            if match is Match.FULL:
+                answer: Response = await route.endpoint(Request({**scope, **more}, receive))
+                return answer
+            status = 405 if match is Match.PARTIAL else status
+        return await no_such_page(Request(scope), HTTPException(status))
+
+    async def many(connection: WebSocket) -> None:
+        await RequestSocket(connection, respond, working).serve()
+
+    sockets = {**(sockets or {}), **({SOCKET_PATH: many} if at_socket else {})}
     return Starlette(
         routes=[
-            *(Route(page.path, _bounded(page, metrics, tokens), methods=[page.method]) for page in pages),
-            *(WebSocketRoute(path, _guarded(socket, tokens)) for path, socket in (sockets or {}).items()),
+            *routes.values(),
+            *(WebSocketRoute(path, _guarded(socket, tokens)) for path, socket in sockets.items()),
         ],
         exception_handlers={HTTPException: no_such_page},
         lifespan=lifespan,

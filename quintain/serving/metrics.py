@@ -9,6 +9,7 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "summary", "histogram"]
@@ -121,9 +122,12 @@ def _number(value: float) -> str:
 
 
 def _labelled(name: str, labels: Mapping[str, str]) -> str:
-    if not labels:
-        return name
-    inner = ",".join(f'{key}="{_escaped(value)}"' for key, value in sorted(labels.items()))
+    return _written(name, tuple(labels.items())) if labels else name
+
+
+@lru_cache(4096)  # every request counts something
+def _written(name: str, labels: tuple[tuple[str, str], ...]) -> str:
+    inner = ",".join(f'{key}="{_escaped(value)}"' for key, value in sorted(labels))
     return f"{name}{{{inner}}}"
 
 

@@ -77,13 +77,20 @@ def retry_after_of(error: FailureError) -> float | None:
     return (asked or RETRY_AFTER_S) if error.failure.retryable else None
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
+
+
 def read(body: bytes, kind: type[T], stage: Stage, *, lenient: bool = False) -> T:
     """The request of `kind` that `body` is, or Refused (400) with the field's path.
 
     Top-level fields are all known; those that are not are left out where `lenient`, for wires that are not ours.
     """
     try:
-        data = json.loads(body, parse_constant=_no_constant)
+        data = _DECODER.decode(body.decode())
         if rb"\u" in body:  # half of a surrogate pair is no text, and could not be passed on
             json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -103,7 +110,3 @@ def read(body: bytes, kind: type[T], stage: Stage, *, lenient: bool = False) -> 
         return from_builtins(data, kind)
     except (QuintainError, FailureError) as error:
         raise refused(str(error), stage, status=400) from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")

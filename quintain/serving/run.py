@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S: Final = 75
 
 
-def quiet_server(app: Any, ready: Callable[[], None], *, grace_s: int) -> uvicorn.Server:
+def quiet_server(
+    app: Any, ready: Callable[[], None], *, grace_s: int, under_way: Collection[asyncio.Task[None]] = ()
+) -> uvicorn.Server:
     """uvicorn around `app`: signals and logging are left to the caller, `ready` is called once it answers.
 
-    Setting `should_exit` stops it: it accepts nothing more, and what runs has `grace_s` seconds to be answered.
+    Setting `should_exit` stops it: it accepts nothing more, and what runs has `grace_s` seconds to be answered, what is
+    `under_way` on WebSockets included, which uvicorn would close at once.
     """
     import uvicorn
 
@@ -32,6 +35,13 @@ def quiet_server(app: Any, ready: Callable[[], None], *, grace_s: int) -> uvicor
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            for listening in self.servers:
+                listening.close()
+            if under_way:
+                await asyncio.wait(under_way, timeout=grace_s)
+            await super().shutdown(sockets)
 
     return Quiet(
         uvicorn.Config(

@@ -158,6 +158,15 @@ def serve_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         yield serving
 
 
+@pytest.fixture(params=["socket", "http"])
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What this process's clients ask servers over: their socket, or HTTP, where there is no socket."""
+    if request.param == "http":
+        monkeypatch.setattr("quintain.calling.websocket.SOCKET_PATH", "/v1/none")
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def opened() -> Callable[..., Any]:
     """`await opened(client, task=0)`: an episode on a task of the split "train"."""

@@ -93,6 +93,7 @@ async def test_a_server_that_is_told_to_stop_does_so_quietly_with_everything_bel
     assert server.log.read_text() == ""
 
 
+@pytest.mark.usefixtures("wire")
 async def test_a_step_in_progress_is_given_a_moment_when_the_server_stops_and_then_an_answer(
     serve, gone, until, tmp_path, opened, failed
 ):

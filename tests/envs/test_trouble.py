@@ -16,6 +16,8 @@ import pytest
 from quintain.envs import Action, EnvClient, EnvironmentLimits, FailureError
 from quintain.failure import FailureKind
 
+OVER_BOTH = pytest.mark.usefixtures("wire")
+
 
 async def test_a_worker_that_is_killed_costs_its_episodes_and_is_replaced(serve, failed):
     server = serve("Probe")
@@ -105,7 +107,7 @@ class Thief:
         writer.close()
 
 
-async def test_a_lost_answer_is_asked_for_again_and_nothing_is_played_twice(serve, tmp_path):
+async def test_a_lost_answer_is_asked_for_again_and_nothing_is_played_twice(serve, tmp_path, caplog):
     server, runs = serve("Probe"), tmp_path / "runs"
     async with Thief(server.url) as thief, EnvClient(f"http://127.0.0.1:{thief.port}") as client:
         env = client.episode()
@@ -114,13 +116,64 @@ async def test_a_lost_answer_is_asked_for_again_and_nothing_is_played_twice(serv
         step = await env.step(Action.text(f"count {runs}"))
         assert step.observation.messages[0].content == f"count {runs}"
         assert (await env.step(Action.text("end"))).reward == 1.0
-    assert len(thief.lost) == 3  # tasks, create, step
+    assert len(thief.lost) == 4  # tasks, the socket, create, step
+    assert caplog.text.count("has no WebSocket") == 1  # and is not asked for it again
     assert runs.read_bytes() == b"."
     assert server.metric("replays_total") == 2
     assert server.metric("episodes_live") == 0
     assert server.metric('episodes_total{how="done"}') == 1
 
 
+class Cutter:
+    """A proxy that cuts its first connection at the first answer, the next at the second, and so on."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = int(upstream.rpartition(":")[2])
+        self.connections = 0
+        self.port = 0
+
+    async def __aenter__(self) -> Cutter:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self.server.close()
+
+    async def _serve(self, reader, writer) -> None:
+        self.connections += 1
+        answers = self.connections  # that of the handshake included
+        there, back = await asyncio.open_connection("127.0.0.1", self.upstream)
+
+        async def ask() -> None:
+            while data := await reader.read(1 << 16):
+                back.write(data)
+
+        asking = asyncio.create_task(ask())
+        for _ in range(answers):
+            writer.write(await there.read(1 << 16))
+        await there.read(1)
+        asking.cancel()
+        back.close()
+        writer.close()
+
+
+async def test_a_socket_that_drops_is_opened_again_and_nothing_is_played_twice(serve, tmp_path):
+    server, runs = serve("Probe"), tmp_path / "runs"
+    task = (await asyncio.to_thread(server.client().tasks, "train"))[0]
+    async with Cutter(server.url) as cutter, EnvClient(f"http://127.0.0.1:{cutter.port}") as client:
+        env = client.episode()
+        await env.reset(task, seed=0)
+        step = await env.step(Action.text(f"count {runs}"))
+        assert step.observation.messages[0].content == f"count {runs}"
+        assert (await env.step(Action.text("end"))).reward == 1.0
+        assert cutter.connections == 3
+    assert runs.read_bytes() == b"."
+    assert server.metric("replays_total") == 2
+    assert server.metric('episodes_total{how="done"}') == 1
+
+
+@OVER_BOTH
 async def test_a_full_server_is_asked_again_until_there_is_room(serve, opened):
     server = serve("Probe", limits=EnvironmentLimits(max_episodes=1, queue=1, queue_s=0.2))
     async with server.client() as client:
@@ -141,6 +194,7 @@ async def test_a_client_gives_up_on_a_full_server_when_its_time_is_up(serve, ope
     assert (error.value.failure.kind, error.value.failure.retryable) == (FailureKind.OVERLOADED, True)
 
 
+@OVER_BOTH
 async def test_episodes_that_never_begin_are_given_up_in_time_wherever_they_wait(serve, opened):
     server = serve("Probe", limits=EnvironmentLimits(max_episodes=1))
     async with server.client(timeout_s=1.0, max_connections=2) as client:  # one of them for creating
@@ -151,6 +205,7 @@ async def test_episodes_that_never_begin_are_given_up_in_time_wherever_they_wait
     assert [result.failure.kind for result in results] == [FailureKind.TIMEOUT] * 3
 
 
+@OVER_BOTH
 async def test_a_server_that_freezes_is_given_up_in_time(serve, opened, failed):
     server = serve("Probe")
     async with server.client(timeout_s=1.0) as client:

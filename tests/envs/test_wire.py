@@ -1,4 +1,4 @@
-"""The wire under /v1, spoken by hand: statuses, limits, tokens, and what is never said."""
+"""The wire under /v1, spoken by hand over HTTP and over the socket: statuses, limits, tokens, what is never said."""
 
 from __future__ import annotations
 
@@ -7,24 +7,63 @@ import json
 import socket
 
 import httpx
+import msgpack
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from quintain.cores import CORES_ENV
 from quintain.envs import Action, EnvironmentLimits, FailureError, Task
 from quintain.failure import FailureKind, QuintainError, Stage
-from quintain.serving.listen import check_bind
+from quintain.serving.listen import SOCKET_PATH, SOCKET_PROTOCOL, check_bind
 
 REFERENCE = "the-hidden-reference-7391"
 
 
+AT_SOCKET = ("/v1/episodes", "/v1/tasks", "/metadata")
+
+
+def socket_of(server, token: str = "") -> ClientConnection:
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    url = server.url.replace("http", "ws", 1) + SOCKET_PATH
+    return connect(url, subprotocols=[SOCKET_PROTOCOL], additional_headers=headers, proxy=None)
+
+
+class OverSocket(httpx.HTTPTransport):
+    """Requests over the socket, those of pages that are not there over HTTP."""
+
+    def __init__(self, server) -> None:
+        super().__init__()
+        self._socket = socket_of(server)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode()
+        if not path.startswith(AT_SOCKET):
+            return super().handle_request(request)
+        self._socket.send(msgpack.packb([[7, request.method, path, request.read()]]))
+        ((number, status, retry_after, body),) = msgpack.unpackb(self._socket.recv())
+        assert number == 7
+        return httpx.Response(status, headers={"retry-after": retry_after} if retry_after else {}, content=body)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+@pytest.fixture(scope="module", params=[httpx.HTTPTransport, OverSocket])
+def wire(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def server(serve_all):
+def server(serve_all, wire):  # one each: ids of episodes are used once
     return serve_all("Probe", limits=EnvironmentLimits(body_bytes=20_000))
 
 
 @pytest.fixture
-def http(server):
-    with httpx.Client(base_url=server.url, trust_env=False) as client:
+def http(server, wire):
+    transport = wire(server) if wire is OverSocket else wire()
+    with httpx.Client(base_url=server.url, transport=transport) as client:
         yield client
 
 
@@ -190,9 +229,15 @@ def test_what_an_environment_prints_is_not_on_the_servers_standard_output(http, 
     assert json.loads(server.lines[0])["event"] == "ready"
 
 
-def test_a_request_that_is_too_long_is_refused_before_it_is_read_whole(http):
+def test_a_request_that_is_too_long_is_refused(http):
     url = f"/v1/episodes/{create(http)['episode_id']}/step"
     assert failure(http.post(url, json=say("x" * 30_000)))[:2] == (413, "too_long")
+    assert http.post(url, json=say("hello")).status_code == 200
+
+
+@pytest.mark.parametrize("wire", [httpx.HTTPTransport], indirect=True)
+def test_a_request_without_end_is_refused_before_it_is_read_whole(http):
+    url = f"/v1/episodes/{create(http)['episode_id']}/step"
 
     def endless():
         while True:
@@ -202,6 +247,30 @@ def test_a_request_that_is_too_long_is_refused_before_it_is_read_whole(http):
         # the server hangs up while the client is still sending, so its answer may be lost
         assert http.post(url, content=endless()).status_code == 413
     assert http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("wire", [OverSocket], indirect=True)
+@pytest.mark.parametrize("said", ["hello", b"", b"\xff", msgpack.packb([1]), msgpack.packb([[1, "GET", "/metadata"]])])
+def test_what_is_no_request_ends_its_socket_and_no_other(http, server, said):
+    with socket_of(server) as socket:
+        socket.send(said)
+        with pytest.raises(ConnectionClosed, match=r"expected msgpack|got"):
+            socket.recv()
+    assert http.get("/metadata").json()["name"] == "Probe"
+
+
+def test_the_answers_of_a_socket_come_each_as_soon_as_it_is_there(serve):
+    with socket_of(serve("Probe")) as socket:
+        for name in ("a", "b"):
+            create = json.dumps({"split": "train", "index": 0, "episode_id": name}).encode()
+            socket.send(msgpack.packb([[1, "POST", "/v1/episodes", create]]))
+            assert msgpack.unpackb(socket.recv())[0][1] == 201
+        slow, quick = (json.dumps(say(text)).encode() for text in ("hang", "hello"))
+        socket.send(
+            msgpack.packb([[2, "POST", "/v1/episodes/a/step", slow], [3, "POST", "/v1/episodes/b/step", quick]])
+        )
+        ((number, status, _, _),) = msgpack.unpackb(socket.recv())
+        assert (number, status) == (3, 200)
 
 
 def test_the_reference_is_in_no_byte_of_any_answer(http):
@@ -334,6 +403,9 @@ async def test_a_server_with_a_token_lets_nobody_else_in(serve):
                 assert failure(response)[:2] == (401, "rejected")
                 assert response.headers["www-authenticate"] == "Bearer"
         assert (await http.get("/health")).json() == {"status": "healthy"}
+    for token in ("", "simsalabim"):
+        with pytest.raises(InvalidStatus, match="403"):
+            socket_of(server, token)
     async with server.client(token="sesame") as client:
         env = client.episode()
         await env.reset(client.tasks("train")[0], seed=0)

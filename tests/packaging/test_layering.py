@@ -45,7 +45,7 @@ SERVING = {"starlette", "uvicorn"}
 REWARD_MODEL = (
     "quintain.verifiers.models.reward_model.classifier"  # a model on this machine: the one verifier with torch
 )
-HEAVY = LEARNING | SERVING | {"gymnasium", "httpx", "matplotlib", "pandas", "sympy"}
+HEAVY = LEARNING | SERVING | {"gymnasium", "httpx", "matplotlib", "pandas", "sympy", "websockets"}
 
 
 @dataclass(frozen=True, slots=True)

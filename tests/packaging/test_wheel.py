@@ -144,7 +144,7 @@ def test_the_wheel_names_its_licence_its_python_and_no_torch_in_the_base(built: 
     assert not any(re.search(r"torch|transformers|trl|sympy", line) for line in base)
     extras = set(re.findall(r"Provides-Extra: (\S+)", metadata))
     verifiers = {"math", "schema", "ifeval", "reasoning-gym"}
-    assert extras == verifiers | {"renderers", "train", "vllm", "docker", "mcp", "openenv", "textarena", "dev", "all"}
+    assert extras == verifiers | {"renderers", "train", "vllm", "docker", "mcp", "textarena", "dev", "all"}
 
 
 def test_the_base_install_has_no_torch(installed: Installed) -> None:
