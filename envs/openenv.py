@@ -1,4 +1,4 @@
-"""OpenEnv's servers (0.10) as environments of ours; needs the extra `openenv`.
+"""OpenEnv's servers (0.10) as environments of ours.
 
     OpenEnvEnvironment(url="http://127.0.0.1:8000")          # quintain.envs.openenv:OpenEnvEnvironment
 
@@ -37,7 +37,6 @@ class OpenEnvEnvironment(Environment):
     def __init__(self, *, url: str, field: str | None = None, shown: str | None = None) -> None:
         self._url, self._field, self._shown = url.rstrip("/"), field, shown
         self._socket: Any = None
-        self._action: Mapping[str, Any] | None = None
 
     @classmethod
     def tasks(cls, split: str, *, url: str) -> TaskSource:  # type: ignore[override]  # there is no server without one
@@ -52,7 +51,7 @@ class OpenEnvEnvironment(Environment):
 
         await self.close()
         try:
-            self._action = schema = self._action or await self._schema()
+            schema = await self._schema()
             self._socket = await connect(self._url.replace("http", "ws", 1) + "/ws", max_size=None, proxy=None)
         except OSError as error:
             raise self._failure(FailureKind.UNREACHABLE, Stage.RESET, str(error)) from error

@@ -180,6 +180,9 @@ class OpenEnvSession:
 
     async def answer(self, text: str) -> dict[str, Any] | None:
         """What is answered to a message; None where it says that this is the end."""
+        most = self._sessions.limits.body_bytes
+        if len(text.encode()) > most:
+            return self._failed(refused(f"a message has at most {most} bytes", Stage.REQUEST, FailureKind.TOO_LONG))
         try:
             said = json.loads(text)
         except ValueError as error:

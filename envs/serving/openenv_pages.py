@@ -122,6 +122,10 @@ class OpenEnvPages:
         start = asked.start or 0
         count = MAX_TASKS if asked.stop is None else max(0, asked.stop - start)
         page = json.loads(await self._sessions.tasks(asked.split, start, count))
+        if asked.stop is None and (page["size"] is None or page["size"] > start + count):
+            has = "is endless" if page["size"] is None else f"has {page['size']} tasks"
+            message = f"the split {asked.split!r} {has}, and an answer at most {MAX_TASKS}: give a stop"
+            raise refused(message, Stage.TASKS, status=400)
         return _json({"tasks": page["tasks"], "env_name": about["name"]})
 
     async def _task(self, request: Request) -> Response:

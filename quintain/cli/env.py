@@ -68,7 +68,13 @@ def check(
 @click.argument("name")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Anything but loopback needs a token.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that run episodes.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Processes that run episodes. 0: the server itself, which code that blocks then stops.",
+)
 @click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="An option of the environment (YAML value).")
 @click.option("--step-timeout-s", type=float, default=60.0, show_default=True, help="Deadline of a reset or step.")
 @click.option("--max-episodes", type=click.IntRange(1), default=1024, show_default=True, help="Episodes at once.")

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def guess(serve_all):
-    return serve_all("Guess", limits=EnvironmentLimits(max_episodes=2, queue=1, queue_s=0.2))
+    return serve_all("Guess", limits=EnvironmentLimits(max_episodes=2, queue=1, queue_s=0.2, body_bytes=20_000))
 
 
 async def ask(ws: Any, message: Any) -> dict[str, Any]:
@@ -41,6 +41,7 @@ async def test_an_episode_by_hand_and_every_error_has_its_code(guess):
             ({"type": "dance"}, "UNKNOWN_TYPE", "Unknown message type: dance"),
             ({"type": "step", "data": {"content": "1"}}, "EXECUTION_ERROR", "reset first"),
             ({"type": "reset", "data": {"seed": "x"}}, "VALIDATION_ERROR", "Invalid message"),
+            ({"type": "step", "data": {"content": "é" * 10_000}}, "EXECUTION_ERROR", "at most 20000 bytes"),
             ({"type": "reset", "data": {"split": "tain"}}, "EXECUTION_ERROR", "did you mean 'train'"),
         ):
             answer = await ask(ws, message)
@@ -154,6 +155,7 @@ async def test_the_task_api_tells_the_splits_and_their_tasks_without_a_reference
             ("task", {"split": "heldout", "index": 7}, 400),
             ("task", {"split": "heldout"}, 400),
             ("num_tasks", {"split": "train"}, 400),
+            ("tasks", {"split": "train"}, 400),  # which is endless: some of it would look like all
             ("num_tasks", {"split": "tain"}, 404),
         ):
             assert (await asked(page, **body))[0] == status, (page, body)

@@ -27,7 +27,8 @@ LEASE_S = 3.0
 def server() -> Iterator[str]:
     """The address of an environment server with a short lease."""
     line = Lifeline()
-    command = [sys.executable, "-m", "quintain", "env", "serve", "math", "--json", "--port=0", f"--lease-s={LEASE_S}"]
+    command = [sys.executable, "-m", "quintain", "env", "serve", "math", "--json", "--port=0"]
+    command += ["--workers=0", f"--lease-s={LEASE_S}"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, pass_fds=(line.fd,), env=os.environ | line.environ()
     ) as process:

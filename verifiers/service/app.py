@@ -58,4 +58,4 @@ class ServiceApp:
     async def _health(self, request: Request) -> Response:
         if self._draining:
             raise refused("the server is stopping", Stage.REQUEST, FailureKind.UNREACHABLE)
-        return json_answer('{"status": "ok"}')
+        return json_answer('{"status": "healthy"}')

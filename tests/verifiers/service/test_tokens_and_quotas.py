@@ -43,7 +43,7 @@ def test_a_service_with_tokens_lets_nobody_else_in(serve):
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
             assert "sesame" not in response.text
-    assert httpx.get(f"{service.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{service.url}/health").json() == {"status": "healthy"}
     assert httpx.get(f"{service.url}/v1/ping").json() == "pong"
     for name in TOKENS:
         assert ask(service.url, name, ["right"]).status_code == 200
