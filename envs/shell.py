@@ -205,7 +205,7 @@ class ShellEnv(ToolEnv):
         """Show the task's prompt and the tools; the working folder is made. Raises FailureError where it cannot be."""
         await self._leave()
         files = {path: text.encode() for path, text in self.files(task).items()}
-        self._work, self._hurt = await self._code(self._shells).sandbox.open(files, self._limits), False
+        self._work, self._hurt = await self._sandbox(self._shells).open(files, self._limits), False
         return await super().reset(task, seed=seed)
 
     async def verdict(self, history: Sequence[Message]) -> Score:
@@ -215,7 +215,7 @@ class ShellEnv(ToolEnv):
         if files is None:
             return 0.0
         limits = replace(self._limits, workdir_bytes=COPY_BYTES, inodes=2 * self._limits.inodes)
-        work = WorkFolder(files, self._code(self._options).sandbox, limits)
+        work = WorkFolder(files, self._sandbox(self._options), limits)
         return await self.check(work, self._playing().reference)
 
     async def close(self) -> None:
@@ -228,8 +228,10 @@ class ShellEnv(ToolEnv):
         if work is not None:
             await work.close()
 
-    def _code(self, options: Mapping[str, Any]) -> CodeVerifier:
-        return self.verifier_called("code", options)  # type: ignore[return-value]
+    def _sandbox(self, options: Mapping[str, Any]) -> Sandbox:
+        """The sandbox of the verifier `code` with these options."""
+        verifier: CodeVerifier = self.verifier_called("code", options)  # type: ignore[assignment]
+        return verifier.sandbox
 
     async def _run(self, program: Program, files: Mapping[str, bytes] | None = None, **limits: Any) -> Execution:
         """What became of `program`. Raises ToolError for files that cannot be."""

@@ -8,18 +8,20 @@ failure and never a reward.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 import posixpath
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from quintain.cores import cores
 from quintain.envs.base import Action, Observation, Step, invalid
-from quintain.envs.builtin.harbor_tasks import OWN, HarborTask, archive, read_task, task_folders
+from quintain.envs.builtin.harbor_images import KEPT, built
+from quintain.envs.builtin.harbor_tasks import OWN, HarborTask, archive, exports, read_task, task_folders
 from quintain.envs.shell import COPY_BYTES, MEMORY_BYTES, ShellEnv, settled
 from quintain.envs.tools import ToolError
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
@@ -27,7 +29,8 @@ from quintain.messages import Message, user
 from quintain.nearest import one_of
 from quintain.strict_json import read_json
 from quintain.task import Task, TaskSource
-from quintain.verifiers.sandbox.interface import MEBI, Limits, Program, Session, Status
+from quintain.verifiers.sandbox.docker import DockerSandbox
+from quintain.verifiers.sandbox.interface import MEBI, Limits, Program, Sandbox, Session, Status
 
 TESTS_S: Final = 600.0
 """How long tests may take unless the task says so."""
@@ -51,10 +54,17 @@ class HarborEnv(ShellEnv):
     max_calls = 50
     _harbor: HarborTask
     _due: float
+    _docker: DockerSandbox | None = None
 
     @classmethod
     def tasks(  # type: ignore[override]  # there are no tasks without a folder
-        cls, split: str, *, path: str, names: tuple[str, ...] | None = None, heldout: str | None = None
+        cls,
+        split: str,
+        *,
+        path: str,
+        names: tuple[str, ...] | None = None,
+        heldout: str | None = None,
+        sandbox: Mapping[str, Any] | None = None,
     ) -> TaskSource:
         """The task in the folder `path`, or the tasks in it, of these `names`. The split "heldout" has those in the
         folder `heldout`; without one it is the same as "train", as of a benchmark that nothing is trained on.
@@ -66,33 +76,35 @@ class HarborEnv(ShellEnv):
         for name in names or ():
             if name not in known:
                 raise QuintainError(f"{path} has no task {name!r}{one_of(name, known)}")
-        tasks = [read_task(folder) for folder in folders if names is None or folder.name in names]
+        wanted = [folder for folder in folders if names is None or folder.name in names]
+        tasks = [read_task(folder, has_image=_in_docker(sandbox or {})) for folder in wanted]
         return [Task(task.folder.name, (user(task.instruction),), str(task.folder)) for task in tasks]
 
     @classmethod
     def solution(cls, task: Task) -> Sequence[Action] | None:
         """Bring the files of the task's solution, and run it."""
-        harbor = read_task(Path(task.reference))
+        harbor = read_task(Path(task.reference), has_image=True)
         if not (harbor.folder / "solution" / "solve.sh").is_file():
             return None
         packed = base64.b64encode(archive([(harbor.folder / "solution", ".")])).decode()
         parts = [packed[start : start + PART_CHARS] for start in range(0, len(packed), PART_CHARS)]
         commands = [f"printf %s {part} >> /logs/solution" for part in parts]
-        commands.append(f"({harbor.script(_SOLVE, harbor.settings.solution.env)})")
+        commands.append("\n".join(["(", *exports(harbor.settings.solution.env), _SOLVE, ")"]))
         return [*(Action.call("shell", {"command": command}) for command in commands), Action.text("It is done.")]
 
     async def reset(self, task: Task, *, seed: int) -> Observation:
         """Show what is to be done; the task's folders are as its Dockerfile says. Raises FailureError likewise."""
-        harbor = self._harbor = read_task(Path(task.reference))
+        harbor = await self._prepared(read_task(Path(task.reference), has_image=_in_docker(self._options)))
         asked = harbor.settings.environment.memory_mb
         self._limits = replace(self._limits, memory_bytes=asked * MEBI if asked else MEMORY_BYTES)
-        folders = {"folders": [*OWN, *harbor.folders]}
-        self._options, self._shells = self._options | folders, self._shells | folders
+        self._harbor = harbor
         self._due = math.inf
         observation = await super().reset(task, seed=seed)
         assert self._work is not None  # it has been made
         if not await _laid(self._work, archive(harbor.copies), harbor.workdir, *MADE):
             raise invalid(f"the files of the task {task.id!r} do not fit into its folders", Stage.RESET)
+        if self._docker is not None:
+            settled(await self._work.run(Program.command("cp", "-a", f"{KEPT}/.", ".")))
         await self.shell(harbor.script("true", {}))
         self._due = time.monotonic() + (harbor.settings.agent.timeout_sec or math.inf)
         return observation
@@ -113,7 +125,7 @@ class HarborEnv(ShellEnv):
         timeout_s = self._harbor.settings.verifier.timeout_sec or TESTS_S
         limits = replace(self._limits, wall_s=timeout_s, cpu_s=timeout_s * cores())
         limits = replace(limits, workdir_bytes=COPY_BYTES, inodes=2 * limits.inodes)
-        async with await self._code(self._options).sandbox.open(limits=limits) as session:
+        async with await self._sandbox(self._options).open(limits=limits) as session:
             if not await _laid(session, left, self._harbor.workdir):
                 return 0.0
             tests = archive([(self._harbor.folder / "tests", "tests")])
@@ -138,6 +150,32 @@ class HarborEnv(ShellEnv):
         except (ValueError, OverflowError, RecursionError) as error:
             raise invalid(f"the tests write a {name} that is no reward: {error}", Stage.VERIFY) from None
 
+    async def close(self) -> None:
+        """End the shell, and its container."""
+        await super().close()
+        await self._close_docker()
+
+    async def _prepared(self, harbor: HarborTask) -> HarborTask:
+        """The task, with a sandbox for it."""
+        await self._leave()
+        await self._close_docker()
+        if _in_docker(self._options):
+            url, runtime = self._options.get("engine_url"), self._options.get("runtime")
+            harbor, image = await asyncio.to_thread(built, harbor, url)
+            self._docker = DockerSandbox(image, slots=1, url=url, runtime=runtime, limits=self._limits)
+        else:
+            folders = {"folders": [*OWN, *harbor.folders]}
+            self._options, self._shells = self._options | folders, self._shells | folders
+        return harbor
+
+    async def _close_docker(self) -> None:
+        docker, self._docker = self._docker, None
+        if docker is not None:
+            await docker.close()
+
+    def _sandbox(self, options: Mapping[str, Any]) -> Sandbox:
+        return self._docker or super()._sandbox(options)
+
     def _bounds(self) -> Limits:
         left = self._due - time.monotonic()
         if left <= 0:
@@ -148,6 +186,15 @@ class HarborEnv(ShellEnv):
         place = posixpath.normpath(posixpath.join(self._harbor.workdir, path))
         is_ours = any(f"{place}/".startswith(f"{folder}/") for folder in (*OWN, *self._harbor.folders))
         return f".{place}" if is_ours else place
+
+
+def _in_docker(sandbox: Mapping[str, Any]) -> bool:
+    """Whether these options are of containers. Raises QuintainError for an option that those do not have."""
+    if sandbox.get("backend") != "docker":
+        return False
+    if unknown := set(sandbox) - {"backend", "engine_url", "runtime"}:
+        raise QuintainError(f"harbor builds its images: its sandbox of docker has no option {', '.join(unknown)}")
+    return True
 
 
 async def _laid(session: Session, packed: bytes, *folders: str) -> bool:

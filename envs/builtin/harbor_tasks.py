@@ -2,8 +2,8 @@
 solution/solve.sh and tests/test.sh.
 
 What always holds: a folder is read as a whole, or refused in one line that names the file, of a Dockerfile the line
-too. What is read needs no image of its own: it has a common base, in whose place this machine's programs are, a work
-folder, variables, and files that are copied.
+too. Where no image is built, a Dockerfile has a common base, in whose place this machine's programs are, a work folder,
+variables, and files that are copied.
 """
 
 from __future__ import annotations
@@ -88,8 +88,12 @@ class HarborTask:
 
     def script(self, run: str, env: Mapping[str, str]) -> str:
         """Bash that runs `run` in the work folder, with the container's variables and `env`."""
-        exports = [f"export {shlex.quote(name + '=' + value)}" for name, value in {**self.env, **env}.items()]
-        return "\n".join([*exports, f"cd {shlex.quote(self.workdir)}", run])
+        return "\n".join([*exports({**self.env, **env}), f"cd {shlex.quote(self.workdir)}", run])
+
+
+def exports(env: Mapping[str, str]) -> list[str]:
+    """Lines of bash that set the variables `env`."""
+    return [f"export {shlex.quote(f'{name}={value}')}" for name, value in env.items()]
 
 
 def task_folders(path: Path) -> list[Path]:
@@ -103,8 +107,9 @@ def task_folders(path: Path) -> list[Path]:
     return found
 
 
-def read_task(folder: Path) -> HarborTask:
-    """The task in `folder`. Raises QuintainError, one line, where it is none, or cannot be played."""
+def read_task(folder: Path, *, has_image: bool = False) -> HarborTask:
+    """The task in `folder`; where it `has_image`, its Dockerfile is not read. Raises QuintainError, one line, where it
+    is none, or cannot be played."""
     settings = _settings(folder / "task.toml")
     for name in NEEDED:
         if not (folder / name).is_file():
@@ -115,13 +120,21 @@ def read_task(folder: Path) -> HarborTask:
     instruction = _text(folder / "instruction.md").strip()
     if not instruction:
         raise QuintainError(f"{folder / 'instruction.md'} is empty: it says what is to be done")
+    if has_image:
+        return HarborTask(folder, instruction, settings, "/", {}, ())
     image = _Image(folder / "environment" / "Dockerfile")
     image.read()
-    workdir = posixpath.normpath(settings.environment.workdir or image.workdir)
-    if not FREE.match(workdir):
-        raise QuintainError(f"{image.file}: its WORKDIR is a folder such as /app, not {workdir}")
+    workdir = checked_workdir(image.file, settings.environment.workdir or image.workdir)
     env = image.env | settings.environment.env
     return HarborTask(folder, instruction, settings, workdir, env, tuple(image.copies))
+
+
+def checked_workdir(dockerfile: Path, workdir: str) -> str:
+    """`workdir`, whose folder at the top an episode may have. Raises QuintainError where that may not be."""
+    workdir = posixpath.normpath(workdir or "/")
+    if not FREE.match(workdir):
+        raise QuintainError(f"{dockerfile}: its WORKDIR is a folder such as /app, not {workdir}")
+    return workdir
 
 
 def archive(copies: Iterable[tuple[Path, str]]) -> bytes:
@@ -223,11 +236,9 @@ class _Image:
         except (KeyError, ValueError) as error:
             raise self._refusal(f"{text}: {error}", "with variables that are known") from None
 
-    def _refusal(self, said: str, which: str = "") -> QuintainError:
-        played = which or "of FROM, WORKDIR, ENV and COPY"
-        return QuintainError(
-            one_line(f"{self.file}:{self._line}: {said[:80]} needs an image; here are played Dockerfiles {played}")
-        )
+    def _refusal(self, said: str, which: str = "of FROM, WORKDIR, ENV and COPY") -> QuintainError:
+        needs = f"{self.file}:{self._line}: {said[:80]} needs an image: give sandbox: {{backend: docker}}"
+        return QuintainError(one_line(f"{needs}; without, tasks have Dockerfiles {which}"))
 
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from quintain.envs.builtin.harbor import reward_in
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.verifiers.shared import Verifiers
 
-from .harbor_folders import BINARY, HELLO, TASKS, write_task, write_tasks
+from ..verifiers.sandbox.engine import IMAGE, NoEngine, engine
+from .harbor_folders import BINARY, HELLO, REWARD, TASKS, write_task, write_tasks
 
 FEW = {"shells": 2}
 in_module = pytest.mark.asyncio(loop_scope="module")
@@ -33,7 +35,7 @@ async def last(verifiers: Verifiers, path: Path, *commands: str, **options: Any)
     """The last step of an episode that runs `commands`."""
     env = HarborEnv(**FEW | options)
     env.verifiers = verifiers
-    await env.reset(HarborEnv.tasks("train", path=str(path))[0], seed=0)
+    await env.reset(HarborEnv.tasks("train", path=str(path), sandbox=options.get("sandbox"))[0], seed=0)
     try:
         for action in [*(Action.call("shell", {"command": command}) for command in commands), DONE]:
             step = await env.step(action)
@@ -223,7 +225,7 @@ def docker(text: str) -> dict[str, str | None]:
         (docker("FROM ubuntu\n"), "its WORKDIR is a folder such as /app, not /"),
         (docker("WORKDIR /app\n"), "Dockerfile has no FROM"),
         (docker("\n# a\n\nFROM ubuntu\nRUN apt-get \\\n  update\n"), "Dockerfile:5: RUN apt-get update needs"),
-        (docker("FROM nvidia/cuda:12\n"), "Dockerfile:1: FROM nvidia/cuda:12 needs an image; here are played"),
+        (docker("FROM nvidia/cuda:12\n"), "Dockerfile:1: FROM nvidia/cuda:12 needs an image: give sandbox: {backend"),
         (docker("FROM ubuntu\nFROM debian\n"), "Dockerfile:2: FROM debian needs"),
         (docker("FROM ubuntu\nUSER root\n"), "Dockerfile:2: USER root needs an image"),
         (docker("FROM ubuntu\nWORKDIR /app\nCOPY no.txt ."), "Dockerfile:3: COPY no.txt . needs an image"),
@@ -267,3 +269,43 @@ def test_a_folder_of_tasks_is_a_data_set_and_another_one_is_held_out(tmp_path):
 async def test_a_task_is_played_in_the_sandbox_of_namespaces_only(verifiers, tmp_path):
     with pytest.raises(QuintainError, match="folders are for backend namespaces, not for process"):
         await last(verifiers, write_task(tmp_path / "hello", HELLO), sandbox={"backend": "process", "unsafe": True})
+
+
+BUILT = HELLO | docker(
+    f"FROM {IMAGE}\nENV SAID=hi\nRUN mkdir -m 700 /app && echo Hello > /app/word\nWORKDIR /app/deep\n"
+)
+BUILT["tests/test.sh"] = "#!/bin/bash\n" + REWARD.format(
+    "cmp hello.txt /tests/hello.txt && [ $SAID ] && [ ! -e ../word ]"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.needs_docker
+async def test_a_task_with_an_image_of_its_own_is_played_in_containers(tmp_path):
+    folder = write_task(tmp_path / "built", BUILT)
+    try:
+        with engine() as url:
+            sandbox = {"backend": "docker", "engine_url": url}
+
+            async def paid(*commands: str) -> float:
+                return (await last(Verifiers(), folder, *commands, sandbox=sandbox)).reward
+
+            (task,) = HarborEnv.tasks("train", path=str(folder), sandbox=sandbox)
+            solve = [
+                json.loads(action.message.tool_calls[0].function.arguments)["command"]
+                for action in HarborEnv.solution(task)[:-1]
+            ]
+            assert await paid(*solve, "read -r word < ../word; [ $word$PWD = Hello/app/deep ] && rm ../word") == 1.0
+            assert await paid("rm ../word; ln -s /tests/hello.txt hello.txt; echo 1 > /logs/verifier/reward.txt") == 0.0
+            write_task(folder, docker(f"FROM {IMAGE}\nRUN echo no >&2; exit 7\nWORKDIR /app\n"))
+            with pytest.raises(
+                QuintainError, match=r"environment/Dockerfile cannot be built: .* returned a non-zero code: 7"
+            ):
+                await paid()
+    except NoEngine as why:
+        pytest.skip(f"tasks are not played in docker: {why}")
+
+
+def test_options_of_a_sandbox_that_harbor_chooses_itself_are_refused(tmp_path):
+    with pytest.raises(QuintainError, match="its sandbox of docker has no option image"):
+        HarborEnv.tasks("train", path=str(write_task(tmp_path, HELLO)), sandbox={"backend": "docker", "image": "x"})

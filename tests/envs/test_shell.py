@@ -274,7 +274,7 @@ async def test_what_is_only_in_the_reference_is_nowhere_in_the_sandbox():
 
 def keepers(env: ShellEnv) -> Iterator[psutil.Process]:
     """The processes that hold the sessions of the shells."""
-    zygote = env._code(env._shells).sandbox.zygote_pid  # type: ignore[attr-defined]
+    zygote = env._sandbox(env._shells).zygote_pid  # type: ignore[attr-defined]
     yield from psutil.Process(zygote).children(recursive=True)
 
 

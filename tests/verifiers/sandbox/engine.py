@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import IO
 
 PYTHON = "/usr/bin/python3"
-PROGRAMS = ("sh", "bash", "env", "cat", "id", "sleep", "head", "yes", "tar", "chmod")
+PROGRAMS = (
+    *("sh", "bash", "env", "cat", "id", "sleep", "head", "yes", "tar", "chmod"),
+    *("base64", "cmp", "cp", "find", "ln", "mkdir", "mv", "rm", "tail"),
+)
 IMAGE = "quintain-tests:1"
 LISTENING = "API listen on"
 START_TIMEOUT_S = 60
