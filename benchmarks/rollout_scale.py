@@ -107,7 +107,6 @@ async def measure(url: str, folder: Path, episodes: int, turns: int, capacity: i
     plan = Plan((played,), 0, groups, members, 0, 8192, 1, episodes)
     client = EnvClient(url, timeout_s=120.0, max_connections=episodes)
     journal = Journal(folder / "journal.db", members=members, identity={})
-    engine = LatencyEngine([0], capacity=1, step_s=0.0, prefill_s=0.0, tokens=1, max_length=8192)
     scheduler = Scheduler(plan, engine=engine, chat=chat, make_env=lambda _: client.episode(), journal=journal)
     meter = LagMeter()
     total = groups * members

@@ -182,6 +182,30 @@ def test_no_thread_holds_a_gradient_of_every_word_for_the_few_that_were_read(tie
         assert torch.allclose(parameter.grad, gradient, atol=1e-7)
 
 
+def test_the_gradient_of_a_tied_embedding_is_added_in_the_memory_of_the_lm_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, made, zeros_like = tiny(), list[int](), torch.zeros_like
+    streams = Streams(2, 2, model)
+    trainer = config()
+    credited = credited_rows(groups(5), trainer)
+    segments, prefixes = zip(*((row.segment, row.prefix) for row in credited.rows), strict=True)
+    piece, *others = micro_batches(segments, prefixes, layout="tree", max_tokens=10_000)
+    assert not others
+
+    def seen(like: Tensor, **options: Any) -> Tensor:
+        zeros = zeros_like(like, **options)
+        if like.shape == model.lm_head.weight.shape:
+            made.append(zeros.data_ptr())
+        return zeros
+
+    monkeypatch.setattr(torch, "zeros_like", seen)
+    work = Work([piece], credited.rows, credited.totals, loss_of(trainer))
+    accumulate(PolicyForward(model), work, backward=lambda value: value.backward(), streams=streams)
+    streams.close()
+    assert made == [model.lm_head.weight.grad.data_ptr()]
+
+
 def test_a_piece_that_raises_beside_others_adds_nothing_and_is_heard() -> None:
     model = tiny()
     parameters = list(model.parameters())

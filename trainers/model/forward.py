@@ -125,6 +125,8 @@ def token_logprobs(
     batch = batch.to(base.device)
     weight, bias, scale, softcap = head_of(base)
     balanced = None
+    if getattr(base.get_input_embeddings(), "sparse", False):
+        weight = _Last.apply(weight)  # type: ignore[no-untyped-call]
     if states is None:
         decoded = _decoded(base, batch, noise=noise, **({"output_router_logits": True} if balance else {}))
         states = _at_predictors(decoded, batch)
@@ -146,6 +148,20 @@ def token_logprobs(
         wide = torch.promote_types(states.dtype, torch.float32)
         value = nn.functional.linear(states.to(wide), head.weight.to(wide))[batch.predictor, 0]
     return TokenLogprobs(logp, entropies, best, masses, value, balance=balanced)
+
+
+class _Last(torch.autograd.Function):
+    """A weight [V, H] whose dense gradient comes after those of all that is computed from here on: by then the sparse
+    one of an embedding that is the same weight is there, and is added to it in its memory. The other way round torch
+    makes a third tensor."""
+
+    @staticmethod
+    def forward(_: Any, weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def predicting_states(base: Any, batch: MicroBatch) -> Tensor:
