@@ -286,8 +286,9 @@ from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.model.forward import PolicyForward
 from quintain.trainers.ranks import Ranks
 from quintain.trainers.update import Work, accumulate
-other = os.fork()  # before anything is computed: imported once, for both ranks
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # no thread is lost in a fork
+tiny()  # imports its family
+other = os.fork()  # all that is imported, for both ranks
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0 if other else 1, world_size=2)
 found = []
 for max_tokens in json.loads(sys.argv[3]):

@@ -109,7 +109,7 @@ ENGLISH = "The cat sits near the window and watches the rain that falls on the o
 def test_an_answer_built_to_follow_passes_and_one_built_to_break_fails(family: str) -> None:
     verifier = InstructionFollowingVerifier()
 
-    @settings(deadline=None)
+    @settings(max_examples=30, deadline=None)  # of a count up to 6, a relation, and words that do not matter
     @given(built(family))
     def holds(case: Built) -> None:
         given_parameters, yes, no = case

@@ -64,7 +64,8 @@ _CHANGED = re.compile(
 )
 """Right before a number these words make it another one, or none."""
 _REFUTED = re.compile(
-    r"\S+\s+(?:(?:is|was)\s+(?:not|never|wrong|incorrect|false)|(?:is|was|ca|could)n['’]t|cannot)\b", re.IGNORECASE
+    r"(?<!\S)\S+\s+(?:(?:is|was)\s+(?:not|never|wrong|incorrect|false)|(?:is|was|ca|could)n['’]t|cannot)\b",
+    re.IGNORECASE,
 )
 _OPERATIONS: Final = word_set("more less fewer greater than minus plus times over point divided multiplied by of from")
 """Two numbers with nothing but these between them are an expression in words."""
