@@ -330,9 +330,10 @@ def test_a_reward_model_made_of_a_fine_tuned_policy_is_the_verifier_and_the_crit
 
 
 @pytest.mark.slow
-def test_distillation_is_at_what_the_data_show_and_at_what_is_sampled(run: Run, calling: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_distillation_is_at_what_the_data_show_and_at_what_is_sampled(run: Run, calling: Path, processes: int) -> None:
     run.set("dataset", str(calling.parent / "transcripts.jsonl"))
-    options = {"teacher": str(calling), "beta": 1.0, "lmbda": 0.5}
+    options = {"teacher": str(calling), "beta": 1.0, "lmbda": 0.5, "processes": processes}
     played = goes_on(run, calling, {"name": "calculator"}, algorithm="distillation", **options)
     assert len(played) == 2
     (row,) = run.metrics()
