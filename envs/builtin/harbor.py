@@ -30,10 +30,12 @@ from quintain.nearest import one_of
 from quintain.strict_json import read_json
 from quintain.task import Task, TaskSource
 from quintain.verifiers.sandbox.docker import DockerSandbox
-from quintain.verifiers.sandbox.interface import MEBI, Limits, Program, Sandbox, Session, Status
+from quintain.verifiers.sandbox.interface import MEBI, Execution, Limits, Program, Sandbox, Session, Status
 
 TESTS_S: Final = 600.0
 """How long tests may take unless the task says so."""
+OURS_S: Final = 60.0
+"""How long a command of ours may take, which lays files or reads them: no limit of a task's is for those."""
 PART_CHARS: Final = 60_000
 """Of the solution's files, in one command."""
 MADE: Final = (*OWN, "/logs/agent", "/logs/verifier")
@@ -101,10 +103,11 @@ class HarborEnv(ShellEnv):
         self._due = math.inf
         observation = await super().reset(task, seed=seed)
         assert self._work is not None  # it has been made
-        if not await _laid(self._work, archive(harbor.copies), harbor.workdir, *MADE):
+        is_laid = await self._laid(self._work, archive(harbor.copies), harbor.workdir, *MADE)
+        if is_laid and self._docker is not None:
+            is_laid = (await self._ours(self._work, "cp", "-a", f"{KEPT}/.", ".")).status is Status.OK
+        if not is_laid:
             raise invalid(f"the files of the task {task.id!r} do not fit into its folders", Stage.RESET)
-        if self._docker is not None:
-            settled(await self._work.run(Program.command("cp", "-a", f"{KEPT}/.", ".")))
         await self.shell(harbor.script("true", {}))
         self._due = time.monotonic() + (harbor.settings.agent.timeout_sec or math.inf)
         return observation
@@ -122,25 +125,25 @@ class HarborEnv(ShellEnv):
         await self._leave()
         if left is None:
             return 0.0
-        timeout_s = self._harbor.settings.verifier.timeout_sec or TESTS_S
-        limits = replace(self._limits, wall_s=timeout_s, cpu_s=timeout_s * cores())
-        limits = replace(limits, workdir_bytes=COPY_BYTES, inodes=2 * limits.inodes)
+        limits = replace(self._limits, workdir_bytes=COPY_BYTES, inodes=2 * self._limits.inodes)
         async with await self._sandbox(self._options).open(limits=limits) as session:
-            if not await _laid(session, left, self._harbor.workdir):
+            if not await self._laid(session, left, self._harbor.workdir):
                 return 0.0
             tests = archive([(self._harbor.folder / "tests", "tests")])
-            if not await _laid(session, tests, *MADE):
+            if not await self._laid(session, tests, *MADE):
                 raise invalid(f"the tests do not fit beside the work: {self._harbor.folder / 'tests'}", Stage.VERIFY)
             return await self._tested(session)
 
     async def _tested(self, session: Session) -> float:
         script = self._harbor.script(_TEST, self._harbor.settings.verifier.env)
-        done = settled(await session.run(Program.command("bash", "-c", script)))
+        timeout_s = self._harbor.settings.verifier.timeout_sec or TESTS_S
+        limits = replace(self._limits, wall_s=timeout_s, cpu_s=timeout_s * cores())
+        done = settled(await session.run(Program.command("bash", "-c", script), limits=limits))
         if done.status is Status.TIMEOUT:
             raise FailureError(
                 Failure.of(FailureKind.TIMEOUT, Stage.VERIFY, f"the tests: {done.reason}", retryable=False)
             )
-        told = settled(await session.run(Program.command("sh", "-c", _TELL)))
+        told = await self._ours(session, "sh", "-c", _TELL)
         name, _, text = told.stdout.decode("utf-8", "replace").partition("\n")
         if not name:
             said = done.stdout.decode("utf-8", "replace") or done.reason
@@ -149,6 +152,19 @@ class HarborEnv(ShellEnv):
             return reward_in(text, is_json=name == "reward.json")
         except (ValueError, OverflowError, RecursionError) as error:
             raise invalid(f"the tests write a {name} that is no reward: {error}", Stage.VERIFY) from None
+
+    async def _laid(self, session: Session, packed: bytes, *folders: str) -> bool:
+        """Whether the archive could be unpacked, where there are `folders`."""
+        places = (f".{folder}" for folder in folders)
+        return (await self._ours(session, "sh", "-c", _LAY, "sh", *places, stdin=packed)).status is Status.OK
+
+    async def _ours(self, session: Session, *argv: str, stdin: bytes = b"") -> Execution:
+        """What became of a command of ours. Raises FailureError where it is not done in its time."""
+        limits = replace(self._limits, wall_s=OURS_S, cpu_s=OURS_S)
+        done = settled(await session.run(Program.command(*argv), stdin=stdin, limits=limits))
+        if done.status is Status.TIMEOUT:
+            raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.SANDBOX, f"{argv[0]}: {done.reason}"))
+        return done
 
     async def close(self) -> None:
         """End the shell, and its container."""
@@ -195,12 +211,6 @@ def _in_docker(sandbox: Mapping[str, Any]) -> bool:
     if unknown := set(sandbox) - {"backend", "engine_url", "runtime"}:
         raise QuintainError(f"harbor builds its images: its sandbox of docker has no option {', '.join(unknown)}")
     return True
-
-
-async def _laid(session: Session, packed: bytes, *folders: str) -> bool:
-    """Whether the archive could be unpacked, where there are `folders`."""
-    program = Program.command("sh", "-c", _LAY, "sh", *(f".{folder}" for folder in folders))
-    return settled(await session.run(program, stdin=packed)).status is Status.OK
 
 
 def reward_in(text: str, *, is_json: bool) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,18 @@ async def test_tests_that_are_not_done_in_their_time_are_a_failure(verifiers, tm
 
 
 @in_module
+async def test_files_that_do_not_fit_into_the_folder_of_a_task_are_a_failure(verifiers, tmp_path):
+    large = docker("FROM ubuntu\nWORKDIR /app\nCOPY large .\n") | {"environment/large": bytes(17 << 20)}
+    with pytest.raises(FailureError, match="the files of the task 'large' do not fit into its folders"):
+        await earned(verifiers, write_task(tmp_path / "large", HELLO | large))
+
+
+@in_module
 async def test_an_episode_ends_with_the_time_of_its_task_and_is_judged(verifiers, tmp_path):
     folder = write_task(tmp_path / "hasty", HELLO | {"task.toml": "[agent]\ntimeout_sec = 0.5\n"})
     step = await last(verifiers, folder, "sleep 600", "echo never")
     assert (step.terminated, step.truncated, step.reward) == (False, True, 0.0)
-    assert "it took its" in step.observation.messages[0].text
+    assert re.search("killed: it took its|the time of this task is over", step.observation.messages[0].text)
 
 
 async def test_files_and_variables_are_those_of_the_dockerfile_and_paths_begin_in_its_work_folder(tmp_path):
