@@ -22,13 +22,13 @@ if [ "$which" != quick ] && ! .venv/bin/python scripts/setup_vllm.py >&2; then
 fi
 left_out=$(printf '%s\n' "$missing" | cut -f 1 | sed '/^$/d; s/^/not /' | paste -s -d '&' | sed 's/&/ and /g')
 
-# Tests of one group share fixtures that are dear, so a group stays on one worker: a file, unless it says otherwise.
+# Tests of one file share fixtures that are dear, so they stay on one worker (tests/conftest.py says more).
 status=0 ran=0
 run() { # MARKS ARGUMENTS...: the tests with these marks; that there are none is no failure
     marks=$1
     shift
     code=0
-    .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadgroup -m "$marks${left_out:+ and $left_out}" "$@" || code=$?
+    .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile -m "$marks${left_out:+ and $left_out}" "$@" || code=$?
     if [ "$code" != 5 ]; then
         ran=1
         [ "$code" = 0 ] || status=$code
@@ -43,7 +43,7 @@ if [ "$which" != quick ]; then
     # vLLM's servers take every core: their tests come last, and alone, since others measure seconds.
     case "$missing" in
         *needs_vllm*) ;;
-        *) run "slow and needs_vllm" "$@" ;;
+        *) run "slow and needs_vllm" -o testpaths=tests/rollout/vllm "$@" ;; # no other test is imported for them
     esac
 fi
 if [ "$ran" = 0 ]; then

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quintain.config import EnvironmentConfig, ExperimentConfig, VLLMConfig
+from quintain.envs.options import OPTIONS_ENV
+from quintain.envs.serving.serve import TOKEN_ENV
 from quintain.failure import QuintainError, one_line
 from quintain.launch.run_folder import RunFolder
 from quintain.launch.supervisor import ServerSpec, Supervisor, python_module
@@ -30,27 +32,33 @@ class Address:
 
 
 def start_environments(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder) -> list[Address]:
-    """The environment servers, in the experiment's order: those that run already, and those started now."""
+    """The environment servers, in the experiment's order: those that run already, and those started now, side by side.
+
+    The address of an environment of several servers has commas in between.
+    """
+    running = [None if played.url is None else _running(played) for played in config.plays]
     alone = len(config.plays) == 1
+    specs = [
+        _specs(config, played, run.logs / f"environment{'' if alone else number}.log") if there is None else []
+        for number, (played, there) in enumerate(zip(config.plays, running, strict=True))
+    ]
+    started = iter(supervisor.start_all([spec for some in specs for spec in some]))
     return [
-        start_environment(supervisor, config, played, run.logs / f"environment{'' if alone else number}.log")
-        for number, played in enumerate(config.plays)
+        there or Address(",".join(next(started).url for _ in some), some[0].environ[TOKEN_ENV])
+        for there, some in zip(running, specs, strict=True)
     ]
 
 
-def start_environment(
-    supervisor: Supervisor, config: ExperimentConfig, environment: EnvironmentConfig, log: Path
-) -> Address:
-    """The servers of one environment, which run already or are started now: their addresses, with commas in between."""
-    from quintain.envs.options import OPTIONS_ENV
-    from quintain.envs.serving.serve import TOKEN_ENV
+def _running(environment: EnvironmentConfig) -> Address:
+    """Where the servers of an environment are that run already, once they have answered."""
+    there = Address(str(environment.url), environment.token or os.environ.get(TOKEN_ENV))
+    for url in there.url.split(","):
+        _check_reachable(Address(url, there.token))
+    return there
 
-    if environment.url is not None:
-        there = Address(environment.url, environment.token or os.environ.get(TOKEN_ENV))
-        for url in there.url.split(","):
-            _check_reachable(Address(url, there.token))
-        return there
 
+def _specs(config: ExperimentConfig, environment: EnvironmentConfig, log: Path) -> list[ServerSpec]:
+    """The servers of one environment that are to be started."""
     most = environment.max_episodes or config.rollout.max_concurrency
 
     def command(port: int) -> list[str]:
@@ -67,21 +75,18 @@ def start_environment(
             f"--max-episodes={-(-most // environment.replicas)}",
         )
 
-    token = secrets.token_urlsafe()
-    environ = {TOKEN_ENV: token, OPTIONS_ENV: json.dumps(environment.args)}
+    environ = {TOKEN_ENV: secrets.token_urlsafe(), OPTIONS_ENV: json.dumps(environment.args)}
     called = "environment server" if len(config.plays) == 1 else f"environment server of {environment.label}"
-    specs = [ServerSpec(called, command, log, environ)]
-    if (replicas := environment.replicas) > 1:
-        logs = (log.with_stem(f"{log.stem}-{number}") for number in range(replicas))
-        specs = [ServerSpec(f"{called} ({log.stem})", command, log, environ) for log in logs]
-    return Address(",".join(supervisor.start(spec).url for spec in specs), token)
+    if (replicas := environment.replicas) == 1:
+        return [ServerSpec(called, command, log, environ)]
+    logs = (log.with_stem(f"{log.stem}-{number}") for number in range(replicas))
+    return [ServerSpec(f"{called} ({log.stem})", command, log, environ) for log in logs]
 
 
 def start_rollout(
     supervisor: Supervisor, config: ExperimentConfig, run: RunFolder, environments: Sequence[Address]
 ) -> Address:
     """The rollout server of the run, which plays in `environments`."""
-    from quintain.envs.serving.serve import TOKEN_ENV
     from quintain.rollout.wire import ROLLOUT_TOKEN_ENV
 
     def command(port: int) -> list[str]:

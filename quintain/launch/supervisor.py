@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,18 @@ class Supervisor:
         server.start()
         threading.Thread(target=self._watch, args=(server,), name=f"watch {spec.name}", daemon=True).start()
         return server
+
+    def start_all(self, specs: Sequence[ServerSpec]) -> list[Server]:
+        """Start servers side by side. As `start`, and where one does not come up all are stopped."""
+        with ThreadPoolExecutor(max(1, len(specs))) as beside:
+            starting = [beside.submit(self.start, spec) for spec in specs]
+            try:
+                for each in as_completed(starting):
+                    each.result()
+            except BaseException:
+                self.stop()  # one that is still coming up is not waited for
+                raise
+        return [each.result() for each in starting]
 
     def check(self) -> None:
         """Raise QuintainError if a server is gone for good."""

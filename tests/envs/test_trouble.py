@@ -35,11 +35,11 @@ async def test_a_worker_that_is_killed_costs_its_episodes_and_is_replaced(serve,
 async def test_a_client_that_vanishes_costs_nothing_after_its_lease(serve, opened, failed):
     server = serve("Probe", limits=EnvironmentLimits(lease_s=0.5, max_episodes=1))
     await opened(server.client())  # and never closed
-    server.wait_metric("episodes_live", lambda n: n == 0, timeout_s=10)
+    server.wait_metric("episodes_live", lambda n: n == 0)
     assert server.metric('episodes_total{how="expired"}') == 1
     async with server.client() as client:
         env = await opened(client)
-        server.wait_metric("episodes_known", lambda n: n == 0, timeout_s=10)
+        server.wait_metric("episodes_known", lambda n: n == 0)
         failure = await failed(env, "hello")
     assert (failure.kind, failure.retryable) == (FailureKind.LOST, True)
 
@@ -62,10 +62,10 @@ def test_a_client_that_is_stopped_with_its_connections_open_does_not_outlive_its
         try:
             # four thirds of a lease: it would have run out but for its renewals
             renewals = 'requests_total{route="GET /v1/episodes/{id}",status="200"}'
-            server.wait_metric(renewals, lambda n: n >= 4, timeout_s=30)
+            server.wait_metric(renewals, lambda n: n >= 4)
             assert server.metric("episodes_live") == 1
             client.send_signal(signal.SIGSTOP)
-            server.wait_metric("episodes_live", lambda n: n == 0, timeout_s=10)
+            server.wait_metric("episodes_live", lambda n: n == 0)
             assert server.metric('episodes_total{how="expired"}') == 1
             assert psutil.Process(client.pid).net_connections()  # half-open: nobody has hung up
         finally:

@@ -11,12 +11,10 @@ from .runs import Run, make_model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts a whole run (processes with torch, one after the other) takes more than ten seconds; they share
-    nothing but the model, so any worker may take the next."""
+    """What starts a whole run (processes with torch, one after the other) takes more than ten seconds."""
     for item in items:
         if {"run", "tiny_model"} <= set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group(item.nodeid))
 
 
 @pytest.fixture(scope="session")

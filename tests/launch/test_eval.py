@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +16,20 @@ import yaml
 from quintain.evaluation.episode_log import read_episodes
 
 from .runs import ROOT, running, wait_for
+from .warm import Program
 
 ENVS = Path(__file__).with_name("envs_for_tests.py")
 SMALL = ["rollout.dtype=float32", "rollout.max_completion_length=64", "rollout.threads=1", "rollout.max_batch=2"]
 ASK = ["--samples=4", "--k=2", "--pass-at=0.845", "--temperature=1", "--seed=7"]
 
 
-def start(model: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
+def start(model: Path, output: Path, *flags: str) -> Program:
     sets = [f"--set={field}" for field in SMALL]
-    command = [sys.executable, "-m", "quintain", "eval", f"--env={ENVS}:Letters", f"--model={model}", *ASK, *sets]
-    return subprocess.Popen(
-        [*command, f"--output={output}", "--json", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        start_new_session=True,
-    )
+    command = ["eval", f"--env={ENVS}:Letters", f"--model={model}", *ASK, *sets, f"--output={output}", "--json", *flags]
+    return Program(command, output.parent, apart=True)
 
 
-def figures(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+def figures(process: Program) -> tuple[dict[str, Any], str]:
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, out + err
     told: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -46,7 +37,7 @@ def figures(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     return told, err
 
 
-def servers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def servers(process: Program) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
@@ -104,16 +95,8 @@ def test_a_list_of_environments_is_played_by_one_server_each_by_its_name(tmp_pat
     engine = {"engine": f"{ROOT / 'tests' / 'fake_engine.py'}:of_run", "dtype": "float32", "max_completion_length": 8}
     config = {"model": {"path": str(tiny_model)}, "environments": listed, "rollout": engine}
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(config))
-    command = [
-        sys.executable,
-        "-m",
-        "quintain",
-        "eval",
-        str(tmp_path / "e.yaml"),
-        "--json",
-        f"--output={tmp_path / 'o'}",
-    ]
-    told, _ = figures(subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT))
+    command = ["eval", str(tmp_path / "e.yaml"), "--json", f"--output={tmp_path / 'o'}"]
+    told, _ = figures(Program(command, tmp_path, apart=True))
     assert {name: each["verified"] for name, each in told["environments"].items()} == {"one": 6, "other": 6}
     rows, _ = read_episodes(tmp_path / "o")
     assert sorted((row.environment, row.index) for row in rows) == [

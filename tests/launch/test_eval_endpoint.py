@@ -19,6 +19,7 @@ from quintain.evaluation.episode_log import read_episodes
 
 from .fake_openai import Said, fake_openai
 from .runs import ROOT, wait_for
+from .warm import Program
 
 ENVS = Path(__file__).with_name("envs_for_eval.py")
 
@@ -33,10 +34,16 @@ def mostly_right(request: dict[str, Any]) -> Said:
     return {"content": str(asked) if asked < 2 or request.get("seed", 0) % 2 else "no idea"}
 
 
-def start(*flags: str, env: str = "Guess", **environ: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "quintain", "eval", f"--env={ENVS}:{env}", "--model=fake-model", *flags]
+Process = subprocess.Popen[str] | Program
+
+
+def start(*flags: str, env: str = "Guess", warm: Path | None = None, **environ: str) -> Process:
+    """The command; a slow test gives it a folder `warm` for what it prints, and has it forked."""
+    command = ["eval", f"--env={ENVS}:{env}", "--model=fake-model", *flags]
+    if warm is not None:
+        return Program(command, warm, apart=True, **environ)
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "quintain", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,7 +54,7 @@ def start(*flags: str, env: str = "Guess", **environ: str) -> subprocess.Popen[s
     )
 
 
-def finish(process: subprocess.Popen[str], expect: int = 0) -> tuple[str, str]:
+def finish(process: Process, expect: int = 0) -> tuple[str, str]:
     out, err = process.communicate(timeout=120)
     assert process.returncode == expect, out + err
     return out, err
@@ -64,14 +71,14 @@ def figures(*flags: str, **options: Any) -> dict[str, Any]:
 def test_an_evaluation_killed_in_the_middle_goes_on_to_the_figures_of_one_that_never_was(tmp_path: Path) -> None:
     ask = ["--samples=6", "--k=1,3,6", "--temperature=1", "--request-seeds", "--concurrency=4"]
     with fake_openai(mostly_right) as fake:
-        whole = figures(f"--endpoint={fake.url}", f"--output={tmp_path / 'whole'}", *ask)
+        whole = figures(f"--endpoint={fake.url}", f"--output={tmp_path / 'whole'}", *ask, warm=tmp_path)
         once = len(fake.asked)
     assert once == 48
     assert 0.2 < whole["pass"]["1"]["value"] < whole["pass"]["3"]["value"] < whole["pass"]["6"]["value"] <= 1
     log = tmp_path / "killed" / "episodes.jsonl"
     with fake_openai(mostly_right, limit=20) as fake:
         port = fake.url
-        process = start(f"--endpoint={fake.url}", f"--output={tmp_path / 'killed'}", *ask)
+        process = start(f"--endpoint={fake.url}", f"--output={tmp_path / 'killed'}", *ask, warm=tmp_path)
         wait_for("twenty episodes", lambda: log.exists() and log.read_bytes().count(b"\n") >= 20)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
@@ -80,7 +87,7 @@ def test_an_evaluation_killed_in_the_middle_goes_on_to_the_figures_of_one_that_n
         fake.limit = None
         fake.release()
         before = len(fake.asked)
-        again = start("--json", f"--endpoint={port}", f"--output={tmp_path / 'killed'}", *ask)
+        again = start("--json", f"--endpoint={port}", f"--output={tmp_path / 'killed'}", *ask, warm=tmp_path)
         out, err = finish(again)
         assert "going on: 20 of 48 episodes are there already" in err
         assert len(fake.asked) - before == 28
@@ -98,15 +105,15 @@ def test_more_samples_go_on_from_the_fewer_and_another_evaluation_is_refused_in_
     folder = f"--output={tmp_path / 'e'}"
     with fake_openai(mostly_right) as fake:
         at = [f"--endpoint={fake.url}", folder, "--temperature=1", "--request-seeds"]
-        two = figures(*at, "-n", "4", "--samples=2")
-        three = figures(*at, "-n", "5", "--samples=3")
+        two = figures(*at, "-n", "4", "--samples=2", warm=tmp_path)
+        three = figures(*at, "-n", "5", "--samples=3", warm=tmp_path)
         assert (two["tasks"], two["verified"], three["verified"]) == (4, 8, 15)
         assert len(fake.asked) == 15
-        _, err = finish(start(*at[:2], "--temperature=0.5", "--request-seeds"), expect=2)
+        _, err = finish(start(*at[:2], "--temperature=0.5", "--request-seeds", warm=tmp_path), expect=2)
         assert re.fullmatch(r"Error: .* holds another evaluation: its temperature is 1.0, not 0.5; .*\n", err)
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "file").touch()
-        _, err = finish(start(at[0], f"--output={tmp_path / 'other'}"), expect=2)
+        _, err = finish(start(at[0], f"--output={tmp_path / 'other'}", warm=tmp_path), expect=2)
         assert "is no evaluation's folder" in err
 
 
@@ -117,8 +124,8 @@ def test_each_environment_of_a_list_has_figures_of_its_own_and_an_evaluation_of_
     (tmp_path / "e.yaml").write_text(yaml.safe_dump({"model": {"path": "m"}, "environments": listed}))
 
     def ask(*flags: str) -> tuple[dict[str, Any], str]:
-        command = [sys.executable, "-m", "quintain", "eval", str(tmp_path / "e.yaml"), "--model=m", "--json"]
-        out, err = finish(subprocess.Popen([*command, *flags], stdout=-1, stderr=-1, text=True, cwd=ROOT))
+        command = ["eval", str(tmp_path / "e.yaml"), "--model=m", "--json", *flags]
+        out, err = finish(Program(command, tmp_path, apart=True))
         return json.loads(out.splitlines()[-1]), err
 
     with fake_openai(lambda request: {"content": str(number(request))}) as fake:
@@ -147,13 +154,13 @@ def test_failures_are_no_zeros_and_are_played_again_only_if_asked(tmp_path: Path
     ask = [f"--output={tmp_path / 'e'}", "--set", "environment.args={breaks: true}", "--set", "rollout.attempts=1"]
     with fake_openai(flaky) as fake:
         at = f"--endpoint={fake.url}"
-        told = figures(at, *ask)
+        told = figures(at, *ask, warm=tmp_path)
         assert (told["mean_reward"], told["pass"]["1"]["value"]) == (1.5, 1.0)
         assert (told["tasks"], told["verified"], told["failed"], told["tasks_with_failures"]) == (8, 5, 3, 3)
         assert told["failures"] == {"crashed in step": 1, "invalid in generate": 1, "rejected in generate": 1}
         broken["on"] = False
-        assert figures(at, *ask)["failed"] == 3
-        told = figures(at, *ask, "--retry-failed")
+        assert figures(at, *ask, warm=tmp_path)["failed"] == 3
+        told = figures(at, *ask, "--retry-failed", warm=tmp_path)
         assert (told["verified"], told["failures"]) == (7, {"crashed in step": 1})
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from quintain.messages import Message
 from quintain.rollout.client import RolloutClient
 from quintain.task import Task
 
-from .runs import ROOT, Run, running, wait_for
+from .runs import DEADLINE_S, Run, running, wait_for
+from .warm import Program
 
 TOKEN = "s3cret"
 
@@ -35,17 +35,11 @@ class Served:
         file.write_text(yaml.safe_dump(run.config))
         self.run = run.path
         command = ["rollout", "serve", str(file), f"--run-dir={run.path}", "--port=0", "--json", *flags]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "quintain", *command],
-            stdout=subprocess.PIPE,
-            stderr=(run.folder / "stderr.txt").open("a"),
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environ},
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, (run.folder / "stderr.txt").read_text()
+        self.process = Program(command, run.folder, apart=True, **environ)
+        printed = self.process.out
+        wait_for("its ready line", lambda: "\n" in printed.read_text() or self.process.poll() is not None)
+        line = printed.read_text()
+        assert line, self.process.err.read_text()
         self.ready: dict[str, Any] = json.loads(line)
         self.url: str = self.ready["url"]
 
@@ -55,7 +49,7 @@ class Served:
     def end(self, number: int) -> int:
         """Signal it; its exit code. None of its children may be left."""
         children = self.children()
-        self.process.send_signal(number)
+        os.kill(self.process.pid, number)
         code = self.process.wait(60)
         wait_for("the end of its children", lambda: not any(running(child) for child in children))
         return code
@@ -72,10 +66,9 @@ def serving(run: Run) -> Iterator[list[Served]]:
             one.process.wait()
 
 
-def quintain(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "quintain", *words], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+def quintain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    process = Program(words, folder, apart=True)
+    return subprocess.CompletedProcess(words, process.wait(DEADLINE_S), *process.communicate())
 
 
 def test_a_server_of_its_own_runs_tasks_survives_its_environment_s_death_and_leaves_nothing(
@@ -103,15 +96,15 @@ def test_a_server_of_its_own_runs_tasks_survives_its_environment_s_death_and_lea
         assert (report.drained, report.consumed) == (True, run.config["trainer"]["prompts_per_step"])
         assert "quintain_rollout_draining 1" in client.metrics()
     assert served.end(signal.SIGTERM) == 0
-    assert "Traceback" not in (run.folder / "stderr.txt").read_text()
+    assert "Traceback" not in served.process.err.read_text()
     assert list((run.path / "trajectories").iterdir())
 
-    audited = quintain("rollout", "audit", str(run.path))
+    audited = quintain(run.folder, "rollout", "audit", str(run.path))
     assert audited.returncode == 0, audited.stdout + audited.stderr
     assert "it balances" in audited.stdout
     with sqlite3.connect(run.path / "journal.db") as db:
         db.execute("DELETE FROM trajectories WHERE place = 0 AND member = 1")
-    audited = quintain("rollout", "audit", str(run.path), "--json")
+    audited = quintain(run.folder, "rollout", "audit", str(run.path), "--json")
     assert audited.returncode == 1, audited.stdout
     report = json.loads(audited.stdout)
     assert not report["ok"]
@@ -156,7 +149,7 @@ def test_an_environment_that_cannot_be_kept_up_ends_the_server_with_one_line(run
     (environment,) = [child for child in served.children() if "serve" in child.cmdline()]
     environment.kill()
     assert served.process.wait(60) == 2
-    (line,) = [line for line in (run.folder / "stderr.txt").read_text().splitlines() if line.startswith("Error: ")]
+    (line,) = [line for line in served.process.err.read_text().splitlines() if line.startswith("Error: ")]
     assert "the environment server ended (signal 9) after 0 restarts" in line
 
 
@@ -171,17 +164,17 @@ def test_what_cannot_begin_is_one_clear_line(run: Run, tmp_path: Path) -> None:
         (["--resume"], "nothing to resume"),
         (["--set=model.path=./no/such/model"], "no folder 'no/such/model'"),
     ]:
-        done = quintain(*serve, *flags)
+        done = quintain(run.folder, *serve, *flags)
         assert done.returncode == 2, done.stderr
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
         assert says in line
         assert "Traceback" not in done.stderr
         assert not run.path.exists()
-    done = quintain(*serve, "--set=environment.split=exam")
+    done = quintain(run.folder, *serve, "--set=environment.split=exam")
     assert done.returncode == 2
     assert "Error: environment.split: " in done.stderr
     assert "starting the engine" not in done.stderr
-    done = quintain("rollout", "audit", str(tmp_path / "nothing"))
+    done = quintain(run.folder, "rollout", "audit", str(tmp_path / "nothing"))
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr

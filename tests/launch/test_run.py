@@ -18,7 +18,8 @@ from quintain.rollout.journal.audit import audit
 from quintain.rollout.journal.parquet import read_trajectories
 from quintain.trajectory import to_segments
 
-from .runs import ROOT, Run, make_model
+from .runs import DEADLINE_S, ROOT, Run, make_model
+from .warm import Program
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -251,22 +252,9 @@ def test_what_the_file_may_ask_for_trains(run: Run, changes: dict[str, object]) 
 def test_the_checkpoint_of_a_run_can_be_evaluated_from_the_command_line(run: Run) -> None:
     run.samples().set("evaluation", {"split": "heldout"}).train()
     checkpoint = sorted((run.path / "checkpoints").glob("step-*"))[-1]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "quintain",
-            "eval",
-            str(run.folder / "experiment.yaml"),
-            f"--model={checkpoint}",
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
+    command = ["eval", str(run.folder / "experiment.yaml"), f"--model={checkpoint}", "--json"]
+    out, _ = Program(command, run.folder, apart=True).communicate(DEADLINE_S)
+    result = json.loads(out.splitlines()[-1])
     assert result["mean_reward"] == pytest.approx(run.summary()["heldout_after"], abs=1e-6)
     assert (result["verified"], result["failed"]) == (6, 0)
 

@@ -91,8 +91,33 @@ def test_nothing_is_started_once_the_run_stops(tmp_path: Path) -> None:
         supervisor.start(ServerSpec("late one", lambda port: [sys.executable, "-c", TALKATIVE], tmp_path / "log"))
 
 
+WAITS = """
+import pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:])
+mine.touch()
+while not other.exists(): time.sleep(0.01)
+print('{"event": "ready", "url": "http://127.0.0.1:1"}', flush=True)
+time.sleep(600)
+"""
+
+
+def test_several_servers_come_up_side_by_side_and_one_that_does_not_ends_the_others(tmp_path: Path) -> None:
+    def waits(mine: str, other: str) -> ServerSpec:
+        command = [sys.executable, "-c", WAITS, str(tmp_path / mine), str(tmp_path / other)]
+        return ServerSpec(mine, lambda port: command, tmp_path / "log")
+
+    supervisor = Supervisor(restarts=0, report=lambda text: None)
+    try:
+        assert len(supervisor.start_all([waits("one", "other"), waits("other", "one")])) == 2
+        broken = ServerSpec("broken", lambda port: [sys.executable, "-c", "print('no')"], tmp_path / "broken")
+        with pytest.raises(QuintainError, match="the broken did not come up: no"):
+            supervisor.start_all([waits("third", "never"), broken])
+    finally:
+        supervisor.stop()
+
+
 def _wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.01)

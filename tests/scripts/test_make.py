@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ class Machine:
 
 def chosen(result: subprocess.CompletedProcess[str]) -> list[str]:
     """The marks that each call of pytest was given."""
-    return re.findall(r" --dist loadgroup -m (.*)$", result.stdout, re.MULTILINE)
+    return re.findall(r" --dist loadfile -m (.*)$", result.stdout, re.MULTILINE)
 
 
 def test_without_root_the_missing_package_is_named_in_colour_after_the_tests(tmp_path: Path) -> None:
@@ -81,7 +82,8 @@ def test_as_root_with_apt_the_package_is_installed_and_no_test_is_left_out(tmp_p
     result = machine.test()
     assert result.returncode == 0
     assert "installing docker.io" in result.stderr
-    assert chosen(result) == ["not slow", "slow and not needs_vllm", "slow and needs_vllm"]
+    there = "slow and needs_vllm -o testpaths=tests/rollout/vllm"
+    assert chosen(result) == ["not slow", "slow and not needs_vllm", there]
     assert "LEFT OUT" not in result.stdout
 
 
@@ -135,6 +137,23 @@ def test_arguments_and_the_number_of_workers_reach_pytest(tmp_path: Path) -> Non
     result = Machine(tmp_path, root=False).test("tests/envs", "-x", WORKERS="4")
     assert "-n 4 " in result.stdout
     assert "tests/envs -x" in result.stdout
+
+
+def test_the_tests_of_a_file_run_on_one_of_several_workers(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    test = "import os, pytest\n@pytest.mark.parametrize('at', range(9))\ndef test_it(at):\n    "
+    for name in ("one", "other"):
+        (tmp_path / f"test_{name}.py").write_text(f"{test}print(os.getpid(), file=open({name!r}, 'a'))\n")
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-n", "2", "--dist", "loadfile"]
+    environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environ, check=True)
+    one, other = ((tmp_path / name).read_text().split() for name in ("one", "other"))
+    assert (len(one), len(set(one)), len(other), len(set(other))) == (9, 1, 9, 1)
+
+
+def test_every_test_against_real_vllm_is_where_the_suite_looks_for_it() -> None:
+    marked = [file for file in (ROOT / "tests").rglob("test_*.py") if re.search(r"mark\.needs_vllm", file.read_text())]
+    assert {file.parent.relative_to(ROOT).as_posix() for file in marked} == {"tests/rollout/vllm"}
 
 
 def test_every_marker_of_a_system_package_is_known_to_pytest() -> None:

@@ -89,13 +89,13 @@ class Stage:
 
     def __init__(self, gateway: Gateway, outbox: Outbox, url: str) -> None:
         self.gateway, self.outbox, self.url = gateway, outbox, url
-        self.http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=20)
+        self.http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=60)
         self._clients: list[openai.AsyncOpenAI] = []
 
     async def open(self, **asked: Any) -> tuple[str, openai.AsyncOpenAI]:
         """A session's id, and OpenAI's own client for it."""
         opened = (await self.http.post("/sessions", json=asked)).raise_for_status().json()
-        client = openai.AsyncOpenAI(base_url=opened["base_url"], api_key=opened["api_key"], max_retries=0, timeout=20)
+        client = openai.AsyncOpenAI(base_url=opened["base_url"], api_key=opened["api_key"], max_retries=0, timeout=60)
         self._clients.append(client)
         return opened["id"], client
 
@@ -112,7 +112,7 @@ class Stage:
 
     async def taken(self) -> Trajectory:
         """The next trajectory that is handed over."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for trajectory in self.outbox:
                 return trajectory
         raise AssertionError("the outbox has no end")

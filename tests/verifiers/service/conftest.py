@@ -124,11 +124,11 @@ class Service:
                 return float(line.rpartition(" ")[2])
         return 0.0
 
-    def wait_metric(self, name: str, value: float, timeout_s: float = 20.0) -> None:
+    def wait_metric(self, name: str, value: float, timeout_s: float = 60.0) -> None:
         """Wait until the metric `name` has the value."""
         wait_for(lambda: self.metric(name) == value, f"{name} is {value}, not {self.metric(name)}", timeout_s)
 
-    def stop(self, wait_s: float = 30) -> int:
+    def stop(self, wait_s: float = 60) -> int:
         """Ask it to stop, and wait."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ class Service:
                 self.process.stdout.close()
 
 
-def wait_for(holds: Callable[[], bool], what: str = "it", timeout_s: float = 20.0) -> None:
+def wait_for(holds: Callable[[], bool], what: str = "it", timeout_s: float = 60.0) -> None:
     """Wait until `holds()`."""
     began = time.monotonic()
     while not holds():
@@ -190,7 +190,7 @@ def gone() -> Callable[[list[psutil.Process]], list[int]]:
     """`gone(processes)`: waits for their end, and gives the ids of those that are still alive after a while."""
 
     def wait(processes: list[psutil.Process]) -> list[int]:
-        _, alive = psutil.wait_procs(processes, timeout=20)
+        _, alive = psutil.wait_procs(processes, timeout=60)
         return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
     return wait
