@@ -1,12 +1,12 @@
-"""Seconds and memory of a training step: SFT, DPO, reward models, GRPO and RLOO, here and in TRL 1.16's trainers.
+"""Seconds and memory of a training step: SFT, DPO, reward models, GRPO, RLOO and PPO, here and in TRL's trainers.
 
 SmolLM2-135M-Instruct, float32 or bfloat16 (whichever is faster on this machine, for both), all threads, the same
 token ids in the same batches, AdamW at the same constant rate, no gradient checkpointing. Each side is a process of its
 own, the sides take turns; a first step warms up and is not counted. Losses and norms of gradients are compared step by
 step. GRPO and RLOO train on one group of given completions, so no sampling is in the figures, and no
-pass for old log-probabilities on TRL's side.
+pass for old log-probabilities on TRL's side; PPO (TRL 1.12's, the last there was; 1.16 otherwise) likewise on eight.
 
-    python benchmarks/trainers_vs_trl.py [--steps 3] [--rounds 2] [--only sft,dpo_256,dpo_64,reward,sft_words,grpo,rloo]
+    python benchmarks/trainers_vs_trl.py [--steps 3] [--rounds 2] [--only sft,…,grpo,rloo,ppo]
 
 `sft_words` has SmolLM2's shape with 8 layers and 151,936 words. The last line is JSON: ratios `<stage>_time` and
 `<stage>_memory` (quintain / TRL), the largest difference of a loss is in the detail.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -41,6 +42,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft_words": {"trainer": "sft", "rows": 8, "prompt": (32, 128), "answers": (64, 384)},
     "grpo": {"trainer": "grpo", "rows": 1, "group": 8, "prompt": (256, 256), "answers": (64, 128)},
     "rloo": {"trainer": "rloo", "rows": 1, "group": 8, "prompt": (256, 256), "answers": (64, 128)},
+    "ppo": {"trainer": "ppo", "rows": 8, "group": 1, "prompt": (256, 256), "answers": (128, 128)},
 }
 Row = tuple[list[int], list[list[int]]]
 
@@ -106,7 +108,8 @@ def quintain(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> t
     text = f"model: {{path: {model}, compute_dtype: {dtype}}}\n"
     options = {"algorithm": about["trainer"], "learning_rate": RATE, "lr_scheduler_type": "constant"}
     if "group" in about:
-        options |= {"beta": 0.0, "num_generations": about["group"], "prompts_per_step": about["rows"]}
+        options |= {"num_generations": about["group"], "prompts_per_step": about["rows"], "num_iterations": 1}
+        options |= {"critic_learning_rate": RATE} if about["trainer"] == "ppo" else {"beta": 0.0}
         text += f"rollout: {{dtype: {dtype}, max_completion_length: 128}}\nenvironment: {{name: math}}\n"
     else:
         text += f"rollout: {{dtype: {dtype}}}\ndataset: none.jsonl\n"
@@ -129,7 +132,7 @@ def quintain(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> t
         began = time.perf_counter()
         found = learner.update(data[step * about["rows"] : (step + 1) * about["rows"]], step=step)
         seconds.append(time.perf_counter() - began)
-        figures.append([found["loss"], found["grad_norm"]])
+        figures.append([found.get("critic/loss", found["loss"]), found["grad_norm"]])
     learner.close()
     return seconds, figures
 
@@ -200,6 +203,75 @@ def trl(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[
     return seconds, [[row["loss"], row["grad_norm"]] for row in trainer.state.log_history if "loss" in row]
 
 
+def trl_ppo(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tuple[list[float], list[list[float]]]:
+    """The same of TRL 1.12's PPO, of which the clock stands still until it has its answers and their log-probabilities,
+    and whose rewards cost nothing; the loss is the critic's, and nothing is known of its gradients' norm."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    about = STAGES[stage]
+    batch = about["rows"]
+    made = rows(stage, batch * steps)
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds[-1] += time.perf_counter()
+
+    def sampled(policy: Any, *_: Any) -> tuple[Any, Any]:
+        now = made[len(seconds) * batch : (len(seconds) + 1) * batch]
+        ids = torch.tensor([prompt + answers[0] for prompt, answers in now])
+        scores = policy(ids, use_cache=False).logits[:, len(now[0][0]) - 1 : -1].clone()
+        seconds.append(-time.perf_counter())
+        return ids, scores
+
+    def rewarded(judge: Any, ids: Any, pad: int, start: int) -> tuple[Any, Any, Any]:
+        if judge is not rewards:
+            return whole(judge, ids, pad, start)  # type: ignore[no-any-return]
+        return None, torch.tensor([reward_of(row[start:].tolist()) for row in ids]), None
+
+    whole, ppo_trainer.batch_generation, ppo_trainer.get_reward = ppo_trainer.get_reward, sampled, rewarded
+    rewards = torch.nn.Module()
+    value = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
+    torch.nn.init.zeros_(value.score.weight)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token_id = WORDS + 1  # a word that is in no answer
+    longest = about["answers"][1]
+    trainer = PPOTrainer(
+        args=PPOConfig(
+            output_dir=str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=1,
+            num_mini_batches=1, num_ppo_epochs=1, local_rollout_forward_batch_size=batch, total_episodes=batch * steps,
+            response_length=longest, temperature=1.0, kl_coef=0.05, vf_coef=1.0, num_sample_generations=0,
+            learning_rate=RATE, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
+            use_cpu=True, bf16=dtype == "bfloat16", gradient_checkpointing=False, disable_tqdm=True, seed=0,
+        ),
+        processing_class=tokenizer,
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        ref_model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        reward_model=rewards,
+        value_model=value,
+        train_dataset=Dataset.from_dict({"input_ids": [prompt for prompt, _ in made]}),
+        eval_dataset=Dataset.from_dict({"input_ids": [made[0][0]]}),
+        callbacks=[Clock()],
+    )  # fmt: skip
+    trainer.train()
+    return seconds, [[row["loss/value_avg"], math.nan] for row in trainer.state.log_history if "loss/value_avg" in row]
+
+
+def older_trl() -> str:
+    """Where TRL 1.12 is, the last that had PPO; made once, to go before the other on a Python's path."""
+    folder = ROOT / ".venvs" / "trl-1.12.0"
+    if not (folder / "trl").exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as new:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", new, "trl==1.12.0"]
+            subprocess.run(pip, check=True)
+            Path(new).rename(folder)
+            Path(new).mkdir()
+    return str(folder)
+
+
 def columns_of(stage: str, made: list[Row]) -> dict[str, Any]:
     """The rows as TRL's trainers on data have them once they are tokens."""
     if STAGES[stage]["trainer"] == "sft":
@@ -236,7 +308,7 @@ def scored(prompt: list[int], answers: list[list[int]], kind: str) -> dict[str, 
 def side(args: argparse.Namespace) -> None:
     """One side of one stage, in this process; its figures as JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        run = quintain if args.side == "quintain" else trl
+        run = quintain if args.side == "quintain" else trl_ppo if STAGES[args.stage]["trainer"] == "ppo" else trl
         seconds, figures = run(args.stage, args.steps + 1, Path(args.model), args.dtype, Path(folder))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": seconds[1:], "figures": figures, "peak_bytes": peak}))
@@ -245,7 +317,8 @@ def side(args: argparse.Namespace) -> None:
 def asked(name: str, stage: str, steps: int, model: Path, dtype: str) -> dict[str, Any]:
     """What a process of its own finds."""
     command = [sys.executable, __file__, f"--side={name}", f"--stage={stage}", f"--steps={steps}", f"--model={model}"]
-    done = subprocess.run([*command, f"--dtype={dtype}"], stdout=subprocess.PIPE, text=True, check=True)
+    env = {**os.environ, "PYTHONPATH": older_trl()} if (name, stage) == ("trl", "ppo") else None
+    done = subprocess.run([*command, f"--dtype={dtype}"], stdout=subprocess.PIPE, text=True, check=True, env=env)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(
         f"{stage}: {name} {[round(x, 2) for x in found['seconds']]} s, {found['peak_bytes'] / 2**30:.2f} GiB",
@@ -289,8 +362,9 @@ def main() -> None:
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "gib": {name: round(value / 2**30, 3) for name, value in peaks.items()},
                 "largest_loss_difference": float(abs(ours - theirs)[:, 0].max()),
-                "largest_gradient_norm_difference": float(abs(ours[:, 1] / theirs[:, 1] - 1).max()),
             }
+            if not np.isnan(theirs[:, 1]).any():
+                detail[stage]["largest_gradient_norm_difference"] = float(abs(ours[:, 1] / theirs[:, 1] - 1).max())
     report("trainers_vs_trl", ratios, detail)
 
 
