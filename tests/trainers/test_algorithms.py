@@ -62,11 +62,16 @@ def test_every_algorithm_is_listed_here() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_no_gradient_depends_on_how_a_batch_is_cut_or_laid_out(made: Made, name: str) -> None:
+def test_a_step_moves_every_trained_model_and_no_gradient_depends_on_how_a_batch_is_cut_or_laid_out(
+    made: Made, name: str
+) -> None:
     case = CASES[name]
-    whole, figures = first_gradients(
-        made(case, layout="tree", max_tokens_per_microbatch=10_000, streams=1), case.data(1)
-    )
+    learner = made(case, layout="tree", max_tokens_per_microbatch=10_000, streams=1)
+    before = {at: [p.detach().clone() for p in trained.model.parameters()] for at, trained in learner.trained.items()}
+    whole, figures = first_gradients(learner, case.data(1))
+    assert torch.tensor(list(figures.values())).isfinite().all()
+    for at, trained in learner.trained.items():
+        assert any(not torch.equal(p, q) for p, q in zip(trained.model.parameters(), before[at], strict=True)), at
     assert all(gradient.norm() > 0 for gradient in whole.values())
     for layout, most in (("tree", 60), ("packed", 10_000), ("padded", 40), ("padded", 1)):
         cut, again = first_gradients(made(case, layout=layout, max_tokens_per_microbatch=most), case.data(1))
@@ -94,14 +99,3 @@ def test_going_on_from_a_checkpoint_is_going_on(made: Made, name: str) -> None:
     for at, trained in learner.trained.items():
         for one, other in zip(trained.model.parameters(), again.trained[at].model.parameters(), strict=True):
             assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_step_moves_every_trained_model_and_says_finite_figures(made: Made, name: str) -> None:
-    case = CASES[name]
-    learner = made(case)
-    before = {at: [p.detach().clone() for p in trained.model.parameters()] for at, trained in learner.trained.items()}
-    figures = learner.update(case.data(1), step=0)
-    assert torch.tensor(list(figures.values())).isfinite().all()
-    for at, trained in learner.trained.items():
-        assert any(not torch.equal(p, q) for p, q in zip(trained.model.parameters(), before[at], strict=True)), at

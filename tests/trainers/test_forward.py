@@ -208,11 +208,12 @@ def test_the_attention_we_install_is_not_written_into_a_saved_model(tmp_path: An
 
 
 MAMBA: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2}
+EXPERTS: dict[str, Any] = {"num_experts": 16, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
 UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
     "sliding window": (lambda: tiny("mistral", sliding_window=8), "slides over 8 tokens"),
     "mixed layers": (lambda: tiny("gemma3_text", head_dim=8), "not plain causal attention but sliding_attention"),
     "state space": (lambda: unsized("mamba", **MAMBA), "carry a state"),
-    "hybrid": (lambda: tiny("qwen3_next", head_dim=8), "carry a state"),
+    "hybrid": (lambda: tiny("qwen3_next", head_dim=8, **EXPERTS), "carry a state"),
     "eager attention": (lambda: tiny("llama", attn_implementation="eager"), "is 'eager', not 'sdpa'"),
     "alibi": (lambda: unsized("falcon", alibi=True, num_attention_heads=4, **MAMBA), "cannot run a token tree"),
 }
