@@ -7,6 +7,7 @@ no stack trace is in any answer; a request is read only up to its limit.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -145,7 +146,7 @@ async def read_body(
     """
     body = bytearray()
     try:
-        async with asyncio.timeout(within_s):
+        async with contextlib.nullcontext() if within_s is None else asyncio.timeout(within_s):
             async for chunk in request.stream():
                 taken(len(chunk))
                 body += chunk
@@ -184,7 +185,7 @@ def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
     async def handle(request: Request) -> Response:
         try:
             if not page.open:
-                given, session = request.headers, request.path_params.get("id")
+                given, session = request.headers if tokens else {}, request.path_params.get("id")
                 authorization = given.get("authorization") or given.get("x-api-key", "")  # which is Anthropic's way
                 request.state.holder = tokens.admit(authorization, page.role, session).name
             response = await page.handler(request)

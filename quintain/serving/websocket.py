@@ -74,7 +74,8 @@ class RequestSocket:
             return {"type": "http.request", "body": body}
 
         response = await self._respond(scope, receive)
-        self._answers.append((number, response.status_code, response.headers.get("retry-after"), bytes(response.body)))
+        wait_s = response.headers.get("retry-after") if response.status_code >= 400 else None
+        self._answers.append((number, response.status_code, wait_s, bytes(response.body)))
         self._some.set()
 
     async def _write(self) -> None:
