@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPEN_S: Final = 5.0
+OPEN_S: Final = 10.0
 CLOSE_S: Final = 1.0
 WITHOUT_S: Final = 60.0
 """How long a server that has no socket is not asked for one again."""

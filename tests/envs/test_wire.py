@@ -26,7 +26,7 @@ AT_SOCKET = ("/v1/episodes", "/v1/tasks", "/metadata")
 def socket_of(server, token: str = "") -> ClientConnection:
     headers = {"authorization": f"Bearer {token}"} if token else {}
     url = server.url.replace("http", "ws", 1) + SOCKET_PATH
-    return connect(url, subprotocols=[SOCKET_PROTOCOL], additional_headers=headers, proxy=None)
+    return connect(url, subprotocols=[SOCKET_PROTOCOL], additional_headers=headers, proxy=None, open_timeout=60)
 
 
 class OverSocket(httpx.HTTPTransport):
@@ -34,7 +34,8 @@ class OverSocket(httpx.HTTPTransport):
 
     def __init__(self, server) -> None:
         super().__init__()
-        self._socket = socket_of(server)
+        self._ends = contextlib.ExitStack()
+        self._socket = self._ends.enter_context(socket_of(server))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         path = request.url.raw_path.decode()
@@ -46,7 +47,7 @@ class OverSocket(httpx.HTTPTransport):
         return httpx.Response(status, headers={"retry-after": retry_after} if retry_after else {}, content=body)
 
     def close(self) -> None:
-        self._socket.close()
+        self._ends.close()
         super().close()
 
 
@@ -271,6 +272,11 @@ def test_the_answers_of_a_socket_come_each_as_soon_as_it_is_there(serve):
         )
         ((number, status, _, _),) = msgpack.unpackb(socket.recv())
         assert (number, status) == (3, 200)
+        socket.send(msgpack.packb([[4, "DELETE", "/v1/episodes/a", b""]]))
+        answers: dict[int, int] = {}
+        while len(answers) < 2:
+            answers |= {number: status for number, status, _, _ in msgpack.unpackb(socket.recv())}
+        assert answers == {2: 409, 4: 200}
 
 
 def test_the_reference_is_in_no_byte_of_any_answer(http):
@@ -404,8 +410,8 @@ async def test_a_server_with_a_token_lets_nobody_else_in(serve):
                 assert response.headers["www-authenticate"] == "Bearer"
         assert (await http.get("/health")).json() == {"status": "healthy"}
     for token in ("", "simsalabim"):
-        with pytest.raises(InvalidStatus, match="403"):
-            socket_of(server, token)
+        with pytest.raises(InvalidStatus, match="403"), socket_of(server, token):
+            pass
     async with server.client(token="sesame") as client:
         env = client.episode()
         await env.reset(client.tasks("train")[0], seed=0)
