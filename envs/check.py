@@ -251,7 +251,7 @@ class _Checks:
                 played.append(split)
                 await self._split(split, tasks, secrets)
         if played:
-            self._gymnasium(played[0])  # what it looks at is the class's, whatever the tasks
+            await self._gymnasium(played[0])  # what it looks at is the class's, whatever the tasks
         await self._left()
         return tuple(
             EnvironmentCheck(name, tuple(dict.fromkeys(self._problems[name])), "" if self._problems[name] else skipped)
@@ -404,14 +404,15 @@ class _Checks:
                 f"it cannot be closed at any time and twice: {type(error).__name__}: {error}"
             )
 
-    def _gymnasium(self, split: str) -> None:
+    async def _gymnasium(self, split: str) -> None:
         if self._bound is None or self._problems["episodes"]:
             return
         if self._problems["close"]:
             self._skipped["gymnasium"] = "its episodes cannot be closed"
             return
+        (local, *_) = [client for client in (self._client, self._other) if isinstance(client, LocalClient)]
         try:
-            _check_gymnasium(self._bound, split)
+            await asyncio.to_thread(_check_gymnasium, local, split, asyncio.get_running_loop())
         except QuintainError as error:  # an environment that is none of gymnasium's, such as one of several seats
             self._skipped["gymnasium"] = str(error)
         except Exception as error:  # the boundary: gymnasium's checker asserts
@@ -458,13 +459,13 @@ def _unsendable(played: _Played) -> Iterator[str]:
             yield f"its {type(said).__name__} cannot be sent as JSON: {error}"
 
 
-def _check_gymnasium(bound: Bound, split: str) -> None:
-    """Raises where gymnasium's own checker finds something."""
+def _check_gymnasium(client: LocalClient, split: str, loop: asyncio.AbstractEventLoop) -> None:
+    """Raises where gymnasium's own checker finds something; the episodes are played in `loop`, of another thread."""
     from gymnasium.utils.env_checker import check_env
 
     from quintain.envs.gym import GymEnv
 
-    env = GymEnv(bound.cls, {**bound.making, **bound.choosing}, split)
+    env = GymEnv(client, split=split, within=loop)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are advice for numbers and pictures

@@ -56,18 +56,28 @@ class GymEnv(gymnasium.Env[str, str]):
     """The environment `env` (a class or a spec of `quintain.envs.registry`) with `options`, on the tasks of `split`.
 
     An observation is the new messages' text; the messages themselves, as OpenAI's objects, are `info["messages"]`.
-    `reset(options={"index": i})` chooses the task. Raises QuintainError for a wrong spec or option, FailureError where
-    the environment fails.
+    `reset(options={"index": i})` chooses the task. In place of a class there may be a client of one, which runs in the
+    event loop `within` of another thread, and is not closed here. Raises QuintainError for a wrong spec or option,
+    FailureError where the environment fails.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  (Gymnasium's own attribute)
 
     def __init__(
-        self, env: str | type[Environment] = "math", options: Mapping[str, Any] | None = None, split: str = "train"
+        self,
+        env: str | type[Environment] | LocalClient = "math",
+        options: Mapping[str, Any] | None = None,
+        split: str = "train",
+        *,
+        within: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.observation_space = AnyText(ACTION_CHARACTERS, OBSERVATION_CHARACTERS)
         self.action_space = AnyText(ACTION_CHARACTERS, OBSERVATION_CHARACTERS)
-        self._client = LocalClient(resolve(env) if isinstance(env, str) else env, options)
+        self._lent, self._within = isinstance(env, LocalClient), within
+        if isinstance(env, LocalClient):
+            self._client = env
+        else:
+            self._client = LocalClient(resolve(env) if isinstance(env, str) else env, options)
         self._tasks = self._client.tasks(split)
         size = size_of(self._tasks)
         self._size = ENDLESS if size is None else size
@@ -96,30 +106,35 @@ class GymEnv(gymnasium.Env[str, str]):
     def close(self) -> None:
         """Close the episode and what its environment held. Closing twice is fine."""
         if self._loop is not None:
-            self._run(self._client.aclose())
+            self._run(self._env.close() if self._lent else self._client.aclose())
             self._loop.stop()
             self._loop = None
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
-            self._loop = LoopThread()
+            self._loop = LoopThread(within=self._within)
         return self._loop.run(work)
 
 
 class LoopThread:
-    """An event loop in a thread of its own, so that it works in a notebook, which has one running already."""
+    """An event loop in a thread of its own, so that it works in a notebook, which has one running already; or the loop
+    `within`, which somebody else runs."""
 
-    def __init__(self, name: str = "quintain-gym") -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-        self._thread.start()
+    def __init__(self, name: str = "quintain-gym", *, within: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = within or asyncio.new_event_loop()
+        self._thread: threading.Thread | None = None
+        if within is None:
+            self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+            self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` gives, done there."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stop(self) -> None:
-        """End the loop and its thread."""
+        """End the loop and its thread, where it has one."""
+        if self._thread is None:
+            return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

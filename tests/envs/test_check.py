@@ -33,8 +33,6 @@ from quintain.envs.registry import BUILT_IN
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
 from quintain.loading import load_module
 
-from .harbor_folders import HELLO, write_task
-
 SAMPLES = Path(__file__).parent / "samples.py"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -281,6 +279,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 async def test_every_built_in_environment_passes(name, tmp_path, monkeypatch):
+    from .harbor_folders import HELLO, write_task  # here: a worker loads this file by its path, outside the package
+
     monkeypatch.chdir(tmp_path)
     rows = "".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in range(30, 40))
     (tmp_path / "rows.jsonl").write_text(rows)

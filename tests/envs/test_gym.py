@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from quintain.envs import Action, LocalClient, MathEnv
 from quintain.envs.gym import AnyText, GymEnv
 from quintain.envs.single_turn import SingleTurnEnv
 from quintain.failure import QuintainError
@@ -90,3 +92,20 @@ def test_an_index_beyond_the_split_is_refused_in_one_line(index):
     with pytest.raises(QuintainError, match=rf"options\['index'\] is from 0 to 4, not {index}"):
         env.reset(options={"index": index})
     env.close()
+
+
+async def test_a_client_that_is_lent_plays_in_its_own_loop_and_stays_open():
+    loop = asyncio.get_running_loop()
+
+    def play(client):
+        env = GymEnv(client, within=loop)
+        env.reset(seed=0)
+        assert env.step("?")[2]
+        env.close()
+
+    async with LocalClient(MathEnv) as client:
+        still = client.episode()
+        task = client.tasks("train")[0]
+        await still.reset(task, seed=0)
+        await asyncio.to_thread(play, client)
+        assert (await still.step(Action.text(task.reference))).reward == 1.0
