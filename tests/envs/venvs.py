@@ -24,7 +24,6 @@ def python_with(name: str, *pins: str) -> str:
         if not venv.is_finished(state):
             run = partial(subprocess.run, check=True, cwd=ROOT)
             run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(venv.path)])
-            # With the pip that is there, and nothing compiled: a test imports a fraction of what is installed.
-            run([sys.executable, "-m", "pip", "--python", str(venv.python), "install", "-qq", "--no-compile", *pins])
+            run([sys.executable, "-m", "pip", "--python", str(venv.python), "install", "-qq", *pins])  # with our pip
             venv.finish(state)
     return str(venv.python)

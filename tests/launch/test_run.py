@@ -71,7 +71,8 @@ def test_a_run_leaves_everything_it_promises(run: Run) -> None:
 
 
 def test_on_a_pipe_a_run_says_what_it_does_and_how_far_it_is(run: Run) -> None:
-    run.set("evaluation", {"split": "heldout"}).set("environment.args", {"mode": "slow"}).set("trainer.max_steps", 2)
+    run.set("evaluation", {"split": "heldout", "num_tasks": 1}).set("environment.args", {"mode": "slow"})
+    run.set("trainer.max_steps", 2)
     del run.config["model"]["compute_dtype"], run.config["rollout"]["dtype"]
     lines = run.train().splitlines()
     chosen = run.resolved()["rollout"]["dtype"]

@@ -7,14 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from quintain.failure import FailureKind
 from quintain.rollout.journal.parquet import read_trajectories
 
-from .runs import ROOT, Run, make_model, wait_for
+from .runs import DEADLINE_S, ROOT, Run, make_model, wait_for
+from .warm import Program
 
 
 def error_line(output: str) -> str:
@@ -219,45 +222,51 @@ def test_a_taken_port_is_one_clear_line() -> None:
     assert str(port) in error_line(done.stdout + done.stderr)
 
 
-FILLED_AT_ONCE = """
-fallocate -l 130m {disk}/ballast
-{quintain}; echo "first: $?"
-"""
-FILLED_ON_THE_WAY = """
-{quintain} & run=$!
-until [ "$(cat {disk}/run/metrics.jsonl 2>/dev/null | wc -l)" -ge 4 ] || ! kill -0 $run; do sleep 0.02; done
-dd if=/dev/zero of={disk}/ballast bs=4k status=none
-wait $run; echo "first: $?"
-"""
-
-
-@pytest.mark.parametrize(
-    ("first", "says"), [(FILLED_AT_ONCE, "cannot write the checkpoint"), (FILLED_ON_THE_WAY, "cannot write")]
-)
-def test_a_full_disk_stops_the_run_with_one_line_and_resume_goes_on(run: Run, first: str, says: str) -> None:
-    """A file system of a few megabytes of its own, in a mount namespace of its own."""
-    disk = run.folder / "small"
-    disk.mkdir()
-    quintain = f"{sys.executable} -m quintain train {run.folder}/experiment.yaml --run-dir {disk}/run"
-    script = run.folder / "full.sh"
-    script.write_text(
-        f"""set -u
-mount -t tmpfs -o size=160m none {disk}
-{first.format(disk=disk, quintain=quintain)}
-rm {disk}/ballast
-{quintain} --resume; echo "second: $?"
-{sys.executable} -m quintain rollout audit {disk}/run; echo "audit: $?"
-"""
-    )
-    import yaml
-
-    run.set("trainer.max_steps", 6).set("trainer.save_steps", 3)
-    (run.folder / "experiment.yaml").write_text(yaml.safe_dump(run.config))
+@pytest.fixture
+def small_disk(run: Run) -> Iterator[tuple[int, Path]]:
+    """A file system of some megabytes: a process that sees it where the run is to be, and where we see it."""
+    run.path.mkdir()
     wrap = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
-    done = subprocess.run([*wrap, "bash", str(script)], capture_output=True, text=True, cwd=ROOT, check=False)
-    output = done.stdout + done.stderr
-    assert "first: 1" in output, output
-    assert "second: 0" in output, output
-    assert "audit: 0" in output, output
-    assert says in error_line(output)
+    mounts = f"mount -t tmpfs -o size=160m none {run.path} && echo there && exec sleep 3600"
+    with subprocess.Popen([*wrap, "sh", "-c", mounts], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "there\n"
+        yield holder.pid, Path(f"/proc/{holder.pid}/root{run.path}")
+        holder.kill()
+
+
+def fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as filled:
+        while True:
+            filled.write(bytes(4096))
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "on the way"])
+def test_a_full_disk_stops_the_run_with_one_line_and_resume_goes_on(
+    run: Run, small_disk: tuple[int, Path], at_once: bool
+) -> None:
+    (holder, disk), ballast = small_disk, small_disk[1] / "ballast"
+    file, output = run.folder / "experiment.yaml", ""
+    file.write_text(yaml.safe_dump(run.set("trainer.max_steps", 6).set("trainer.save_steps", 3).config))
+
+    def started(*words: str) -> Program:
+        return Program(words, run.folder, mounts_of=holder)
+
+    train = ("train", str(file), f"--run-dir={run.path}/run")
+    if at_once:
+        with ballast.open("wb") as filled:
+            os.posix_fallocate(filled.fileno(), 0, 130 << 20)
+    first, metrics = started(*train), disk / "run" / "metrics.jsonl"
+    if not at_once:
+        wait_for("four steps", lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 4)
+        with pytest.raises(OSError, match="No space left"):
+            fill(ballast)
+    output, code = first.communicate(DEADLINE_S)[0], first.returncode
+    assert code == 1, output
+    ballast.unlink()
+    for words in ((*train, "--resume"), ("rollout", "audit", f"{run.path}/run")):
+        program = started(*words)
+        output += program.communicate(DEADLINE_S)[0]
+        assert program.returncode == 0, output
+    assert ("cannot write the checkpoint" if at_once else "cannot write") in error_line(output)
     assert "go on with: quintain train" in output

@@ -58,15 +58,19 @@ _context = multiprocessing.get_context("forkserver")
 class Program:
     """`quintain ARGV...`, with as much of `subprocess.Popen` as tests use. What it prints is in files of `folder`."""
 
-    def __init__(self, argv: Sequence[str], folder: Path, *, apart: bool = False, **environ: str) -> None:
-        """Start it; with `apart` standard error is kept apart from standard output."""
+    def __init__(
+        self, argv: Sequence[str], folder: Path, *, apart: bool = False, mounts_of: int | None = None, **environ: str
+    ) -> None:
+        """Start it; with `apart` standard error is kept apart from standard output, with `mounts_of` it sees the file
+        systems that the process of that id sees."""
         self.out = folder / f"stdout-{len(list(folder.glob('stdout-*')))}"
         self.err = self.out.with_name(self.out.name.replace("out", "err")) if apart else self.out
         for file in (self.out, self.err):
             file.touch()
         environ = {**os.environ, **ENVIRON, **environ}
         _start_server()
-        self._process = _context.Process(target=_become, args=(list(argv), environ, str(self.out), str(self.err)))
+        become = (list(argv), environ, str(self.out), str(self.err), mounts_of)
+        self._process = _context.Process(target=_become, args=become)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -108,8 +112,13 @@ def _start_server() -> None:
         os.environ.update(before)
 
 
-def _become(argv: list[str], environ: dict[str, str], out: str, err: str) -> None:
+def _become(argv: list[str], environ: dict[str, str], out: str, err: str, mounts_of: int | None) -> None:
     """In the fork: run the command line."""
+    for kind in ("user", "mnt") if mounts_of is not None else ():
+        theirs = f"/proc/{mounts_of}/ns/{kind}"
+        if os.readlink(theirs) != os.readlink(f"/proc/self/ns/{kind}"):
+            with open(theirs) as namespace:
+                assert ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0
     os.setsid()
     for descriptor, file in ((1, out), (2, err)):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
