@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from quintain.calling.connections import Connections, bearer, http_client
 from quintain.calling.retry import Retry, RetryPolicy, retry_after_s
-from quintain.calling.websocket import Answer, RequestSocket
+from quintain.calling.websocket import Answered, SharedSocket
 from quintain.codec import from_json
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.serving.refusals import FailureBody
@@ -133,7 +133,7 @@ class Caller:
         async with self.here().answer(request) as response:
             if response.is_success:
                 return await read(response)
-            raise _Refused(Answer(response.status_code, response.headers, await response.aread()))
+            raise _Refused(Answered(response.status_code, response.headers, await response.aread()))
 
     async def _tried(self, once: Callable[[float], Awaitable[T]], stage: Stage, policy: RetryPolicy | None) -> T:
         """What `once` comes to, which is given the seconds that are left; tried again where that can help."""
@@ -185,7 +185,7 @@ class Caller:
             else:
                 if response.is_success:
                     return response
-                answer = Answer(response.status_code, response.headers, response.content)
+                answer = Answered(response.status_code, response.headers, response.content)
                 wait_s = self._refusal(answer, stage, retry)
             self._between()
             time.sleep(wait_s)
@@ -201,7 +201,7 @@ class Caller:
     def here(self) -> Connections:
         """The connections of the running event loop."""
         if self._connections is None or self._connections.loop is not asyncio.get_running_loop():
-            socket = RequestSocket(self.url, self._headers) if self._multiplexed else None
+            socket = SharedSocket(self.url, self._headers) if self._multiplexed else None
             self._connections = Connections(verify=self._secure, most=self._max_connections, socket=socket)
         return self._connections
 
@@ -220,7 +220,7 @@ class Caller:
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         return Failure.of(kind, stage, f"no answer from the {self._server} at {self.url} ({said})")
 
-    def _refusal(self, answer: Answer, stage: Stage, retry: Retry) -> float:
+    def _refusal(self, answer: Answered, stage: Stage, retry: Retry) -> float:
         """How long to wait before asking again, or FailureError with what the server said."""
         try:
             body: FailureBody = from_json(answer.body, FailureBody)
@@ -236,6 +236,6 @@ class Caller:
 
 
 class _Refused(Exception):
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answered) -> None:
         super().__init__(answer)
         self.answer = answer

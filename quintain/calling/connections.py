@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from quintain.calling.websocket import RequestSocket
+from quintain.calling.websocket import SharedSocket
 from quintain.serving.listen import is_loopback
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Connections:
     `verify` checks the server's certificate.
     """
 
-    def __init__(self, *, verify: bool, most: int, socket: RequestSocket | None = None) -> None:
+    def __init__(self, *, verify: bool, most: int, socket: SharedSocket | None = None) -> None:
         self.socket = socket
         self.loop = asyncio.get_running_loop()
         self.creating = asyncio.Semaphore(max(1, most // 2))

@@ -32,7 +32,7 @@ LONGEST_BODY: Final = 1 << 16
 PASSING: Final = frozenset({429, 502, 503})
 
 
-class Answer(NamedTuple):
+class Answered(NamedTuple):
     """What a server said to one request."""
 
     status: int
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class RequestSocket:
+class SharedSocket:
     """The socket of the server at `url` for the running event loop; `headers` say who asks."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
@@ -51,11 +51,11 @@ class RequestSocket:
         self._without_until = -math.inf
         self._said = False
         self._number = 0
-        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._asked: dict[int, asyncio.Future[Answered]] = {}
         self._requests: list[tuple[int, str, str, bytes]] = []
         self._some = asyncio.Event()
 
-    async def ask(self, method: str, path: str, body: str | None) -> Answer | None:
+    async def ask(self, method: str, path: str, body: str | None) -> Answered | None:
         """The answer, or None where this must be asked over HTTP. Raises ConnectionError."""
         if body is not None and len(body) > LONGEST_BODY:
             return None
@@ -63,7 +63,7 @@ class RequestSocket:
             return None
         self._number += 1
         number = self._number
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
         self._requests.append((number, method, path, (body or "").encode()))
         self._some.set()
@@ -154,7 +154,7 @@ class RequestSocket:
                     answer = self._asked.get(number)
                     if answer is not None and not answer.done():
                         headers = {} if retry_after is None else {"retry-after": retry_after}
-                        answer.set_result(Answer(status, headers, body))
+                        answer.set_result(Answered(status, headers, body))
         except (ConnectionClosed, ValueError, TypeError) as error:
             why = str(error)
         finally:

@@ -21,7 +21,7 @@ BACKLOG: Final = 2048
 SOCKETS: Final = 65536
 SOCKET_PATH: Final = "/v1/socket"
 """Where a server has its pages over one WebSocket, if it does (`quintain.serving.websocket`)."""
-SOCKET_PROTOCOL: Final = "quintain.v1"
+SOCKET_PROTOCOL: Final = "quintain-v1"
 MESSAGE_REQUESTS: Final = 16
 """Requests or answers in one message there at most, so that both ends have something to do."""
 
