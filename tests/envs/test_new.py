@@ -25,7 +25,8 @@ def test_every_kind_passes_the_check_and_its_own_tests_and_can_be_trained_on(tmp
         assert len(list((tmp_path / name).iterdir())) <= 5
         assert load_config(tmp_path / name / f"{name}.yaml").environment.name == f"{name}.py:{class_name(name)}"
     pytest_of_theirs = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(tmp_path)]
-    ran = subprocess.run(pytest_of_theirs, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    ran = subprocess.run(pytest_of_theirs, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
     for kind in KINDS:
         assert ran.stdout.count(f"test_my_{kind.replace('-', '_')}.py::") == 2, ran.stdout
