@@ -1,8 +1,8 @@
 """Rows of a data set as items: what their columns say, checked before a tokenizer or a model is loaded.
 
 TRL's formats, found from the columns: text and chats, with prompt or without; pairs (`chosen`, `rejected`), whose
-prompt may be implicit; labelled completions; completions in labelled steps. What always holds: a row that cannot be
-used is told with its place and its column.
+prompt may be implicit; labelled completions; completions in labelled steps. And ATIF documents, as chats. What always
+holds: a row that cannot be used is told with its place and its column.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from quintain.failure import QuintainError, one_line
 from quintain.messages import Message, ToolSpec
 from quintain.nearest import did_you_mean
 from quintain.records import messages_in, tools_in
+from quintain.rollout.journal.exchange import chat_in
 
 Text = str | tuple[Message, ...]
 
@@ -71,6 +72,11 @@ def items_of(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: Form, *, most:
 
 
 def _items(where: str, row: Mapping[str, Any], kind: Form) -> list[DataItem]:
+    if kind is Form.TEXT and str(row.get("schema_version")).startswith("ATIF-"):
+        try:
+            row = chat_in(row)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise QuintainError(f"{where}: this is no ATIF document: {type(error).__name__}: {error}") from None
     tools = _read(where, row, "tools", tools_in) if "tools" in row else ()
     pair = "chosen" in row and "rejected" in row
     if kind is Form.TEXT and ("messages" in row or "text" in row):

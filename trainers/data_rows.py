@@ -11,12 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from quintain.arrays import Ints
 from quintain.config.dataset import DatasetConfig, satisfies
 from quintain.failure import QuintainError, one_line
 from quintain.nearest import did_you_mean
 from quintain.records import read_rows
-from quintain.rollout.journal.parquet import Stored, read_trajectories
-from quintain.trainers.examples import Example
+from quintain.rollout.journal.exchange import Document, about, documents
+from quintain.rollout.journal.parquet import read_trajectories
+from quintain.trainers.examples import Example, Mask
 from quintain.trajectory import to_segments
 
 SUFFIXES: Final = (".jsonl", ".json", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
@@ -65,36 +67,30 @@ def sampled_examples(source: DatasetConfig) -> list[Example]:
     assert source.run is not None
     run = Path(source.run)
     if not run.exists():
-        raise QuintainError(f"dataset.run: there is no {run}: give a run's folder, or a Parquet file of trajectories")
-    folder = run / "trajectories" if (run / "trajectories").is_dir() else run
+        raise QuintainError(f"dataset.run: there is no {run}: give a run's folder, or a file of trajectories")
     examples: list[Example] = []
     seen = 0
-    for stored in read_trajectories(folder):
+    for found in _documents(run):
         seen += 1
-        if stored.trajectory.failure is None and _wanted(source, stored):
-            examples += _sampled(stored)
+        if not found.failed and all(satisfies(found.known.get(name), wanted) for name, wanted in source.where.items()):
+            examples += [_sampled(found.where, *chain) for chain in found.chains]
     if not examples:
         raise QuintainError(f"dataset.where: none of the {seen} trajectories of {run} is as asked: {source.where}")
     return examples
 
 
-def _wanted(source: DatasetConfig, stored: Stored) -> bool:
-    trajectory = stored.trajectory
-    known = {
-        "reward": trajectory.reward,
-        "environment": trajectory.environment,
-        "verdict": trajectory.info.get("outcome"),
-        "turns": len(trajectory.turns),
-        "tokens": trajectory.output_tokens,
-        "step": stored.step,
-        "ending": str(trajectory.ending),
-        **{f"rewards.{name}": value for name, value in trajectory.rewards.items()},
-    }
-    return all(satisfies(known.get(name), wanted) for name, wanted in source.where.items())
+def _documents(run: Path) -> Iterator[Document]:
+    if run.name.endswith(SUFFIXES[:3]):
+        yield from documents(run)
+        return
+    for stored in read_trajectories(run / "trajectories" if (run / "trajectories").is_dir() else run):
+        trajectory = stored.trajectory
+        chains = tuple((segment.ids, segment.mask) for segment in to_segments(trajectory))
+        where = f"{stored.run} {trajectory.id}"
+        yield Document(where, chains, about(stored), failed=trajectory.failure is not None)
 
 
-def _sampled(stored: Stored) -> Iterator[Example]:
-    for segment in to_segments(stored.trajectory):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], segment.mask.astype(np.int8), [0]])))
-        spans = tuple((int(start), int(end)) for start, end in edges.reshape(-1, 2))
-        yield Example(f"{stored.run} {stored.trajectory.id}", (segment.ids,), (spans,), spans[0][0])
+def _sampled(where: str, ids: Ints, mask: Mask) -> Example:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
+    spans = tuple((int(start), int(end)) for start, end in edges.reshape(-1, 2))
+    return Example(where, (ids,), (spans,), spans[0][0])

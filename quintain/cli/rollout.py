@@ -1,4 +1,4 @@
-"""`quintain rollout`: serve the rollouts of an experiment, and check the journal of a run."""
+"""`quintain rollout`: serve the rollouts of an experiment, check the journal of a run, hand out its trajectories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 @click.group("rollout")
 def command() -> None:
-    """Serve the rollouts of an experiment, and check the journal of a run."""
+    """Serve the rollouts of an experiment, check the journal of a run, hand out its trajectories."""
 
 
 @command.command("serve")
@@ -99,3 +99,19 @@ def audit(run: Path, as_json: bool) -> int:
         for problem in report.problems:
             console.print(f"wrong: {problem}", highlight=False, soft_wrap=True)
     return 0 if report.ok else 1
+
+
+@command.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["atif", "openenv"]), required=True, help="Whose format.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write, of JSON lines.")
+def export(run: Path, form: str, out: Path) -> None:
+    """Write the trajectories of RUN, a run's directory or a Parquet file, as documents of another format.
+
+    atif: Harbor's Agent Trajectory Interchange Format 1.8. openenv: OpenEnv's TrainingTrace. Both with exact tokens.
+    """
+    from quintain.rollout.journal.exchange import export as write
+
+    count, empty = write(run, out, "atif" if form == "atif" else "openenv")
+    left_out = f"; {empty} that failed before their first turn are left out" if empty else ""
+    click.echo(f"{count} trajectories written to {out}{left_out}")

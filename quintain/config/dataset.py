@@ -38,7 +38,8 @@ class DatasetConfig(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name of a column to the data's own: {prompt: question}."""
     run: str | None = None
-    """A run's folder, or a Parquet file of trajectories: trained on are the very tokens that were sampled."""
+    """A run's folder, or a file of trajectories (our Parquet; ATIF or OpenEnv's TrainingTrace in JSON lines): the
+    very tokens that were sampled are trained on."""
     where: dict[str, Wanted] = Field(default_factory=dict)
     """With `run`, which trajectories: {reward: ">= 1", environment: math, verdict: correct, turns: "<= 3"}."""
     streaming: bool = False
