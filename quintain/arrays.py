@@ -5,6 +5,7 @@ Apart from the codec, so that what has no arrays (environments, verifiers, their
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ def as_floats(values: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
 def _array(values: Any, dtype: np.dtype[Any], kinds: str) -> np.ndarray[Any, Any]:
     if isinstance(values, bytes):
         values = np.frombuffer(values, dtype=dtype)
+    elif not isinstance(values, (np.ndarray, Iterable)):
+        raise ValueError(f"expected a flat list of numbers ({dtype.name}), got {type(values).__name__}")
     array = values if isinstance(values, np.ndarray) else np.asarray(list(values), dtype=None if values else dtype)
     if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
         raise ValueError(f"expected a flat list of numbers ({dtype.name}), got {array.dtype} of shape {array.shape}")

@@ -69,11 +69,16 @@ class Control:
 
     def admit(self, version: int) -> None:
         """Start what the staleness rule allows at `version`. Raises Refused: 503 while draining, 409 for a version
-        beyond the weights in place, whose groups would be without bound."""
+        beyond the weights in place, whose groups would be without bound, or before one that was admitted."""
         self.check_admitting()
         newest = self._scheduler.engine.stats().version
         if version > newest:
             message = f"version {version} is not published yet, that in place is {newest}: publish first"
+            raise refused(message, Stage.GENERATE, FailureKind.INVALID, status=409)
+        if version < self._scheduler.version:
+            message = (
+                f"version {version} is before {self._scheduler.version}, which was admitted: versions never go back"
+            )
             raise refused(message, Stage.GENERATE, FailureKind.INVALID, status=409)
         self._scheduler.admit(version)
 

@@ -278,6 +278,7 @@ def turn(**changes: Any) -> Turn:
         ({"reward": float("inf")}, "finite"),
         ({"new_ids": [1.5]}, "flat list of numbers"),
         ({"new_ids": [[1]]}, "flat list of numbers"),
+        ({"new_ids": None}, "got NoneType"),
         ({"new_ids": [2**40]}, "32-bit"),
     ],
 )

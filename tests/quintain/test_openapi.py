@@ -1,4 +1,5 @@
-"""What schemathesis makes of `/openapi.json` of environment servers and of the verifier service: seeded, and short."""
+"""What schemathesis makes of `/openapi.json` of environment servers, the verifier service and rollout servers: seeded,
+and short."""
 
 from __future__ import annotations
 
@@ -14,14 +15,20 @@ import pytest
 
 from quintain.lifeline import Lifeline
 
+from ..rollout.serving import served
+
 SEED = 7
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 ENVIRONMENT = Path(__file__).parents[1] / "envs" / "samples.py"
 COMMANDS = {"environment": ["env", "serve", f"{ENVIRONMENT}:Guess"], "verifiers": ["verify", "serve", "--workers", "1"]}
 
 
-@pytest.fixture(params=list(COMMANDS))
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(params=[*COMMANDS, "rollouts"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "rollouts":
+        with served(tmp_path) as there:
+            yield there
+        return
     lifeline = Lifeline()
     command = [sys.executable, "-m", "quintain", *COMMANDS[request.param], "--port", "0", "--json"]
     environ = os.environ | lifeline.environ()

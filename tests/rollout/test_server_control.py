@@ -95,13 +95,24 @@ def test_draining_finishes_what_runs_and_starts_nothing(tmp_path: Path) -> None:
         assert len(client.batch(1)) == 2
 
 
-@pytest.mark.parametrize("version", [1, 2**63 - 2])
-def test_a_version_that_nobody_published_is_not_admitted(tmp_path: Path, version: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (1, "version 1 is not published yet"),
+        (2**63 - 2, f"version {2**63 - 2} is not published yet"),
+        (-1, "version -1 is before 0, which was admitted"),
+        (-(2**63), f"version -{2**63} is before 0"),
+    ],
+)
+def test_a_version_that_nobody_published_or_that_is_past_is_not_admitted(
+    tmp_path: Path, version: int, said: str
+) -> None:
     with served(tmp_path) as url, RolloutClient(url) as client:
         published = weights(tmp_path, 0)
         client.publish(published, canary(published))
-        with pytest.raises(FailureError, match=f"version {version} is not published yet"):
+        with pytest.raises(FailureError, match=said) as caught:
             client.admit(version)
+        assert not caught.value.failure.retryable
         assert len(client.batch(0)) == 2  # and nothing else has changed
 
 
