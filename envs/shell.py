@@ -19,17 +19,19 @@ What always holds:
 from __future__ import annotations
 
 import io
+import math
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from quintain.envs.base import Observation, invalid
+from quintain.envs.base import Action, Observation, Step, invalid
+from quintain.envs.harness import AgentProgram, Harness
 from quintain.envs.single_turn import Score
 from quintain.envs.tools import ToolEnv, ToolError, tool
 from quintain.envs.wrappers import without_middle
-from quintain.failure import FailureError, QuintainError
+from quintain.failure import FailureError, QuintainError, Stage
 from quintain.messages import Message
 from quintain.task import Task
 from quintain.verifiers.sandbox.interface import MEBI, Execution, Limits, Program, Sandbox, Session, Status
@@ -92,12 +94,14 @@ class ShellEnv(ToolEnv):
 
     `files` are those of a folder at its beginning. Options: `command_s` is how long a command may take, `shown_chars`
     how much of its output is shown, `sandbox` are options of the verifier `code` (backend, image, python ...), and
-    `shells` is how many episodes a process may play at a time.
+    `shells` is how many episodes a process may play at a time. With a `harness` an agent program plays in place of the
+    policy's own calls of tools.
     """
 
     max_calls = 24
     max_calls_per_turn = 3  # and all of them may take their time, and the verdict, within a server's time for a step
     _work: Session | None = None
+    _program: AgentProgram | None = None
     _hurt: bool = False
 
     def __init__(
@@ -110,6 +114,7 @@ class ShellEnv(ToolEnv):
         shown_chars: int = 4000,
         sandbox: Mapping[str, Any] | None = None,
         shells: int = 32,
+        harness: Harness | None = None,
     ) -> None:
         super().__init__(system=system, max_calls=max_calls, max_calls_per_turn=max_calls_per_turn)
         if shown_chars < 1 or shells < 1:
@@ -122,6 +127,7 @@ class ShellEnv(ToolEnv):
             file_bytes=FOLDER_BYTES,
             workdir_bytes=FOLDER_BYTES,
         )
+        self._harness = harness
         self._shown_chars, self._options = shown_chars, dict(sandbox or {})
         self._shells = self._options | {"slots": -(-shells // 2)}  # a slot of the verifier is two programs
 
@@ -202,7 +208,31 @@ class ShellEnv(ToolEnv):
         return f"{path} is changed"
 
     async def reset(self, task: Task, *, seed: int) -> Observation:
-        """Show the task's prompt and the tools; the working folder is made. Raises FailureError where it cannot be."""
+        """Show the task's prompt and the tools, or an agent program's first call. Raises FailureError."""
+        observation = await self.prepare(task, seed=seed)
+        if self._harness is None:
+            return observation
+        assert self._work is not None  # it has been made
+        asked, limits = (
+            "\n\n".join(said.text for said in task.prompt),
+            self._harness.limits(self._limits, self._left_s()),
+        )
+        self._program = await AgentProgram.start(self._work, self._harness, asked, limits=limits, state=STATE)
+        call = await self._program.call()
+        if call is None:
+            raise invalid("the agent program has ended before it asked the policy anything", Stage.RESET)
+        return call
+
+    async def step(self, action: Action) -> Step:
+        """As of every environment with tools; with an agent program, give it its answer, and score what it leaves."""
+        if self._program is None:
+            return await super().step(action)
+        await self._program.answer(action)
+        call = await self._program.call()
+        return await self.finish((), {}) if call is None else Step(call, 0.0, False)
+
+    async def prepare(self, task: Task, *, seed: int) -> Observation:
+        """Make the working folder; a subclass that has more to lay does it here. Raises FailureError."""
         await self._leave()
         files = {path: text.encode() for path, text in self.files(task).items()}
         self._work, self._hurt = await self._sandbox(self._shells).open(files, self._limits), False
@@ -224,7 +254,7 @@ class ShellEnv(ToolEnv):
         await super().close()
 
     async def _leave(self) -> None:
-        work, self._work = self._work, None
+        work, self._work, self._program = self._work, None, None
         if work is not None:
             await work.close()
 
@@ -251,6 +281,10 @@ class ShellEnv(ToolEnv):
     def _bounds(self) -> Limits:
         """What a command of the policy's may use now. A subclass may raise ToolError, where there is nothing left."""
         return self._limits
+
+    def _left_s(self) -> float:
+        """How long the episode may still take, in seconds."""
+        return math.inf
 
     def _place(self, path: str) -> str:
         """Where the file is, from the sandbox's work folder on, that the policy calls `path`."""

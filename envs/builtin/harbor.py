@@ -94,14 +94,14 @@ class HarborEnv(ShellEnv):
         commands.append("\n".join(["(", *exports(harbor.settings.solution.env), _SOLVE, ")"]))
         return [*(Action.call("shell", {"command": command}) for command in commands), Action.text("It is done.")]
 
-    async def reset(self, task: Task, *, seed: int) -> Observation:
+    async def prepare(self, task: Task, *, seed: int) -> Observation:
         """Show what is to be done; the task's folders are as its Dockerfile says. Raises FailureError likewise."""
         harbor = await self._prepared(read_task(Path(task.reference), has_image=_in_docker(self._options)))
         asked = harbor.settings.environment.memory_mb
         self._limits = replace(self._limits, memory_bytes=asked * MEBI if asked else MEMORY_BYTES)
         self._harbor = harbor
         self._due = math.inf
-        observation = await super().reset(task, seed=seed)
+        observation = await super().prepare(task, seed=seed)
         assert self._work is not None  # it has been made
         is_laid = await self._laid(self._work, archive(harbor.copies), harbor.workdir, *MADE)
         if is_laid and self._docker is not None:
@@ -113,9 +113,10 @@ class HarborEnv(ShellEnv):
         return observation
 
     async def step(self, action: Action) -> Step:
-        """As for every shell; where the task's time is over, the episode is too, and is judged."""
+        """As for every shell; where the task's time is over, the episode is too, and is judged. An agent program that
+        is not done by then has failed."""
         step = await super().step(action)
-        if step.ended or time.monotonic() < self._due:
+        if step.ended or self._harness is not None or time.monotonic() < self._due:
             return step
         return await self.finish(step.observation.messages, step.info, step.reward, truncated=True)
 
@@ -193,10 +194,13 @@ class HarborEnv(ShellEnv):
         return self._docker or super()._sandbox(options)
 
     def _bounds(self) -> Limits:
-        left = self._due - time.monotonic()
+        left = self._left_s()
         if left <= 0:
             raise ToolError("raised", "the time of this task is over")
         return replace(self._limits, wall_s=min(self._limits.wall_s, left))
+
+    def _left_s(self) -> float:
+        return self._due - time.monotonic()
 
     def _place(self, path: str) -> str:
         place = posixpath.normpath(posixpath.join(self._harbor.workdir, path))

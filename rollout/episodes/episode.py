@@ -16,20 +16,24 @@ import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from quintain.arrays import Ints, as_ints
-from quintain.envs.base import Action, Environment, Observation
+from quintain.envs.base import Action, Environment, Observation, Step
 from quintain.envs.client import RemoteEnv
+from quintain.envs.harness import PROGRAM
 from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
 from quintain.messages import Message, ToolSpec
 from quintain.rollout.chat.base import Chat
-from quintain.rollout.engines.base import Completion, Engine, Sampling
+from quintain.rollout.engines.base import Engine, Sampling
+from quintain.rollout.episodes.agent_calls import AgentCalls
 from quintain.rollout.rules.order import derive_seed
 from quintain.task import POLICY, Task
 from quintain.trajectory import Ending, Trajectory, Turn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +148,10 @@ class Attempt(ABC):
         observation = await self.env.reset(self.spec.task, seed=self.spec.seed)
         self.prompt = tuple(observation.messages)
         async with _lease_kept(self.env):
-            return await self._turns(observation)
+            return await self.take_turns(observation)
 
-    async def _turns(self, observation: Observation) -> Ending:
+    async def take_turns(self, observation: Observation) -> Ending:
+        """Play from the first observation to the end."""
         if observation.tools:
             self.info["tools"] = [tool.function.name for tool in observation.tools]
         self.hear(observation)
@@ -159,16 +164,20 @@ class Attempt(ABC):
             turn = replace(turn, observation=new, reward=step.reward, env_s=self.clock() - began)
             self.turns[-1] = turn
             self._pay(step.others)
-            for name, value in dict(step.info.get("rewards", {})).items():
-                self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
-            if "outcome" in step.info:  # the last verdict's
-                self.info["outcome"] = step.info["outcome"]
+            self.heed(step)
             if step.terminated:
                 return Ending.TERMINATED
             if step.truncated or len(self.turns) >= self.spec.max_turns:
                 return Ending.TRUNCATED
             self.hear(step.observation)
         return Ending.TRUNCATED
+
+    def heed(self, step: Step) -> None:
+        """Keep what a step says of its rewards."""
+        for name, value in dict(step.info.get("rewards", {})).items():
+            self.rewards[name] = self.rewards.get(name, 0.0) + float(value)
+        if "outcome" in step.info:  # the last verdict's
+            self.info["outcome"] = step.info["outcome"]
 
     def _pay(self, others: Mapping[str, float]) -> None:
         """Each of `others` for its last turn; who had none has nothing that could be credited."""
@@ -261,6 +270,29 @@ class _Sampled(Attempt):
         self._seats: dict[str, _Seat] = {}
         self._agent = POLICY
 
+    async def take_turns(self, observation: Observation) -> Ending:
+        if observation.agent != PROGRAM:
+            return await super().take_turns(observation)
+        calls = AgentCalls(self.spec, self._engine, self._chat, self.clock)
+        reward = 0.0
+        try:
+            while True:
+                self.stage = Stage.GENERATE
+                answer = await self._in_time(calls.answer(observation))
+                if answer is None:
+                    return Ending.TRUNCATED
+                self.stage = Stage.STEP
+                step = await self.env.step(answer)
+                self.heed(step)
+                if step.ended:
+                    reward = step.reward
+                    calls.check_asked()
+                    return Ending.TERMINATED if step.terminated else Ending.TRUNCATED
+                observation = step.observation
+        finally:
+            self.turns, self.prompt = calls.turns(reward), calls.prompt
+            self.info["gateway"] = calls.info()
+
     def hear(self, observation: Observation) -> None:
         self.stage, self._agent = Stage.RENDER, observation.agent
         last, new = self.last_turn(self._agent), observation.messages
@@ -285,7 +317,7 @@ class _Sampled(Attempt):
             raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
         self.stage = Stage.GENERATE
         began = self.clock()
-        completion = await self._sample(seat.ids, room)
+        completion = await self._in_time(self._engine.generate(seat.ids, self._sampling(room), session=self.spec.id))
         sampled = self.clock()
         self.stage = Stage.RENDER
         known = 0 if seat.before is None else len(seat.before.ids)
@@ -302,11 +334,11 @@ class _Sampled(Attempt):
             before=seat.before,
         )
 
-    async def _sample(self, ids: Ints, room: int) -> Completion:
+    async def _in_time(self, sampling: Awaitable[T]) -> T:
         limit = self.spec.sample_timeout_s
         try:
             async with asyncio.timeout(limit) as scope:
-                return await self._engine.generate(ids, self._sampling(room), session=self.spec.id)
+                return await sampling
         except TimeoutError:
             if not scope.expired():
                 raise

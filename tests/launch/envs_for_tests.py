@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from quintain.envs import EndlessTasks, SingleTurnEnv, Task, TaskSource, user
+from quintain.envs import EndlessTasks, ShellEnv, SingleTurnEnv, Task, TaskSource, WorkFolder, user
 
 
 class Letters(SingleTurnEnv):
@@ -39,3 +39,17 @@ class Letters(SingleTurnEnv):
         if self.mode == "early":
             return sum("a" <= letter <= "h" for letter in answer) / (len(answer) + 1)
         return sum(letter.islower() for letter in answer) / (len(answer) + 1)
+
+
+class Noted(ShellEnv):
+    """A program plays it that writes down what the policy says; the reward is as of Letters."""
+
+    splits = ("train", "heldout")
+
+    @classmethod
+    def tasks(cls, split: str) -> TaskSource:
+        return Letters.tasks(split)
+
+    async def check(self, work: WorkFolder, reference: int) -> float:
+        said = work.text("said.txt") or ""
+        return sum(letter.islower() for letter in said) / (len(said) + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,35 @@ def test_a_run_leaves_everything_it_promises(run: Run) -> None:
     assert b"completions/mean_length" in events.read_bytes()
     assert "Held-out tasks" in output
     assert "Sample answers" in output
+
+
+NOTES = """
+import json, os, sys, urllib.request
+messages = [{"role": "user", "content": sys.argv[1]}]
+for _ in range(2):
+    body = json.dumps({"model": "policy", "messages": messages}).encode()
+    answer = json.load(urllib.request.urlopen(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body))
+    messages += [answer["choices"][0]["message"], {"role": "user", "content": "Again."}]
+    open("said.txt", "a").write(messages[1]["content"] or "")
+"""
+
+
+def test_a_model_is_trained_on_what_an_agent_program_did_with_it(run: Run) -> None:
+    run.samples().set("trainer.max_steps", 1)
+    run.set("environment.name", run.config["environment"]["name"].replace(":Letters", ":Noted"))
+    run.set("environment.args", {"harness": {"command": f"python3 -c {shlex.quote(NOTES)} {{task}}"}})
+    run.train()
+    run.assert_books_balance(1)
+    played = [row.trajectory for row in read_trajectories(run.path / "trajectories")]
+    assert len(played) > 0
+    for trajectory in played:
+        assert trajectory.failure is None
+        assert len(trajectory.turns) == 2
+        assert 0 <= (trajectory.reward or 0.0) < 1
+        assert len(to_segments(trajectory)) == 1
+    train = next(row for row in run.metrics() if row["kind"] == "train")
+    assert train["sampling/sampling_logp_difference/max"] < 1e-3
+    assert math.isfinite(train["grad_norm"])
 
 
 def test_on_a_pipe_a_run_says_what_it_does_and_how_far_it_is(run: Run) -> None:

@@ -88,6 +88,8 @@ class CodeOptions(TextOptions):
     """An interpreter that has pytest, for pytest projects; the one that this service runs on unless given."""
     folders: tuple[Annotated[str, Field(pattern=r"^/[\w-][\w.-]*$")], ...] = ()
     """Folders at the top, as `/app`, that lead into the work folder (namespaces only)."""
+    readable: tuple[str, ...] = ()
+    """Further paths of this machine that programs may read (namespaces only)."""
     image: str | None = None
     """The image of the containers (docker only); it needs Python 3.10 as `python3`, and pytest for projects."""
     engine_url: str | None = None

@@ -181,7 +181,14 @@ class Sandboxes:
         from quintain.verifiers.sandbox.namespaces import NamespaceSandbox
 
         prepared = {name: f"{Path(guest.__file__).parent / name}.py" for name in guests}
-        return NamespaceSandbox(slots=slots, python=python, preload=preload, folders=options.folders, prepared=prepared)
+        return NamespaceSandbox(
+            slots=slots,
+            python=python,
+            preload=preload,
+            readable=options.readable,
+            folders=options.folders,
+            prepared=prepared,
+        )
 
     def _main_or_own(self) -> Sandbox:
         if self._options.backend == "docker":

@@ -249,8 +249,9 @@ def _check(options: CodeOptions) -> None:
         )
     if options.backend == "docker" and not options.image:
         raise QuintainError("the code verifier: backend docker needs image, the name of an image with Python 3.10")
-    if options.folders and options.backend != "namespaces":
-        raise QuintainError(f"the code verifier: folders are for backend namespaces, not for {options.backend}")
+    for name in ("folders", "readable"):
+        if getattr(options, name) and options.backend != "namespaces":
+            raise QuintainError(f"the code verifier: {name} are for backend namespaces, not for {options.backend}")
     if options.language_called(options.language) is None:
         from quintain.nearest import one_of
         from quintain.verifiers.code.options import LANGUAGES

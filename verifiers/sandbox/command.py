@@ -82,6 +82,7 @@ def encode(
         "env": ENVIRONMENT | dict(program.env),
         "python": program.source is not None,
         "prepared": program.is_prepared,
+        "loopback": program.has_loopback,
         "files": list(files),
         "sizes": [len(content) for content in files.values()],
         "limits": {

@@ -82,13 +82,15 @@ class Program:
     Python source runs in the sandbox's own interpreter, as `argv[0]` in the work folder, as if by
     `python3 argv[0] ...`; the namespaces sandbox does so without starting an interpreter. `env` is added to
     the few variables that every program gets. `is_prepared` says that `argv[0]` is the name of a program that the
-    sandbox has loaded beforehand (`NamespaceSandbox(prepared=...)`).
+    sandbox has loaded beforehand (`NamespaceSandbox(prepared=...)`). `has_loopback` lets its processes talk to each
+    other, and to nobody else, over 127.0.0.1.
     """
 
     argv: tuple[str, ...]
     source: bytes | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     is_prepared: bool = False
+    has_loopback: bool = False
 
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0]:

@@ -23,7 +23,8 @@ OPERATOR_OPTIONS: Final = frozenset(
         # where a request, a secret or a file comes from
         *("url", "base_url", "engine_url", "token_env", "model", "databases"),
         # what is run, and behind which walls
-        *("backend", "unsafe", "runtime", "image", "languages", "python", "pytest_python", "preload", "folders"),
+        *("backend", "unsafe", "runtime", "image", "languages", "python", "pytest_python", "preload"),
+        *("folders", "readable"),
         # how much of the machine it takes
         *("workers", "slots", "device", "dtype", "batch_size", "max_tokens", "concurrency"),
     }

@@ -124,6 +124,19 @@ ATTACKS: dict[str, dict[str, str]] = {
     },
 }
 
+LOOPBACK = {
+    **ATTACKS["network"],
+    "tcp": "(own := socket.create_server(('127.0.0.1', 0))) and socket.create_connection(own.getsockname(), 1)",
+    "udp": "raises(socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect, ('192.0.2.1', 53))",
+    "elsewhere": "raises(socket.create_connection, ('192.0.2.1', 80), 1)",
+    "the host's loopback": "raises(socket.create_connection, ('127.0.0.1', HOST_PORT), 1)",
+    "every other family": "all(raises(socket.socket, f, t) for f in (0, *range(3, 64)) for t in (1, 2, 3, 5))",
+    "every other protocol": "all(raises(socket.socket, 2, t, p) for t in (1, 2, 5) for p in range(1, 263) if p != 6)",
+    "raw sockets": "raises(socket.socket, socket.AF_INET, socket.SOCK_RAW, 255)",
+    "an interface of its own": "(s := socket.socket()) and refused('ioctl', s.fileno(), 0x8914, b'lo' + bytes(38))",
+}
+"""The network of a program that has a loopback."""
+
 
 @pytest.fixture(scope="module")
 def unix_socket() -> Iterator[None]:
@@ -140,6 +153,17 @@ async def test_a_wall_that_is_called_held_holds(sandbox: NamespaceSandbox, wall:
     assert {each.name: each.held for each in await sandbox.protections()}[wall]
     checks = "".join(f"if not ({check}): print({name!r})\n" for name, check in ATTACKS[wall].items())
     done = await sandbox.run(Program.python(PRELUDE + checks + "print('held')"))
+    assert (done.stdout.decode(), done.stderr.decode()) == ("held\n", "")
+
+
+@pytest.mark.usefixtures("unix_socket")
+@pytest.mark.parametrize("wall", ATTACKS)
+async def test_a_program_with_a_loopback_has_the_same_walls(sandbox: NamespaceSandbox, wall: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        attacks = LOOPBACK if wall == "network" else ATTACKS[wall]
+        checks = "".join(f"if not ({check}): print({name!r})\n" for name, check in attacks.items())
+        source = PRELUDE + checks.replace("HOST_PORT", str(listening.getsockname()[1])) + "print('held')"
+        done = await sandbox.run(replace(Program.python(source), has_loopback=True))
     assert (done.stdout.decode(), done.stderr.decode()) == ("held\n", "")
 
 

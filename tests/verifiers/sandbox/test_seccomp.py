@@ -79,6 +79,14 @@ def test_arguments_decide_where_they_matter(machine: str) -> None:
     for family in range(64):
         for name in ("socket", "socketpair"):
             assert decide(program, number[name], arch, (family,)) == (0 if family == 1 else errno.EAFNOSUPPORT)
+    looped = seccomp.build(machine, loopback=True)
+    assert looped is not None
+    for family in range(64):
+        for protocol in range(263):
+            fine = family == 1 or (family == 2 and protocol in (0, 6))
+            said = decide(looped, number["socket"], arch, (family, 1, protocol))
+            assert said == (0 if fine else errno.EAFNOSUPPORT)
+        assert decide(looped, number["socketpair"], arch, (family,)) == (0 if family == 1 else errno.EAFNOSUPPORT)
     for command, said in ((0x5401, 0), (0x5412, errno.EPERM), (0x541C, errno.EPERM)):
         assert decide(program, number["ioctl"], arch, (0, command)) == said
 

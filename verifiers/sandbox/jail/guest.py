@@ -43,22 +43,22 @@ def become(
     memory_bytes: int,
     users: int,
     uid: int,
-    filter_program: kernel.Filter | None,
+    filters: list[kernel.Filter | None],
     prepared: dict[str, types.ModuleType],
 ) -> None:
     """Turn this process into the program of a command; never returns.
 
     `fds` are the command itself, and the program's stdin, stdout and stderr. Trouble on our side goes to
     `begins`, which closes when the program begins. `fresh` says that the session has no file system yet; `data_bytes`
-    bounds what one process may map for itself, `memory_bytes` its files where no control group does. `prepared` are
-    the programs that the sandbox was made with.
+    bounds what one process may map for itself, `memory_bytes` its files where no control group does. `filters` are
+    the filter of a program and of one with a loopback, `prepared` the programs that the sandbox was made with.
     """
     try:
         command, blobs = read_command(fds[0])
         if fresh:
             mount_box(command["limits"], uid, memory_bytes)
-        begins = keep_only(fds[1:], begins, users, uid)
-        drop_powers(filter_program)
+        begins = keep_only(fds[1:], begins, users, uid, command["loopback"])
+        drop_powers(filters[command["loopback"]])
         try:
             enter_work()
             write_files(command["files"], blobs)
@@ -104,9 +104,9 @@ def mount_box(limits: dict[str, Any], uid: int, memory_bytes: int) -> None:
     kernel.mount("proc", "/proc", "proc", plain | kernel.MS_NOEXEC, PROC_OPTIONS)
 
 
-def keep_only(fds: list[int], begins: int, users: int, uid: int) -> int:
+def keep_only(fds: list[int], begins: int, users: int, uid: int, loopback: bool) -> int:
     """Leave the user namespace of the keeper for the guests' own, and close all descriptors that are not the
-    program's; the new number of `begins`."""
+    program's; the new number of `begins`. With `loopback`, leave its network for an own one that has that."""
     os.setsid()  # or it would share the keeper's turns, and signals to its own process group would reach the keeper
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
@@ -115,6 +115,8 @@ def keep_only(fds: list[int], begins: int, users: int, uid: int) -> int:
                 os.fchown(number, uid, -1)  # so that /dev/stdout can be opened
     begins = fcntl.fcntl(begins, fcntl.F_DUPFD_CLOEXEC, 64)
     kernel.setns(users, kernel.CLONE_NEWUSER)
+    if loopback:
+        kernel.own_loopback()
     os.setresgid(GUEST_ID, GUEST_ID, GUEST_ID)
     os.setresuid(GUEST_ID, GUEST_ID, GUEST_ID)
     os.closerange(3, begins)

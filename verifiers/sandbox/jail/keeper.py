@@ -70,18 +70,19 @@ class Usage(NamedTuple):
 
 class Keeper:
     """One slot. `users` is a descriptor of its user namespace, `uid` its user as seen from here; `prepared` are the
-    programs that the sandbox was made with; `few` bounds process numbers (PID_MAX)."""
+    programs that the sandbox was made with; `filters` are for those without and with a loopback; `few` bounds process
+    numbers (PID_MAX)."""
 
     def __init__(
         self,
         control: int,
         users: int,
         uid: int,
-        filter_program: kernel.Filter | None,
+        filters: list[kernel.Filter | None],
         prepared: dict[str, types.ModuleType],
         few: bool,
     ) -> None:
-        self._control, self._few, self._users, self._uid, self._filter = control, few, users, uid, filter_program
+        self._control, self._few, self._users, self._uid, self._filters = control, few, users, uid, filters
         self._prepared = prepared
         self._init = 0
         self._last = False
@@ -155,7 +156,7 @@ class Keeper:
         if pid == 0:
             os.setpriority(os.PRIO_PROCESS, 0, LEAST if self._few else self._nice)
             most = (bounds.data_bytes, bounds.memory_bytes)
-            guest.become(fds, begins, fresh, *most, self._users, self._uid, self._filter, self._prepared)
+            guest.become(fds, begins, fresh, *most, self._users, self._uid, self._filters, self._prepared)
         os.close(begins)
         trouble = os.read(begun, 4096)  # its end comes when the program begins
         os.close(begun)

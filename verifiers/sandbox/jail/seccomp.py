@@ -18,7 +18,8 @@ from .kernel import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CL
 NEW_NAMESPACES = (
     CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
 )
-AF_UNIX = 1
+AF_UNIX, AF_INET = 1, 2
+IPPROTO_TCP = 6
 TIOCSTI = 0x5412
 TIOCLINUX = 0x541C
 NEWEST = 466
@@ -77,28 +78,34 @@ ERRNO = 0x00050000
 NR_OFFSET, ARCH_OFFSET, ARGS_OFFSET = 0, 4, 16
 
 
-def build(machine: str) -> bytes | None:
-    """The filter for `machine` (as `platform.machine()` names it), or None where it is not known here."""
+def build(machine: str, loopback: bool = False) -> bytes | None:
+    """The filter for `machine` (as `platform.machine()` names it), or None where it is not known here. `loopback`
+    allows TCP and UDP over IPv4, too: for a program whose network is its own."""
     if machine not in AUDIT_ARCH:
         return None
     code = [(LD, 0, 0, ARCH_OFFSET), (JEQ, 1, 0, AUDIT_ARCH[machine]), (RET, 0, 0, ERRNO | errno.ENOSYS)]
     code.append((LD, 0, 0, NR_OFFSET))
     checked = CHECKED[machine]
     for name in ("clone", "socket", "socketpair", "ioctl"):
-        check = _check(name)
+        check = _check(name, loopback)
         code.append((JEQ, 0, len(check), checked[name]))
         code += check
     code += _tree(_ranges(DENIED[machine]))
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 
-def _check(name: str) -> list[tuple[int, int, int, int]]:
+def _check(name: str, loopback: bool) -> list[tuple[int, int, int, int]]:
     """Decides a call by its first or second argument; always returns."""
     refuse, allow = (RET, 0, 0, ERRNO | errno.EPERM), (RET, 0, 0, ALLOW)
     if name == "clone":
         return [(LD, 0, 0, ARGS_OFFSET), (JSET, 0, 1, NEW_NAMESPACES), refuse, allow]
     if name == "ioctl":
         return [(LD, 0, 0, ARGS_OFFSET + 8), (JEQ, 1, 0, TIOCSTI), (JEQ, 0, 1, TIOCLINUX), refuse, allow]
+    if name == "socket" and loopback:
+        family, protocol = (LD, 0, 0, ARGS_OFFSET), (LD, 0, 0, ARGS_OFFSET + 16)
+        refuse = (RET, 0, 0, ERRNO | errno.EAFNOSUPPORT)
+        inet = [(JEQ, 0, 3, AF_INET), protocol, (JEQ, 2, 0, 0), (JEQ, 1, 0, IPPROTO_TCP), refuse, allow]
+        return [family, (JEQ, len(inet) - 1, 0, AF_UNIX), *inet]
     return [(LD, 0, 0, ARGS_OFFSET), (JEQ, 1, 0, AF_UNIX), (RET, 0, 0, ERRNO | errno.EAFNOSUPPORT), allow]
 
 

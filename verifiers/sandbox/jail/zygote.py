@@ -128,8 +128,8 @@ class Zygote:
         self, control: socket.socket, parent: int, facts: dict[str, Any], prepared: dict[str, types.ModuleType]
     ) -> None:
         self._control, self._parent, self._facts, self._prepared = control, parent, facts, prepared
-        program = seccomp.build(platform.machine())
-        self._filter = None if program is None else kernel.compile_filter(program)
+        programs = [seccomp.build(platform.machine(), loopback) for loopback in (False, True)]
+        self._filters = [None if program is None else kernel.compile_filter(program) for program in programs]
         self._pids: dict[int, int] = {}
 
     def serve(self) -> None:
@@ -175,7 +175,7 @@ class Zygote:
                 os.close(self._control.detach())
                 for fd in ours:
                     os.close(fd)
-                Keeper(fds[0], users, uid, self._filter, self._prepared, self._facts["few"]).serve()
+                Keeper(fds[0], users, uid, self._filters, self._prepared, self._facts["few"]).serve()
             except Exception:
                 sys.excepthook(*sys.exc_info())  # to stderr, which the service reads
             finally:
