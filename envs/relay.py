@@ -30,7 +30,7 @@ class Relay(http.server.ThreadingHTTPServer):
     """The policy, as a server in the sandbox."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Page)
+        super().__init__(("127.0.0.1", 0), CallHandler)
         self._calling = threading.Lock()
 
     def answered(self, call: dict[str, str]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Relay(http.server.ThreadingHTTPServer):
         return answer
 
 
-class Page(http.server.BaseHTTPRequestHandler):
+class CallHandler(http.server.BaseHTTPRequestHandler):
     """Every page: which there are is not decided here."""
 
     protocol_version = "HTTP/1.1"
