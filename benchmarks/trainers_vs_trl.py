@@ -264,11 +264,11 @@ def older_trl() -> str:
     """Where TRL 1.12 is, the last that had PPO; made once, to go before the other on a Python's path."""
     folder = ROOT / ".venvs" / "trl-1.12.0"
     if not (folder / "trl").exists():
-        with tempfile.TemporaryDirectory(dir=folder.parent) as new:
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as new:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", new, "trl==1.12.0"]
             subprocess.run(pip, check=True)
             Path(new).rename(folder)
-            Path(new).mkdir()
     return str(folder)
 
 

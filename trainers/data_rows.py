@@ -83,7 +83,7 @@ def _documents(run: Path) -> Iterator[Document]:
     if run.name.endswith(SUFFIXES[:3]):
         yield from documents(run)
         return
-    for stored in read_trajectories(run / "trajectories" if (run / "trajectories").is_dir() else run):
+    for stored in read_trajectories(run):
         trajectory = stored.trajectory
         chains = tuple((segment.ids, segment.mask) for segment in to_segments(trajectory))
         where = f"{stored.run} {trajectory.id}"

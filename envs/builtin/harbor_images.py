@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from quintain.envs.builtin.harbor_tasks import OWN, HarborTask, archive, checked_workdir
 from quintain.failure import QuintainError, one_line
 from quintain.verifiers.sandbox.container import WORK
+from quintain.verifiers.sandbox.docker import client_class
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -31,17 +32,14 @@ def built(harbor: HarborTask, url: str | None) -> tuple[HarborTask, str]:
 
     It blocks. Raises QuintainError, one line, where that cannot be built or played.
     """
-    try:
-        from docker import APIClient
-    except ModuleNotFoundError:
-        raise QuintainError("the docker sandbox needs its extra: pip install 'quintain[docker]'") from None
+    client = client_class()
     from docker.errors import DockerException
     from requests.exceptions import RequestException
 
     folder = harbor.folder / "environment"
     name = f"quintain-harbor:{hashlib.sha256(archive([(folder, '.')])).hexdigest()[:32]}"
     try:
-        engine = APIClient(base_url=url or os.environ.get("DOCKER_HOST"), version="auto", timeout=BUILD_S)
+        engine = client(base_url=url or os.environ.get("DOCKER_HOST"), version="auto", timeout=BUILD_S)
         with contextlib.closing(engine):
             if not engine.images(name):
                 _build(engine, name, f"{folder / 'Dockerfile'}", path=f"{folder}")

@@ -25,12 +25,11 @@ from quintain.evaluation.episode_log import EPISODES, known_by, read_episodes
 from quintain.evaluation.passk import Estimate, mean_estimate
 from quintain.failure import QuintainError
 from quintain.nearest import IDENTIFIER
-from quintain.rollout.journal.parquet import Stored, read_trajectories, write_stored
+from quintain.rollout.journal.parquet import TRAJECTORIES, Stored, read_trajectories, write_stored
 from quintain.trajectory import Ending, Trajectory
 from quintain.verdict import Verdict
 from quintain.verifiers.base import Item, Verifier
 
-TRAJECTORIES: Final = "trajectories"
 ITEMS_AT_ONCE: Final = 256
 SAME: Final = 1e-9
 """Rewards closer than this are the same."""

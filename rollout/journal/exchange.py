@@ -61,7 +61,7 @@ def export(run: Path, out: Path, form: Format) -> tuple[int, int]:
     draft = out.with_name(f".{out.name}.tmp")
     try:
         with draft.open("w", encoding="utf-8") as file:
-            for stored in read_trajectories(run / "trajectories" if (run / "trajectories").is_dir() else run):
+            for stored in read_trajectories(run):
                 if stored.trajectory.turns:
                     file.write(json.dumps(written(stored, form), ensure_ascii=False, allow_nan=False) + "\n")
                     count += 1
@@ -105,7 +105,6 @@ def _atif(stored: Stored) -> dict[str, Any]:
     steps = [_said(message) for message in trajectory.prompt]
     for turn in trajectory.turns:
         steps += _acted(turn)
-    prompts = sum(len(turn.prompt_ids) for turn in trajectory.turns)
     return {
         "schema_version": VERSION,
         "session_id": f"{stored.run}/{trajectory.group}",
@@ -113,7 +112,7 @@ def _atif(stored: Stored) -> dict[str, Any]:
         "agent": {"name": "quintain", "version": __version__, "extra": {"versions": sorted(versions_of(trajectory))}},
         "steps": [{"step_id": number, **step} for number, step in enumerate(steps, 1)],
         "final_metrics": {
-            "total_prompt_tokens": prompts,
+            "total_prompt_tokens": sum(step["metrics"]["prompt_tokens"] for step in steps if "metrics" in step),
             "total_completion_tokens": trajectory.output_tokens,
             "total_steps": len(steps),
         },
@@ -188,6 +187,7 @@ def _of_turn(turn: Turn) -> dict[str, Any]:
 def _trace(stored: Stored) -> dict[str, Any]:
     trajectory, told = stored.trajectory, _extra(stored)
     turns, shown = [], [message.to_openai() for message in trajectory.prompt]
+    is_alone = len({turn.agent for turn in trajectory.turns}) == 1  # or they have not all seen the same
     for number, turn in enumerate(trajectory.turns):
         prompt, said = turn.prompt_ids.tolist(), turn.message.to_openai()
         turns.append(
@@ -197,7 +197,7 @@ def _trace(stored: Stored) -> dict[str, Any]:
                 "completion_token_ids": turn.output_ids.tolist(),
                 "per_token_logps": turn.logprobs.tolist(),
                 "loss_mask": [0] * len(prompt) + [1] * len(turn.output_ids),
-                "request": {"messages": list(shown)} if len({each.agent for each in trajectory.turns}) == 1 else {},
+                "request": {"messages": list(shown)} if is_alone else {},
                 "response": {"choices": [{"message": said, "finish_reason": str(turn.finish)}]},
                 "metadata": {**_of_turn(turn), "trajectory": told},
             }

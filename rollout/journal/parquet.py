@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "1"
 """Raised when columns change their meaning; stands in the file's metadata as `quintain.trajectories`."""
+TRAJECTORIES: Final = "trajectories"
+"""Their folder in a run's."""
 ROWS_AT_ONCE: Final = 64
 """Rows decoded at a time: a row may hold a hundred thousand tokens."""
 TURNS_AT_ONCE: Final = 256
@@ -88,11 +90,12 @@ def _few(rows: Iterable[Stored]) -> Iterator[list[dict[str, Any]]]:
 
 
 def read_trajectories(path: Path) -> Iterator[Stored]:
-    """The trajectories in the Parquet file `path`, or in all of a folder, in the order of their names.
+    """The trajectories in the Parquet file `path`, or in all of a folder, a run's too, in the order of their names.
 
     Raises QuintainError where there are none, or where a file is not ours or damaged.
     """
     pa, pq = _pyarrow()
+    path = path / TRAJECTORIES if (path / TRAJECTORIES).is_dir() else path
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise QuintainError(f"no trajectories in {path}: expected files such as step-000000.parquet")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Self
 
 import httpx
 import psutil
@@ -72,21 +73,29 @@ def test_a_client_that_is_stopped_with_its_connections_open_does_not_outlive_its
             client.kill()
 
 
-class Thief:
-    """A proxy that passes every request on and loses the first answer to each kind of request."""
+class Proxy:
+    """A server on a free port, each of whose connections is served by `_serve`."""
 
-    def __init__(self, upstream: str) -> None:
-        self.upstream = upstream
-        self.lost: list[str] = []
-        self.port = 0
+    port: int
 
-    async def __aenter__(self) -> Thief:
+    async def __aenter__(self) -> Self:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self.server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_) -> None:
         self.server.close()
+
+    async def _serve(self, reader, writer) -> None:
+        raise NotImplementedError
+
+
+class Thief(Proxy):
+    """A proxy that passes every request on and loses the first answer to each kind of request."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.lost: list[str] = []
 
     async def _serve(self, reader, writer) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -124,21 +133,12 @@ async def test_a_lost_answer_is_asked_for_again_and_nothing_is_played_twice(serv
     assert server.metric('episodes_total{how="done"}') == 1
 
 
-class Cutter:
+class Cutter(Proxy):
     """A proxy that cuts its first connection at the first answer, the next at the second, and so on."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = int(upstream.rpartition(":")[2])
         self.connections = 0
-        self.port = 0
-
-    async def __aenter__(self) -> Cutter:
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self.server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        self.server.close()
 
     async def _serve(self, reader, writer) -> None:
         self.connections += 1

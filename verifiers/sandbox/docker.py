@@ -20,7 +20,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from quintain.cores import cores
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
@@ -43,6 +43,9 @@ from quintain.verifiers.sandbox.interface import (
 from quintain.verifiers.sandbox.outcome import broken
 from quintain.verifiers.sandbox.session import Starting, slot_count
 
+if TYPE_CHECKING:
+    from docker import APIClient
+
 FIRST_UID: Final = 1_900_000
 UIDS: Final = 100_000
 """Users of containers are numbered from a random one of so many on, since the kernel counts processes per user."""
@@ -52,6 +55,16 @@ CALL_TIMEOUT_S: Final = 60
 SLACK_PROCESSES: Final = 16
 """Of ours and the engine's, in a container."""
 TRIES: Final = 2
+
+
+def client_class() -> type[APIClient]:
+    """What asks an engine, of the package docker. QuintainError where that is not installed."""
+    try:
+        from docker import APIClient
+    except ModuleNotFoundError:
+        raise QuintainError("the docker sandbox needs its extra: pip install 'quintain[docker]'") from None
+    found: type[APIClient] = APIClient
+    return found
 
 
 class DockerSandbox(Sandbox):
@@ -167,14 +180,11 @@ class DockerSandbox(Sandbox):
     # Containers
 
     async def _start(self) -> None:
-        try:
-            from docker import APIClient
-        except ModuleNotFoundError:
-            raise QuintainError("the docker sandbox needs its extra: pip install 'quintain[docker]'") from None
+        client = client_class()
         _, writer = await reach(self._url)  # the package leaves its socket open where nobody listens
         writer.close()
         self._engine = await self._call(
-            lambda: APIClient(base_url=self._url, version="auto", timeout=CALL_TIMEOUT_S), "connect to"
+            lambda: client(base_url=self._url, version="auto", timeout=CALL_TIMEOUT_S), "connect to"
         )
         try:
             await self._call(lambda: self._engine.inspect_image(self._image), f"find the image {self._image!r} in")
