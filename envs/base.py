@@ -131,6 +131,14 @@ class Environment(ABC):
         """
 
     @classmethod
+    def places(cls) -> int | None:
+        """How many episodes a process may play at a time; None where that has no bound.
+
+        Subclasses add keyword options of their own.
+        """
+        return None
+
+    @classmethod
     def solution(cls, task: Task) -> Sequence[Action] | None:
         """Actions that earn the most on `task`, reference included, and end it; None where nobody knows.
 

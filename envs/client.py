@@ -21,7 +21,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
@@ -39,6 +39,8 @@ from quintain.envs.serving.wire import (
 )
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.task import EndlessTasks, Task, TaskSource
+
+T = TypeVar("T")
 
 CLOSE_S = 5.0
 RENEWALS = 3
@@ -117,6 +119,14 @@ class EnvClient:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
+    def places(self) -> int | None:
+        """How many episodes the servers play at a time, without an event loop; None where they do not say.
+
+        Raises FailureError.
+        """
+        each = self._told("/metadata", {}, Metadata).places
+        return None if each is None else each * len(self._servers)
+
     async def create(self, request: CreateEpisode) -> EpisodeCreated:
         """Begin an episode, on another server where one is not there. Raises FailureError."""
         *others, last = self._upright()
@@ -192,16 +202,17 @@ class EnvClient:
 
     def page(self, split: str, start: int, count: int) -> TaskPage:
         """Tasks of `split`, without an event loop. Raises FailureError."""
-        params: dict[str, str | int] = {"split": split, "start": start, "count": count}
+        return self._told("/v1/tasks", {"split": split, "start": start, "count": count}, TaskPage)
+
+    def _told(self, path: str, params: dict[str, str | int], kind: type[T]) -> T:
+        """What a server answers, another where one does not."""
         *others, last = (server.caller for server in self._upright())
         for caller in others:
             with contextlib.suppress(FailureError):
-                answer = caller.call_sync(
-                    "GET", "/v1/tasks", Stage.TASKS, params=params, policy=RetryPolicy(patience_s=0)
-                )
-                return caller.parsed(answer.content, TaskPage, Stage.TASKS)
-        answer = last.call_sync("GET", "/v1/tasks", Stage.TASKS, params=params)
-        return last.parsed(answer.content, TaskPage, Stage.TASKS)
+                answer = caller.call_sync("GET", path, Stage.TASKS, params=params, policy=RetryPolicy(patience_s=0))
+                return caller.parsed(answer.content, kind, Stage.TASKS)
+        answer = last.call_sync("GET", path, Stage.TASKS, params=params)
+        return last.parsed(answer.content, kind, Stage.TASKS)
 
     def _upright(self) -> list[_Server]:
         """The servers, those first that answered when last asked, and of these the one that plays the fewest."""

@@ -24,11 +24,15 @@ there for everybody to see."""
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """An environment class with its options: calling it makes an environment, `tasks(split)` its tasks."""
+    """An environment class with its options: calling it makes an environment, `tasks(split)` its tasks.
+
+    `places` is how many a process may play at a time.
+    """
 
     cls: type[Environment]
     making: Mapping[str, Any]
     choosing: Mapping[str, Any]
+    places: int | None
 
     def __call__(self) -> Environment:
         return self.cls(**self.making)
@@ -61,11 +65,11 @@ def bind(cls: type[Environment], options: Mapping[str, Any] | None = None) -> Bo
     for name in known:
         if name not in options and _required(name, making, choosing):
             raise QuintainError(f"{cls.__name__} needs the option {name!r}")
-    return Bound(
-        cls,
-        {name: value for name, value in options.items() if name in making},
-        {name: value for name, value in options.items() if name in choosing},
+    making, choosing, bounding = (
+        {name: value for name, value in options.items() if name in taken}
+        for taken in (making, choosing, _keywords(cls.places, set()))
     )
+    return Bound(cls, making, choosing, cls.places(**bounding))
 
 
 def _required(name: str, *places: Mapping[str, inspect.Parameter]) -> bool:

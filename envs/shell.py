@@ -47,6 +47,7 @@ TAR_BYTES: Final = 2048
 """What a file may take in an archive beside its content."""
 COPY_BYTES: Final = 4 * FOLDER_BYTES
 """Of a copy: a file with holes, or with two names, takes more than in the folder it is from."""
+SHELLS: Final = 32
 STATE: Final = ".shell"
 _SHELL: Final = f"""
 exec 2>&1
@@ -113,12 +114,12 @@ class ShellEnv(ToolEnv):
         command_s: float = 10.0,
         shown_chars: int = 4000,
         sandbox: Mapping[str, Any] | None = None,
-        shells: int = 32,
+        shells: int = SHELLS,
         harness: Harness | None = None,
     ) -> None:
         super().__init__(system=system, max_calls=max_calls, max_calls_per_turn=max_calls_per_turn)
-        if shown_chars < 1 or shells < 1:
-            raise QuintainError(f"{type(self).__name__}'s shown_chars and shells are at least 1")
+        if shown_chars < 1:
+            raise QuintainError(f"{type(self).__name__}'s shown_chars are at least 1, not {shown_chars}")
         self._limits = Limits(
             wall_s=command_s,
             cpu_s=command_s,
@@ -129,7 +130,16 @@ class ShellEnv(ToolEnv):
         )
         self._harness = harness
         self._shown_chars, self._options = shown_chars, dict(sandbox or {})
-        self._shells = self._options | {"slots": -(-shells // 2)}  # a slot of the verifier is two programs
+        self._shells = self._options | {
+            "slots": -(-self.places(shells=shells) // 2)
+        }  # a slot of the verifier is two programs
+
+    @classmethod
+    def places(cls, *, shells: int = SHELLS) -> int:
+        """As many as there are shells."""
+        if shells < 1:
+            raise QuintainError(f"{cls.__name__}'s shells are at least 1, not {shells}")
+        return shells
 
     def files(self, task: Task) -> Mapping[str, str]:
         """What is in the folder at the beginning: paths and texts."""

@@ -1,7 +1,8 @@
 """The live episodes of a server: slots, deadlines, leases and stored answers, around a backend that runs them.
 
 What always holds:
-- at most `max_episodes` have an environment at a time; the others wait in the order in which they came;
+- at most `max_episodes` have an environment at a time, or as many as the backend has places for; the others wait in
+  the order in which they came;
 - a slot is free again once its episode has ended, failed, been closed, or been left alone for its lease;
 - a turn is run once, whoever asks how often (`quintain.envs.serving.episode` decides, this acts);
 - the answers that ended episodes keep for retries are bounded, in number and in bytes;
@@ -81,7 +82,7 @@ class Sessions:
         metrics.gauge("episodes_queued", "Episodes that wait for a slot.", lambda: self._slots.waiting)
         metrics.gauge("episodes_known", "Episodes whose answers are stored.", lambda: len(self._records))
         metrics.gauge("answers_bytes", "Answers of ended episodes that are stored.", lambda: self._finished_bytes)
-        metrics.gauge("capacity", "Episodes that may be live at once.", lambda: limits.max_episodes)
+        metrics.gauge("capacity", "Episodes that may be live at once.", lambda: self._slots.capacity)
         metrics.gauge("workers", "Worker processes, the spare included.", lambda: backend.stats()["workers"])
         metrics.gauge("worker_restarts", "Workers that were replaced.", lambda: backend.stats()["restarts"])
 
@@ -97,7 +98,9 @@ class Sessions:
 
     async def start(self) -> None:
         """Start the backend. Raises QuintainError where it cannot be."""
-        await self._backend.start(self._lost)
+        places = await self._backend.start(self._lost)
+        if places is not None:
+            self._slots = Slots(range(min(places, self.limits.max_episodes)), queue=self.limits.queue)
 
     def abandon(self) -> None:
         """Answer those who wait for an environment that the server is stopping."""
@@ -208,7 +211,8 @@ class Sessions:
 
     async def describe(self) -> str:
         """The `Metadata` as JSON."""
-        return (await self._call(Describe(), self.limits.tasks_s)).body
+        about = json.loads((await self._call(Describe(), self.limits.tasks_s)).body)
+        return json.dumps(about | {"places": self._slots.capacity})
 
     def sweep(self) -> None:
         """Close the episodes whose lease has run out, and forget those that ended so long ago."""

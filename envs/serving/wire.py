@@ -124,13 +124,17 @@ class TaskPage:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """`GET /metadata`: which environment this is; `splits` has the number of tasks, None where endless."""
+    """`GET /metadata`: which environment this is; `splits` has the number of tasks, None where endless.
+
+    `places` is how many episodes the server plays at a time: more wait.
+    """
 
     name: str
     description: str
     version: str
     splits: Mapping[str, int | None]
     server: str = "quintain"
+    places: int | None = None
 
 
 WIRE: tuple[type, ...] = (

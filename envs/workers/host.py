@@ -132,7 +132,8 @@ class Host:
             cls = self.bound.cls
             name = cls.__name__ if ":" in self.spec else self.spec  # a spec may be a path, which is nobody's business
             about = one_line((cls.__doc__ or "").strip().partition("\n\n")[0])
-            return _encoded(Metadata(name, about, cls.version, await self.sizes(deadline)), Stage.TASKS), False
+            described = Metadata(name, about, cls.version, await self.sizes(deadline), places=self.bound.places)
+            return _encoded(described, Stage.TASKS), False
         return "", False
 
     async def open(

@@ -63,8 +63,8 @@ Lost = Callable[[Collection[str], Failure], None]
 class Backend(Protocol):
     """Where a server's environments run."""
 
-    async def start(self, lost: Lost) -> None:
-        """Get ready.
+    async def start(self, lost: Lost) -> int | None:
+        """Get ready; how many episodes may be played at a time, None where that has no bound.
 
         `lost` is told of episodes that died without being asked anything. Raises QuintainError.
         """
@@ -125,6 +125,7 @@ class EnvironmentWorkers:
         self._restarts = 0
         self._starting = 0
         self._lost: Lost = lambda episodes, failure: None
+        self._places: int | None = None  # of one worker
 
     @property
     def ready(self) -> bool:
@@ -133,11 +134,15 @@ class EnvironmentWorkers:
     def stats(self) -> Mapping[str, float]:
         return {"workers": len(self._workers), "restarts": self._restarts}
 
-    async def start(self, lost: Lost) -> None:
-        """Start the workers; ready as soon as the first is. Raises QuintainError where it cannot be."""
+    async def start(self, lost: Lost) -> int | None:
+        """Start the workers; ready as soon as the first is. Raises QuintainError where it cannot be.
+
+        An episode goes to the worker with the fewest, so while there are fewer than that one has a place.
+        """
         self._lost = lost
         self._workers.append(await self._spawn())
         self._replenish()
+        return None if self._places is None else self._places * self._wanted
 
     async def stop(self) -> None:
         for task in list(self._tasks):
@@ -290,6 +295,7 @@ class EnvironmentWorkers:
         if reply.failure is not None:
             self._end(worker)
             raise QuintainError(reply.failure.message)
+        self._places = json.loads(reply.body)["places"]
         return worker
 
     async def _listen(self, worker: _Worker, reader: asyncio.StreamReader) -> None:
@@ -330,8 +336,9 @@ class Inline:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    async def start(self, lost: Lost) -> None:
+    async def start(self, lost: Lost) -> int | None:
         """Nothing to start, and nothing that could be lost."""
+        return self._host.bound.places
 
     async def call(self, request: Request, deadline: float) -> Reply:
         """The host's reply."""

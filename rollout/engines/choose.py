@@ -27,7 +27,8 @@ def make_engine(
     """The engine of `config`, ready. `logs` keeps what servers print that it starts; `report` hears how that goes.
 
     The embedded engine samples in lockstep with the episodes that are `running` at staleness 0, so that runs are
-    reproducible. QuintainError where it cannot be made.
+    reproducible, unless some hold up the others for half of what an environment gives a step. QuintainError where it
+    cannot be made.
     """
     if config.rollout.dtype == "auto":
         raise QuintainError("rollout.dtype is still 'auto': `quintain.rollout.engines.dtypes.settled` chooses one")
@@ -47,6 +48,8 @@ def make_engine(
         max_length=config.rollout.max_length,
         threads=config.rollout.threads,
         expected=running if config.rollout.max_staleness == 0 else None,
+        patience_s=min(played.step_timeout_s for played in config.plays) / 2,
+        report=report,
     )
 
 

@@ -76,7 +76,8 @@ class Runner:
         self._concurrency = Concurrency(1, plan.max_concurrency, plan.max_concurrency)
         if plan.follow_engine:
             self._concurrency = Concurrency.begin(plan.max_concurrency, least=plan.members, engine=engine.stats())
-        self.gate = Gate(self._concurrency.limit, running)
+        places = {played.split.environment: played.places for played in plan.plays}
+        self.gate = Gate(self._concurrency.limit, running, places)
         self._limit_of = limit_of
         self._jobs: dict[Key, _Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,7 +90,7 @@ class Runner:
 
     def launch(self, key: Key, spec: EpisodeSpec, then: Callable[[Finished], None]) -> None:
         """Run a training episode as soon as there is a place, then hand it to `then`."""
-        job = _Job(self.gate.ask(key))
+        job = _Job(self.gate.ask(key, spec.environment))
         self._jobs[key] = job
 
         async def run() -> None:
@@ -108,7 +109,7 @@ class Runner:
             rows[at] = (await self._play(specs[at], job)).trajectory
             progress(len(rows))
 
-        jobs = [_Job(self.gate.ask((-1, self._outside + at))) for at in range(len(specs))]
+        jobs = [_Job(self.gate.ask((-1, self._outside + at), spec.environment)) for at, spec in enumerate(specs)]
         self._outside += len(specs)
         tasks = [self._spawn(one(at, job), job) for at, job in enumerate(jobs)]
         try:

@@ -15,13 +15,15 @@ from quintain.rollout.rules.order import TaskSplit
 class Played:
     """One environment of a run: the split that training draws from, and how its episodes are sampled.
 
-    `reward_weights` make an episode's reward of its named ones; None takes it as it is.
+    `reward_weights` make an episode's reward of its named ones; None takes it as it is. `places` is how many episodes
+    it plays at a time; None is any number.
     """
 
     split: TaskSplit
     sampling: Sampling
     max_turns: int
     reward_weights: Mapping[str, float] | None = None
+    places: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,8 +156,10 @@ def serve(
             for played, (url, token) in zip(config.plays, environments, strict=True)
         }
         sizes = [size_of(clients[played.label].tasks(played.split)) for played in config.plays]
+        plan = make_plan(config, sizes=sizes, model_length=engine.max_length)
+        plays = (replace(played, places=clients[played.split.environment].places()) for played in plan.plays)
         scheduler = Scheduler(
-            make_plan(config, sizes=sizes, model_length=engine.max_length),
+            replace(plan, plays=tuple(plays)),
             engine=engine,
             chat=chat,
             make_env=lambda environment: clients[environment].episode(),

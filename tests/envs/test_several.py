@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from quintain.envs import Action, EnvClient, FailureError, RemoteEnv
+from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.serving.wire import ForkRequest
 from quintain.failure import FailureKind, Stage
 
@@ -108,6 +109,7 @@ async def test_of_several_servers_the_one_with_the_fewest_plays_and_a_dead_one_c
         await asyncio.gather(*(env.reset(task, seed=0) for env in others))
         assert servers[1].metric("episodes_live") == 4 + 5 - live
         assert (await client.metadata()).splits["heldout"] == 7
+        assert client.places() == 2 * EnvironmentLimits().max_episodes
         assert client.tasks("heldout")[3].id == "heldout-3"
         for env in others:
             await env.close()

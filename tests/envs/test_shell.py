@@ -311,10 +311,26 @@ async def test_more_episodes_than_shells_wait_for_one_and_every_shell_is_given_b
         assert await play() == 1.0
 
 
+async def test_a_server_has_as_many_places_as_its_processes_have_shells_and_more_episodes_wait_in_its_queue(serve):
+    server = serve("shell", options={"shells": 1, "kinds": ["write"]}, workers=2)
+    async with server.client() as client:
+        assert client.places() == 2
+        task = client.tasks("train")[0]
+        envs = [client.episode() for _ in range(3)]
+        first, second, third = (asyncio.ensure_future(env.reset(task, seed=0)) for env in envs)
+        await asyncio.gather(first, second)
+        assert (server.metric("episodes_live"), server.metric("episodes_queued"), third.done()) == (2, 1, False)
+        await envs[0].close()
+        await third
+        for env in envs[1:]:
+            await env.close()
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"shells": 0}, "Folder's shown_chars and shells are at least 1"),
+        ({"shells": 0}, "Folder's shells are at least 1, not 0"),
+        ({"shown_chars": 0}, "Folder's shown_chars are at least 1, not 0"),
         ({"command_s": 0}, "limit wall_s is a number of seconds above 0, not 0.0"),
         ({"sandbox": []}, "Folder's option 'sandbox'"),
     ],

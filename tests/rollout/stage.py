@@ -77,15 +77,19 @@ def plan(**changes: Any) -> Plan:
     return Plan(**{**fields, **changes})
 
 
-PLAYED = ("environment", "split", "size", "shuffle", "weight", "sampling", "max_turns", "reward_weights", "curriculum")
+PLAYED = (
+    "environment", "split", "size", "shuffle", "weight", "sampling", "max_turns", "reward_weights", "curriculum",
+    "places",
+)  # fmt: skip
 
 
 def played(**changes: Any) -> Played:
     """An environment of a plan."""
     fields = {"environment": "", "split": "train", "size": None, "shuffle": True, "weight": 1.0, "reward_weights": None}
-    of = SimpleNamespace(**{**fields, "sampling": Sampling(8), "max_turns": 8, "curriculum": None, **changes})
+    fields |= {"sampling": Sampling(8), "max_turns": 8, "curriculum": None, "places": None}
+    of = SimpleNamespace(**{**fields, **changes})
     split = TaskSplit(of.environment, of.split, of.size, of.shuffle, of.weight, of.curriculum)
-    return Played(split, of.sampling, of.max_turns, of.reward_weights)
+    return Played(split, of.sampling, of.max_turns, of.reward_weights, of.places)
 
 
 def scheduler(folder: Path, *, engine: Engine | None = None, options: Any = None, **changes: Any) -> Scheduler:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from quintain.rollout.engines.base import EngineStats, Sampling
+from quintain.envs import LocalClient, Observation, Task
+from quintain.rollout.engines.base import Completion, EngineStats, Sampling
 from quintain.rollout.episodes.gate import EpisodeCount, Gate
+from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.concurrency import FULL, ROOM, Concurrency
+from quintain.rollout.scheduler import Scheduler
 
 from ..fake_engine import FakeEngine
-from .stage import batch_of, canary, scheduler, weights
+from .stage import CHAT, IDENTITY, Words, batch_of, canary, plan, played, scheduler, weights
 from .world import on_virtual_clock
 
 IDLE = EngineStats(0, 0, 0, 0, 0, 0.0)
@@ -166,6 +170,34 @@ def test_places_go_to_the_oldest_and_never_too_many(acts: list[Any]) -> None:
         assert not (waiting and fresh) or max(fresh) < min(waiting)
 
 
+@given(st.lists(st.tuples(KEYS, st.sampled_from("abc")), max_size=20), st.randoms())
+def test_no_environment_has_more_episodes_than_places_and_who_has_them_does_not_depend_on_who_left_first(
+    asked: list[tuple[tuple[int, int], str]], chance: random.Random
+) -> None:
+    own = {"a": 1, "b": 2, "c": None}
+
+    def play(shuffled: bool) -> list[list[int]]:
+        """Who holds places, round by round, where all that hold one give it back in some order."""
+        gate, rounds = Gate(4, own=own), []
+        tickets = [gate.ask(key, environment) for key, environment in asked]
+        while held := [at for at, ticket in enumerate(tickets) if ticket.granted and not ticket.released]:
+            rounds.append(held)
+            of = Counter(asked[at][1] for at in held)
+            assert of["a"] <= 1
+            assert of["b"] <= 2
+            assert len(held) <= 4
+            waiting = Counter(asked[at][1] for at, ticket in enumerate(tickets) if not ticket.granted)
+            assert len(held) == 4 or not waiting["c"], "a place is free and somebody waits"
+            leaving = [at for at in held if at % 3 or len(rounds) % 2]
+            if shuffled:
+                chance.shuffle(leaving)
+            for at in leaving or held:
+                tickets[at].release()
+        return rounds
+
+    assert play(False) == play(True)
+
+
 async def test_a_ticket_that_is_released_while_it_waits_leaves_the_queue() -> None:
     gate = Gate(1)
     first, second, third = gate.ask((0, 0)), gate.ask((0, 1)), gate.ask((0, 2))
@@ -240,4 +272,50 @@ def test_a_limit_on_episodes_changes_nothing_that_is_sampled(tmp_path: Path, fol
     async def main() -> None:
         assert await outputs(tmp_path / "few", 1) == await outputs(tmp_path / "many", 64)
 
+    on_virtual_clock(main())
+
+
+def test_episodes_that_wait_for_each_other_at_the_engine_wait_for_no_place_that_one_of_them_holds(
+    tmp_path: Path,
+) -> None:
+    class Few(Words):
+        """Two may be played at a time."""
+
+        free = asyncio.Semaphore(2)
+
+        async def reset(self, task: Task, *, seed: int) -> Observation:
+            await self.free.acquire()
+            return await super().reset(task, seed=seed)
+
+        async def close(self) -> None:
+            self.free.release()
+
+    class Lockstep(FakeEngine):
+        """Samples once as many have asked as run."""
+
+        asked = 0
+
+        async def generate(self, *request: Any, **more: Any) -> Completion:
+            self.asked += 1
+            while self.asked < made.running():  # noqa: ASYNC110 - on a virtual clock
+                await asyncio.sleep(0.1)
+            completion = await super().generate(*request, **more)
+            self.asked -= 1
+            return completion
+
+    async def main() -> None:
+        published = weights(tmp_path, 0)
+        await made.publish(published, canary(published), admit=True)
+        groups = await batch_of(made, 0, 60.0)
+        assert groups is not None, "they stand still"
+        assert len(groups) == 2
+        await made.close()
+
+    made = Scheduler(
+        plan(plays=(played(places=2),)),
+        engine=Lockstep(words=128),
+        chat=CHAT,
+        make_env=lambda _: LocalClient(Few).episode(),
+        journal=Journal(tmp_path / "journal.db", members=3, identity=IDENTITY),
+    )
     on_virtual_clock(main())

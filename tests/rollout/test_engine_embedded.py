@@ -528,6 +528,20 @@ async def test_lockstep_waits_until_everybody_who_may_come_has_come(start: Any) 
     assert engine.stats().output_tokens == 6
 
 
+async def test_lockstep_says_so_and_goes_on_without_those_who_wait_for_what_the_others_hold(start: Any) -> None:
+    place, said = asyncio.Semaphore(1), list[str]()
+    engine = start(build("Llama"), expected=lambda: 2, patience_s=0.2, report=said.append)
+
+    async def play(prompt: np.ndarray) -> None:
+        async with place:
+            await sample(engine, (prompt, Sampling(3)))
+
+    await asyncio.gather(*map(play, PROMPTS[:2]))
+    assert engine.stats().output_tokens == 6
+    assert len(said) == 2
+    assert all(line.startswith("1 of 2 episodes are sampled without the others, which did not come") for line in said)
+
+
 async def test_lockstep_admits_nobody_while_a_cohort_runs(start: Any) -> None:
     able = 1
     engine = start(build("Llama"), expected=lambda: able)

@@ -6,10 +6,12 @@ Invariants:
 - a prompt that several requests share is read once;
 - a batch of prompts, padded to its longest, stays within the token budget, except that one prompt always fits;
 - in lockstep a cohort starts only when the engine is idle and as many requests wait as sessions are able to submit,
-  runs to its end with nobody admitted meanwhile, and has its rows in the order of their sessions' names.
+  runs to its end with nobody admitted meanwhile, and has its rows in the order of their sessions' names;
+- it starts without the others where none of them has come for as long as `patience_s`: they may be waiting for
+  something that those who wait here hold.
 
 Lockstep is for runs that are the same bit for bit: floating-point sums depend on the shape of the batch they were
-computed in, so a batch made of whoever has arrived already is a race.
+computed in, so a batch made of whoever has arrived already is a race, and a cohort that is not whole is one too.
 """
 
 from __future__ import annotations
@@ -79,11 +81,15 @@ T = TypeVar("T")
 class Cohort:
     """The gate of a lockstep engine. `expected` is the newest count of sessions that are able to submit."""
 
+    patience_s: float
     expected: int = 0
 
-    def ready(self, waiting: int, running: int) -> bool:
-        """Whether the `waiting` requests may start now. More than expected counts as all of them."""
-        return running == 0 and waiting > 0 and waiting >= self.expected
+    def ready(self, waiting: int, running: int, still_s: float = 0.0) -> bool:
+        """Whether the `waiting` requests may start now, when nothing has changed for `still_s` seconds.
+
+        More than expected counts as all of them.
+        """
+        return running == 0 and waiting > 0 and (waiting >= self.expected or still_s >= self.patience_s)
 
 
 def in_order(waiting: Iterable[T], key: Callable[[T], tuple[str, bytes, int]]) -> list[T]:

@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 CACHE_BYTES = 2 << 30
 PREFILL_TOKENS = 4096
+PATIENCE_S = 30.0
 
 _CLOSED = Failure.of(FailureKind.CANCELLED, Stage.GENERATE, "the engine was closed")
 
@@ -84,8 +85,9 @@ class EmbeddedEngine:
     `max_length` counts prompt and answer together; None is the model's own. `max_batch` rows are decoded at once, as
     long as their keys and values fit in `cache_bytes`. `prefill_tokens` bounds what is read or scored in one go.
     `device` is as in `rollout.device`. `threads` sets torch's threads for the whole process. `expected` turns lockstep
-    on: it says how many sessions are able to submit right now; call `kick` when that changes. Raises QuintainError if
-    the model cannot be run.
+    on: it says how many sessions are able to submit right now; call `kick` when that changes. Where none of them does
+    for `patience_s`, those that have are sampled without the others, and `report` is told, in a line. Raises
+    QuintainError if the model cannot be run.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class EmbeddedEngine:
         threads: int | None = None,
         version: int = 0,
         expected: Callable[[], int] | None = None,
+        patience_s: float = PATIENCE_S,
+        report: Callable[[str], None] = print,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -112,7 +116,9 @@ class EmbeddedEngine:
         self._decoder = Decoder(opened.network, limits)
         self._decoder.version = version
         self._expected = expected
-        self._cohort = Cohort() if expected is not None else None
+        self._cohort = Cohort(patience_s) if expected is not None else None
+        self._moved = time.monotonic()  # when whom a cohort waits for has last changed
+        self._report = report
         self._gathering: list[tuple[str, DecodeRow]] = []  # lockstep: not yet part of a cohort
         self._ready: deque[DecodeRow] = deque()  # may start as soon as there is room
         self._paused = False
@@ -257,16 +263,23 @@ class EmbeddedEngine:
 
     def _obey(self, *, wait: bool) -> None:
         """Do what is in the inbox; `wait` for the first command if there is nothing else to do."""
+        patience_s = self._cohort.patience_s if self._cohort is not None and self._gathering else None
         with contextlib.suppress(queue.Empty):
-            self._inbox.get(block=wait).work()
+            self._inbox.get(block=wait, timeout=patience_s).work()
             while not self._stopping:
                 self._inbox.get_nowait().work()
 
     def _may_compute(self) -> bool:
         if self._paused or self._stopping:
             return False
-        running = len(self._decoder) + len(self._ready)
-        if self._cohort is not None and self._cohort.ready(len(self._gathering), running):
+        running, waiting = len(self._decoder) + len(self._ready), len(self._gathering)
+        still_s = time.monotonic() - self._moved
+        if self._cohort is not None and self._cohort.ready(waiting, running, still_s):
+            if waiting < self._cohort.expected:
+                self._report(
+                    f"{waiting} of {self._cohort.expected} episodes are sampled without the others, which did not come"
+                    f" within {still_s:.0f} s (an environment is slow, or full): another run of this seed may differ"
+                )
             ordered = in_order(self._gathering, lambda pair: _rank(*pair))
             self._ready.extend(row for _, row in ordered)
             self._gathering = []
@@ -277,6 +290,7 @@ class EmbeddedEngine:
         new = [self._ready.popleft() for _ in range(self._decoder.room(self._ready))]
         outcome = self._decoder.advance(new)
         self._busy_s += time.perf_counter() - start
+        self._moved = time.monotonic()
         for row in outcome.finished:
             row.owner.settle(row.completion())
         for row, failure in outcome.failed:
@@ -287,7 +301,7 @@ class EmbeddedEngine:
             self._ready.append(row)
         else:
             self._gathering.append((session, row))
-            self._cohort.expected = expected
+            self._set_expected(expected)
 
     def _cancel(self, row: DecodeRow) -> None:
         self._gathering = [pair for pair in self._gathering if pair[1] is not row]
@@ -297,9 +311,11 @@ class EmbeddedEngine:
     def _set_expected(self, expected: int) -> None:
         if self._cohort is not None:
             self._cohort.expected = expected
+            self._moved = time.monotonic()
 
     def _set_paused(self, paused: bool) -> None:
         self._paused = paused
+        self._moved = time.monotonic()
 
     def _stop(self) -> None:
         self._stopping = True
