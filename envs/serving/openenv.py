@@ -112,13 +112,14 @@ class OpenEnvSessions:
         session.attached = True
         try:
             while (answer := await session.answer(await socket.receive_text())) is not None:
+                session.touched = self._clock()
                 await socket.send_text(json.dumps(answer))
             await socket.close()
         except WebSocketDisconnect:
             pass
         finally:
-            session.attached, session.touched = False, self._clock()
-            if name is None:
+            session.attached = False
+            if name not in self._named:  # or gave its place up
                 session.close()
             elif session.closing:
                 await self._close(name)
@@ -126,7 +127,7 @@ class OpenEnvSessions:
     def _create(self) -> str:
         limits, now = self._sessions.limits, self._clock()
         for name, session in list(self._named.items()):
-            if not session.busy and now - session.touched >= limits.lease_s:
+            if not session.alone.locked() and now - session.touched >= limits.lease_s:
                 self._named.pop(name).close()
         if len(self._named) >= limits.max_episodes:
             counts = {"active_sessions": len(self._named), "max_sessions": limits.max_episodes}
@@ -153,11 +154,6 @@ class OpenEnvSession:
         self.alone = asyncio.Lock()
         self.attached = self.closing = False
         self.touched = 0.0
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody is using it now."""
-        return self.attached or self.alone.locked()
 
     def state(self) -> dict[str, Any]:
         """OpenEnv's state of the episode."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from quintain.cores import cores
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.failure import QuintainError
-from quintain.serving.listen import listening
+from quintain.serving.listen import listening, longest_message
 
 if TYPE_CHECKING:
     import uvicorn
@@ -79,7 +79,14 @@ async def _serve(
 
     app = EnvApp(sessions, metrics, token=token)
     gc.freeze()  # what is there now stays, and looking at it again takes longer than an answer
-    server = quiet_server(app.asgi, ready, grace_s=GRACE_S + 2, under_way=app.under_way)
+    server = quiet_server(
+        app.asgi,
+        ready,
+        grace_s=GRACE_S + 2,
+        under_way=app.under_way,
+        message_bytes=longest_message(limits.body_bytes),
+        silent_s=limits.lease_s,
+    )
     running = _run(starting, sessions, server, sock)
     try:
         await serve_until_told(server, running, grace_s=GRACE_S, abandon=sessions.abandon)

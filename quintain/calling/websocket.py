@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 
-from quintain.serving.listen import MESSAGE_REQUESTS, SOCKET_PATH, SOCKET_PROTOCOL
+from quintain.serving.listen import LONGEST_BODY, MESSAGE_REQUESTS, SOCKET_PATH, SOCKET_PROTOCOL
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -27,8 +27,6 @@ OPEN_S: Final = 10.0
 CLOSE_S: Final = 1.0
 WITHOUT_S: Final = 60.0
 """How long a server that has no socket is not asked for one again."""
-LONGEST_BODY: Final = 1 << 16
-"""In characters: what is longer goes over HTTP, and holds nothing up."""
 PASSING: Final = frozenset({429, 502, 503})
 
 

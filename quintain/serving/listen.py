@@ -24,6 +24,8 @@ SOCKET_PATH: Final = "/v1/socket"
 SOCKET_PROTOCOL: Final = "quintain-v1"
 MESSAGE_REQUESTS: Final = 16
 """Requests or answers in one message there at most, so that both ends have something to do."""
+LONGEST_BODY: Final = 1 << 16
+"""Of a request there, in characters, from our own clients: what is longer goes over HTTP, and holds nothing up."""
 
 
 def check_bind(host: str, has_token: bool, token_from: str) -> None:
@@ -80,6 +82,11 @@ def listening(host: str, port: int, *, has_token: bool, token_from: str) -> Iter
     allow_many_sockets()
     with bound_socket(host, port) as sock:
         yield sock, url_of(host, sock)
+
+
+def longest_message(body_bytes: int) -> int:
+    """In bytes, of a WebSocket: a request of `body_bytes`, or as many as our own clients put into one, is no longer."""
+    return max(body_bytes, MESSAGE_REQUESTS * 4 * LONGEST_BODY) + LONGEST_BODY
 
 
 def allow_many_sockets() -> None:

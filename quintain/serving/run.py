@@ -13,17 +13,28 @@ if TYPE_CHECKING:
     import uvicorn
 
 KEEP_ALIVE_S: Final = 75
+PING_S: Final = 20.0
+"""How often a WebSocket's client is asked whether it is still there, at least."""
 
 
 def quiet_server(
-    app: Any, ready: Callable[[], None], *, grace_s: int, under_way: Collection[asyncio.Task[None]] = ()
+    app: Any,
+    ready: Callable[[], None],
+    *,
+    grace_s: int,
+    under_way: Collection[asyncio.Task[None]] = (),
+    message_bytes: int = 16 << 20,
+    silent_s: float = 2 * PING_S,
 ) -> uvicorn.Server:
     """uvicorn around `app`: signals and logging are left to the caller, `ready` is called once it answers.
 
     Setting `should_exit` stops it: it accepts nothing more, and what runs has `grace_s` seconds to be answered, what is
-    `under_way` on WebSockets included, which uvicorn would close at once.
+    `under_way` on WebSockets included, which uvicorn would close at once. A WebSocket is closed on a message of more
+    than `message_bytes`, and where its client answers no ping within `silent_s`: it may be gone without a word.
     """
     import uvicorn
+
+    ping_s = min(PING_S, silent_s / 2)
 
     class Quiet(uvicorn.Server):
         """uvicorn's, with the signals left to us: it would die of them again after a graceful stop."""
@@ -52,6 +63,9 @@ def quiet_server(
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=grace_s,
             server_header=False,
+            ws_max_size=message_bytes,
+            ws_ping_interval=ping_s,
+            ws_ping_timeout=silent_s - ping_s,
         )
     )
 

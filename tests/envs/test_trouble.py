@@ -47,28 +47,51 @@ async def test_a_client_that_vanishes_costs_nothing_after_its_lease(serve, opene
 
 _PLAYS = """
 import asyncio, sys
-from quintain.envs import EnvClient
+from quintain.envs import EnvClient, Task, user
 async def main():
     async with EnvClient(sys.argv[1]) as client:
         env = client.episode()
-        await env.reset(client.tasks("train")[0], seed=0)
-        await env.keep_lease()
+        await env.reset(Task("mine", (user("Guess."),), 3), seed=0)
+        renewing = asyncio.create_task(env.keep_lease())
+        while True:
+            print(flush=True)
+            await asyncio.sleep(0.5)
 asyncio.run(main())
+"""
+_PLAYS_OPENENV = """
+import json, sys, time
+from urllib.request import Request, urlopen
+from websockets.sync.client import connect
+asked = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create"}
+with urlopen(Request(f"{sys.argv[1]}/mcp", json.dumps(asked).encode())) as answer:
+    name = json.load(answer)["result"]["session_id"]
+with connect(f"{sys.argv[1].replace('http', 'ws')}/ws?session_id={name}", proxy=None) as ws:
+    for asked in ("reset", *100 * ["state"]):
+        ws.send(json.dumps({"type": asked}))
+        assert json.loads(ws.recv())["type"] != "error"
+        print(flush=True)
+        time.sleep(0.5)
 """
 
 
-def test_a_client_that_is_stopped_with_its_connections_open_does_not_outlive_its_lease(serve):
+@pytest.mark.parametrize("plays", [_PLAYS, _PLAYS_OPENENV], ids=["socket", "openenv"])
+def test_a_client_that_is_stopped_with_its_connections_open_does_not_outlive_its_lease(serve, plays):
     server = serve("Guess", limits=EnvironmentLimits(lease_s=2.0, max_episodes=1))
-    with subprocess.Popen([sys.executable, "-c", _PLAYS, server.url]) as client:
+    with subprocess.Popen([sys.executable, "-c", plays, server.url], stdout=subprocess.PIPE) as client:
         try:
-            # four thirds of a lease: it would have run out but for its renewals
-            renewals = 'requests_total{route="GET /v1/episodes/{id}",status="200"}'
-            server.wait_metric(renewals, lambda n: n >= 4)
+            for _ in range(7):  # in 3 s: the lease would have run out but for its renewals
+                assert client.stdout.readline()
             assert server.metric("episodes_live") == 1
             client.send_signal(signal.SIGSTOP)
+            ends = {connection.laddr for connection in psutil.Process(client.pid).net_connections()}
+            assert ends  # half-open: it hangs up no more than a machine that is gone
             server.wait_metric("episodes_live", lambda n: n == 0)
             assert server.metric('episodes_total{how="expired"}') == 1
-            assert psutil.Process(client.pid).net_connections()  # half-open: nobody has hung up
+            began = time.monotonic()
+            while ends & {connection.raddr for connection in psutil.Process(server.process.pid).net_connections()}:
+                assert time.monotonic() - began < 20
+            create = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create"}
+            assert "result" in httpx.post(f"{server.url}/mcp", json=create).json()
         finally:
             client.kill()
 

@@ -460,3 +460,26 @@ def test_a_server_that_cannot_begin_says_so_in_its_last_line(serve, spec, argume
     with pytest.raises(AssertionError) as error:
         serve(spec, **arguments)
     assert f"the server ended: {complaint}" in str(error.value)
+
+
+def test_the_longest_request_is_the_same_over_http_and_both_sockets(serve):
+    most = 17 << 20  # more than a WebSocket's message may have where nothing is said
+    server = serve("Probe", limits=EnvironmentLimits(body_bytes=most))
+    path, openenv = "/v1/episodes/nobody/step", '{"type": "state", "data": {"x": "%s"}}'
+    for length, status, kind in ((most, 404, "state"), (most + 1, 413, "error")):
+        body = json.dumps(say("")).encode().ljust(length)
+        assert httpx.post(server.url + path, content=body).status_code == status
+        with socket_of(server) as ws:
+            ws.send(msgpack.packb([[1, "POST", path, body]]))
+            assert msgpack.unpackb(ws.recv())[0][:2] == [1, status]
+        with connect(f"{server.url.replace('http', 'ws')}/ws", proxy=None) as ws:
+            ws.send(openenv % ("x" * (length - len(openenv) + 2)))
+            answer = json.loads(ws.recv())
+            assert (answer["type"], f"at most {most} bytes" in str(answer)) == (kind, kind == "error")
+    for url in (SOCKET_PATH, "/ws"):
+        with connect(server.url.replace("http", "ws") + url, subprotocols=[SOCKET_PROTOCOL], proxy=None) as ws:
+            with contextlib.suppress(ConnectionClosed):
+                ws.send("x" * (18 << 20))
+            with pytest.raises(ConnectionClosed) as closed:
+                ws.recv()
+            assert closed.value.rcvd.code == 1009
