@@ -9,10 +9,11 @@ from quintain.failure import QuintainError
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentLimits:
-    """What a server allows. All are positive."""
+    """What a server allows. All are positive, or None for no limit."""
 
     max_episodes: int = 1024  # live at once; more wait in a queue
     queue: int = 4096  # episodes that may wait; more are refused with 429
+    token_episodes: int | None = None  # live or waiting, of one token
     queue_s: float = 60.0  # how long one may wait before it is refused with 429
     reset_s: float = 60.0
     step_s: float = 60.0
@@ -25,5 +26,6 @@ class EnvironmentLimits:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if not getattr(self, f.name) > 0:
-                raise QuintainError(f"the limit {f.name} must be more than 0, not {getattr(self, f.name)!r}")
+            value = getattr(self, f.name)
+            if value is not None and not value > 0:
+                raise QuintainError(f"the limit {f.name} must be more than 0, not {value!r}")

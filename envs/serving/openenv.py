@@ -70,17 +70,20 @@ class OpenEnvSessions:
         session.touched = self._clock()
         return session
 
-    def unnamed(self) -> OpenEnvSession:
-        """A session for one connection or request, which closes it."""
-        return OpenEnvSession(self._sessions)
+    def unnamed(self, holder: str) -> OpenEnvSession:
+        """A session of `holder` for one connection or request, which closes it."""
+        return OpenEnvSession(self._sessions, holder)
 
-    async def rpc(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What a method gives over `/mcp`, in the session that it names or in one for it alone. Raises RpcError."""
+    async def rpc(self, holder: str, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What a method gives `holder` over `/mcp`, in the session that it names or in one for it alone.
+
+        Raises RpcError.
+        """
         if method == "openenv/session/create":
-            return {"session_id": self._create()}
+            return {"session_id": self._create(holder)}
         name = params.get("session_id")
         if name is None:
-            session = self.unnamed()
+            session = self.unnamed(holder)
             try:
                 return await session.rpc(method, params)
             finally:
@@ -102,7 +105,7 @@ class OpenEnvSessions:
         await socket.accept()
         name = socket.query_params.get("session_id")
         try:
-            session = self.find(name) if name else self.unnamed()
+            session = self.find(name) if name else self.unnamed(socket.state.holder)
             if session.attached:
                 raise refused(f"Session {name} already has an attached WebSocket", Stage.REQUEST)
         except Refused as error:
@@ -124,16 +127,17 @@ class OpenEnvSessions:
             elif session.closing:
                 await self._close(name)
 
-    def _create(self) -> str:
+    def _create(self, holder: str) -> str:
         limits, now = self._sessions.limits, self._clock()
         for name, session in list(self._named.items()):
             if not session.alone.locked() and now - session.touched >= limits.lease_s:
                 self._named.pop(name).close()
-        if len(self._named) >= limits.max_episodes:
-            counts = {"active_sessions": len(self._named), "max_sessions": limits.max_episodes}
-            raise RpcError(FAILED, f"all {limits.max_episodes} sessions are taken", **counts)
+        mine, most = sum(session.holder == holder for session in self._named.values()), limits.max_episodes
+        if len(self._named) >= most or mine >= (limits.token_episodes or most):
+            counts = {"active_sessions": len(self._named), "max_sessions": most}
+            raise RpcError(FAILED, f"all {most} sessions are taken, or all that one token may have", **counts)
         name = uuid.uuid4().hex
-        self._named[name] = session = self.unnamed()
+        self._named[name] = session = self.unnamed(holder)
         session.touched = now
         return name
 
@@ -147,8 +151,8 @@ class OpenEnvSessions:
 class OpenEnvSession:
     """One session: an episode at a time, of which one thing is asked at a time."""
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
+    def __init__(self, sessions: Sessions, holder: str) -> None:
+        self._sessions, self.holder = sessions, holder
         self._episode: str | None = None
         self._begun: dict[str, Any] = {"episode_id": None}
         self.alone = asyncio.Lock()
@@ -221,7 +225,12 @@ class OpenEnvSession:
         drawn = seed if isinstance(seed, int) else 0
         index = index if index is not None else drawn % size if size else drawn
         asked = json.dumps({"split": split, "index": index, "seed": seed}).encode()
-        opened = json.loads(await self._sessions.create(read(asked, CreateEpisode, Stage.RESET)))
+        try:
+            opened = json.loads(await self._sessions.create(read(asked, CreateEpisode, Stage.RESET), self.holder))
+        except FailureError as error:
+            if error.failure.kind not in (FailureKind.CRASHED, FailureKind.INVALID):
+                raise
+            raise _FactoryError(error.failure, json.loads(await self._sessions.describe())["name"]) from error
         self._episode = opened["episode_id"]
         named = data.get("episode_id") or self._episode
         self._begun = {"episode_id": named, "task_id": opened["task_id"]}
@@ -247,9 +256,19 @@ class OpenEnvSession:
         if failure.kind is FailureKind.OVERLOADED:
             counts = {"active_sessions": self._sessions.live, "max_sessions": self._sessions.limits.max_episodes}
             return _error("CAPACITY_REACHED", failure.message, **counts)
+        if isinstance(error, _FactoryError):
+            return _error("FACTORY_ERROR", failure.message, factory_name=error.factory, failure=to_builtins(failure))
         if isinstance(error, Refused) and error.status == 400:
             return _error("VALIDATION_ERROR", "Invalid message", errors=[{"msg": failure.message}])
         return _error("EXECUTION_ERROR", failure.message, failure=to_builtins(failure))
+
+
+class _FactoryError(FailureError):
+    """The environment called `factory` could not be made, or not be reset."""
+
+    def __init__(self, failure: Failure, factory: str) -> None:
+        super().__init__(failure)
+        self.factory = factory
 
 
 def _observed(

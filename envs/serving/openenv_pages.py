@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -83,7 +84,7 @@ class OpenEnvPages:
         asked = read(await self._body(request) or b"{}", OpenEnvReset, Stage.RESET, lenient=True)
         if asked.session_id is not None:
             return _json(await self._openenv.find(asked.session_id).reset(to_builtins(asked)))
-        session = self._openenv.unnamed()
+        session = self._openenv.unnamed(request.state.holder)
         try:
             return _json(await session.reset(to_builtins(asked)))
         finally:
@@ -95,10 +96,12 @@ class OpenEnvPages:
 
     async def _state(self, request: Request) -> Response:
         name = request.query_params.get("session_id")
-        return _json((self._openenv.unnamed() if name is None else self._openenv.find(name)).state())
+        holder = request.state.holder
+        return _json((self._openenv.unnamed(holder) if name is None else self._openenv.find(name)).state())
 
     async def _mcp(self, request: Request) -> Response:
-        answer = await rpc_answer(await self._body(request), self._openenv.rpc)
+        rpc = partial(self._openenv.rpc, request.state.holder)
+        answer = await rpc_answer(await self._body(request), rpc)
         return Response(status_code=202) if answer is None else _json(answer)
 
     async def _environments(self, request: Request) -> Response:

@@ -12,12 +12,14 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quintain.cores import cores
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.failure import QuintainError
 from quintain.serving.listen import listening, longest_message
+from quintain.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     import uvicorn
@@ -38,6 +40,7 @@ def serve_env(
     host: str = "127.0.0.1",
     port: int = 0,
     token: str | None = None,
+    token_file: Path | None = None,
     workers: int | None = None,
     limits: EnvironmentLimits | None = None,
     json_ready: bool = False,
@@ -45,26 +48,26 @@ def serve_env(
 ) -> None:
     """Serve the environment `spec` (see `quintain.envs.registry`) and return after SIGTERM or SIGINT.
 
-    `port` 0 picks a free one. `token` (or the variable QUINTAIN_ENV_TOKEN) is what clients must send; without
-    one only loopback is bound. `workers` is the number of processes that run environment code (default: up to
-    4, one a processor; 0: this process, without protection from code that blocks). `json_ready` prints
-    `{"event": "ready", "url": ..., "pid": ...}` instead of a sentence. `lifeline_fd`, or the environment's
-    lifeline (`quintain.lifeline`), ends the server with its launcher. Raises QuintainError, one line, where
-    it cannot begin.
+    `port` 0 picks a free one. `token` (or the variable QUINTAIN_ENV_TOKEN) is what clients must send, or several, one a
+    line as name:secret, as in `token_file`; without one only loopback is bound. `workers` is the number of processes
+    that run environment code (default: up to 4, one a processor; 0: this process, without protection from code that
+    blocks). `json_ready` prints `{"event": "ready", "url": ..., "pid": ...}` instead of a sentence. `lifeline_fd`, or
+    the environment's lifeline (`quintain.lifeline`), ends the server with its launcher. Raises QuintainError, one line,
+    where it cannot begin.
     """
     from quintain.lifeline import hold_lifeline
 
     hold_lifeline(lifeline_fd, grace_s=GRACE_S + 5.0)
     inherited = os.environ.pop(TOKEN_ENV, None)  # so that no environment's code finds it there
-    token = token or inherited or None
-    with listening(host, port, has_token=token is not None, token_from=TOKEN_ENV) as (sock, url):
+    tokens = Tokens.gathered(token or inherited or "", f"the token or the variable {TOKEN_ENV}", token_file)
+    with listening(host, port, has_token=bool(tokens), token_from=f"{TOKEN_ENV} or a file of tokens") as (sock, url):
         backend = _backend(spec, options or {}, min(4, cores()) if workers is None else workers)
         ready = json.dumps({"event": "ready", "url": url, "pid": os.getpid()}) if json_ready else f"{spec} is at {url}"
-        asyncio.run(_serve(sock, backend, token, limits or EnvironmentLimits(), lambda: print(ready, flush=True)))
+        asyncio.run(_serve(sock, backend, tokens, limits or EnvironmentLimits(), lambda: print(ready, flush=True)))
 
 
 async def _serve(
-    sock: socket.socket, backend: Backend, token: str | None, limits: EnvironmentLimits, ready: Callable[[], None]
+    sock: socket.socket, backend: Backend, tokens: Tokens, limits: EnvironmentLimits, ready: Callable[[], None]
 ) -> None:
     from quintain.envs.serving.sessions import Sessions
     from quintain.serving.metrics import Metrics
@@ -77,7 +80,7 @@ async def _serve(
     from quintain.envs.serving.server import EnvApp
     from quintain.serving.run import quiet_server, serve_until_told
 
-    app = EnvApp(sessions, metrics, token=token)
+    app = EnvApp(sessions, metrics, tokens=tokens)
     gc.freeze()  # what is there now stays, and looking at it again takes longer than an answer
     server = quiet_server(
         app.asgi,

@@ -46,9 +46,9 @@ PAGE = 100
 
 
 class EnvApp:
-    """The application around `sessions`; `token`, where given, is asked for everywhere but at `/health`."""
+    """The application around `sessions`; `tokens`, where there are some, are asked for everywhere but at `/health`."""
 
-    def __init__(self, sessions: Sessions, metrics: Metrics, *, token: str | None = None) -> None:
+    def __init__(self, sessions: Sessions, metrics: Metrics, *, tokens: Tokens | None = None) -> None:
         self._sessions = sessions
         self._jobs = Jobs(AccessPolicy(), ServiceLimits(body_bytes=sessions.limits.body_bytes), metrics)
         openenv = OpenEnvPages(sessions)
@@ -73,7 +73,7 @@ class EnvApp:
         sockets = {"/ws": openenv.socket}
         self.under_way: set[asyncio.Task[None]] = set()
         self.asgi = application(
-            pages, metrics, Tokens.single(token), multiplexed=played, under_way=self.under_way, sockets=sockets
+            pages, metrics, tokens or Tokens(), multiplexed=played, under_way=self.under_way, sockets=sockets
         )
 
     async def close(self) -> None:
@@ -81,9 +81,8 @@ class EnvApp:
         await self._jobs.close()
 
     async def _create(self, request: Request) -> Response:
-        return json_answer(
-            await self._sessions.create(read(await self._body(request), CreateEpisode, Stage.RESET)), 201
-        )
+        asked = read(await self._body(request), CreateEpisode, Stage.RESET)
+        return json_answer(await self._sessions.create(asked, request.state.holder), 201)
 
     async def _step(self, request: Request) -> Response:
         asked = read(await self._body(request), StepRequest, Stage.STEP)
@@ -91,7 +90,8 @@ class EnvApp:
 
     async def _fork(self, request: Request) -> Response:
         asked = read(await self._body(request), ForkRequest, Stage.RESET)
-        return json_answer(to_json(await self._sessions.fork(request.path_params["id"], asked)), 201)
+        forked = await self._sessions.fork(request.path_params["id"], asked, request.state.holder)
+        return json_answer(to_json(forked), 201)
 
     async def _mcp(self, request: Request) -> Response:
         answer = await mcp_answer(self._sessions, request.path_params["id"], await self._body(request))

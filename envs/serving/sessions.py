@@ -2,7 +2,8 @@
 
 What always holds:
 - at most `max_episodes` have an environment at a time, or as many as the backend has places for; the others wait in
-  the order in which they came;
+  the order in which they came, and where several tokens' holders wait, those take turns;
+- of one token at most `token_episodes` are live or wait;
 - a slot is free again once its episode has ended, failed, been closed, or been left alone for its lease;
 - a turn is run once, whoever asks how often (`quintain.envs.serving.episode` decides, this acts);
 - the answers that ended episodes keep for retries are bounded, in number and in bytes;
@@ -14,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,8 +31,10 @@ from quintain.envs.workers.frames import Advance, Close, Describe, Open, ReadTas
 from quintain.envs.workers.pool import Backend
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.nearest import IDENTIFIER
+from quintain.serving.logs import tell
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import refused
+from quintain.serving.tokens import ANYBODY
 from quintain.slots import Full, Slots
 from quintain.task import TaskOrigin
 
@@ -40,8 +44,10 @@ log = logging.getLogger(__name__)
 @dataclass(eq=False, slots=True)
 class _Record:
     id: str
+    holder: str
     request: CreateEpisode
     ticket: asyncio.Future[int] | None
+    began: float
     touched: float
     episode: Episode[str] = field(default_factory=Episode)
     opened: str = ""
@@ -67,7 +73,9 @@ class Sessions:
     ) -> None:
         self.limits, self._backend, self._metrics, self._clock = limits, backend, metrics, clock
         self._lease = json.dumps(limits.lease_s)
+        self._most = limits.token_episodes or math.inf
         self._slots = Slots(range(limits.max_episodes), queue=limits.queue)
+        self._held: Counter[str] = Counter()
         self._records: dict[str, _Record] = {}
         self._finished: deque[_Record] = deque()
         self._finished_bytes = 0
@@ -116,11 +124,14 @@ class Sessions:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def create(self, request: CreateEpisode) -> str:
-        """Begin an episode, or answer again for one that the same request began: an `EpisodeCreated` as JSON."""
+    async def create(self, request: CreateEpisode, holder: str = ANYBODY) -> str:
+        """Begin an episode for `holder`, or answer again for one that the same request began.
+
+        An `EpisodeCreated` as JSON.
+        """
         record = self._records.get(request.episode_id) if request.episode_id else None
         if record is None:
-            record = self._begin(request)
+            record = self._begin(request, holder)
         elif record.request != request:
             message = f"episode {record.id} was created by another request: choose another id"
             raise refused(message, Stage.RESET, status=409)
@@ -158,8 +169,8 @@ class Sessions:
             raise FailureError(answer)
         return answer
 
-    async def fork(self, episode_id: str, request: ForkRequest) -> EpisodeStatus:
-        """Begin an episode on the same task and seed, and play the first turns of this one in it again.
+    async def fork(self, episode_id: str, request: ForkRequest, holder: str = ANYBODY) -> EpisodeStatus:
+        """Begin an episode for `holder` on the same task and seed, and play the first turns of this one in it again.
 
         One that answers otherwise the second time fails: from there on it would be another episode.
         """
@@ -170,7 +181,7 @@ class Sessions:
             message = f"turn is from 0 to {source.episode.turn}, the turns that were played, not {request.turn}"
             raise refused(message, Stage.RESET, status=400)
         turns = list(zip(source.episode.actions, source.episode.answers, strict=False))[: request.turn]
-        opened = json.loads(await self.create(replace(source.request, episode_id=request.episode_id)))
+        opened = json.loads(await self.create(replace(source.request, episode_id=request.episode_id), holder))
         for turn, (action, answer) in enumerate(turns):
             again = await self.step(opened["episode_id"], StepRequest(turn, action))
             if isinstance(answer, Failure) or _said(again) != _said(answer):
@@ -212,7 +223,7 @@ class Sessions:
     async def describe(self) -> str:
         """The `Metadata` as JSON."""
         about = json.loads((await self._call(Describe(), self.limits.tasks_s)).body)
-        return json.dumps(about | {"places": self._slots.capacity})
+        return json.dumps(about | {"places": min(self._slots.capacity, self._most)})
 
     def sweep(self) -> None:
         """Close the episodes whose lease has run out, and forget those that ended so long ago."""
@@ -223,7 +234,7 @@ class Sessions:
             self._close(record, "expired")
             del self._records[record.id]
 
-    def _begin(self, request: CreateEpisode) -> _Record:
+    def _begin(self, request: CreateEpisode, holder: str) -> _Record:
         if request.episode_id is not None and not IDENTIFIER.fullmatch(request.episode_id):
             message = f"an episode_id is 1 to 64 letters, digits, '_', '-' or '.', not {request.episode_id!r}"
             raise refused(message, Stage.RESET, status=400)
@@ -233,12 +244,16 @@ class Sessions:
             raise refused(f"a task's index is at least 0, not {request.index}", Stage.RESET, status=400)
         for fault in filter(None, map(fault_in, request.task.prompt if request.task is not None else ())):
             raise refused(f"the task's prompt: {fault}", Stage.RESET, status=400)
+        if self._held[holder] >= self._most:
+            raise self._busy(f"this token has {self._most} episodes open, and may have no more: end or close one")
         try:
-            ticket = self._slots.take()
+            ticket = self._slots.take(holder)
         except Full:
             message = f"all {self._slots.capacity} slots are taken and {self._slots.waiting} episodes wait"
             raise self._busy(message) from None
-        record = _Record(request.episode_id or uuid.uuid4().hex, request, ticket, self._clock())
+        now = self._clock()
+        record = _Record(request.episode_id or uuid.uuid4().hex, holder, request, ticket, now, now)
+        self._held[holder] += 1
         self._records[record.id] = record
         record.work = self._spawn(self._open(record))
         return record
@@ -276,7 +291,7 @@ class Sessions:
         turn, state = request.turn + 1, EpisodeState.DONE if reply.ended else EpisodeState.RUNNING
         record.episode.answered(self._answer(record, reply.body, turn, state), ended=reply.ended)
         if reply.ended:
-            self._end(record, "done")
+            self._end(record, "done", turn)
 
     def _answer(self, record: _Record, body: str, turn: int = 0, state: EpisodeState = EpisodeState.RUNNING) -> str:
         # what the environment says is passed on unread; an id has nothing that JSON would escape
@@ -287,7 +302,7 @@ class Sessions:
         self._metrics.add("failures_total", kind=failure.kind, stage=failure.stage)
         record.episode.failed(failure)
         record.failure = FailureError(failure)
-        self._end(record, "failed")
+        self._end(record, "failed", record.episode.turn)
 
     def _lost(self, episodes: Collection[str], failure: Failure) -> None:
         for episode_id in episodes:
@@ -296,21 +311,24 @@ class Sessions:
                 self._fail(record, failure)
 
     def _close(self, record: _Record, how: str) -> None:
-        live = record.episode.live
+        live, turns = record.episode.live, record.episode.turn
         record.episode.close()
         record.opened = ""
         self._free(record)
         if live:
-            self._end(record, how)
+            self._end(record, how, turns)
 
     def _free(self, record: _Record) -> None:
         """Its answers are stored no longer."""
         self._finished_bytes -= record.kept_bytes
         record.kept_bytes = 0
 
-    def _end(self, record: _Record, how: str) -> None:
+    def _end(self, record: _Record, how: str, turns: int) -> None:
         """Count the end of a live episode, give its slot back, and keep its answers for a while."""
         self._metrics.add("episodes_total", how=how)
+        failure = record.failure and f"{record.failure.failure.kind} in {record.failure.failure.stage}"
+        elapsed_s = round(self._clock() - record.began, 6)
+        tell("episode", id=record.id, holder=record.holder, how=how, turns=turns, failure=failure, elapsed_s=elapsed_s)
         self._spawn(self._dismiss(record))
         self._finished.append(record)
         answers = (answer for answer in record.episode.answers if isinstance(answer, str))
@@ -333,6 +351,7 @@ class Sessions:
     def _let_go(self, record: _Record) -> None:
         ticket, record.ticket = record.ticket, None
         if ticket is not None:
+            self._held[record.holder] -= 1
             self._slots.give_back(ticket)
 
     async def _settled(self, record: _Record) -> None:

@@ -20,19 +20,19 @@ def main(arguments: list[str]) -> None:
 
     import asyncio
     import json
-    import logging
     import socket
 
     from quintain.envs.options import OPTIONS_ENV, bind
     from quintain.envs.registry import resolve
     from quintain.envs.workers.host import Host, refuse, serve
     from quintain.failure import QuintainError
+    from quintain.serving.logs import begin_logging
 
     fd, path, spec = arguments
     options = json.loads(os.environ.pop(OPTIONS_ENV))
     os.dup2(2, 1)  # standard output belongs to the server's ready line
     sys.path[:] = json.loads(path)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    begin_logging()
     sock = socket.socket(fileno=int(fd))
     try:
         host = Host(bind(resolve(spec), options), spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -19,8 +20,6 @@ def command() -> None:
 @click.option("--kind", default="single-turn", show_default=True, help="single-turn, tool, chat or shell.")
 def new(name: str, kind: str) -> None:
     """Write a sound environment NAME, its tests and a run, into a new folder, to be changed into your own."""
-    from pathlib import Path
-
     from quintain.envs.new import class_name, write_new
 
     for path in write_new(Path.cwd(), name, kind):
@@ -79,7 +78,13 @@ def check(
 @click.option("--step-timeout-s", type=float, default=60.0, show_default=True, help="Deadline of a reset or step.")
 @click.option("--max-episodes", type=click.IntRange(1), default=1024, show_default=True, help="Episodes at once.")
 @click.option("--lease-s", type=float, default=600.0, show_default=True, help="An episode left alone is closed.")
-@click.option("--token", envvar="QUINTAIN_ENV_TOKEN", help="Bearer token clients must send [env: QUINTAIN_ENV_TOKEN].")
+@click.option(
+    "--token",
+    envvar="QUINTAIN_ENV_TOKEN",
+    help="Bearer token clients must send, or lines of name:secret [env: QUINTAIN_ENV_TOKEN].",
+)
+@click.option("--token-file", type=click.Path(path_type=Path), help="A file of bearer tokens: lines of name:secret.")
+@click.option("--token-episodes", type=click.IntRange(1), help="Open episodes of one token; no limit by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
 def serve(
     name: str,
@@ -91,6 +96,8 @@ def serve(
     max_episodes: int,
     lease_s: float,
     token: str | None,
+    token_file: Path | None,
+    token_episodes: int | None,
     as_json: bool,
 ) -> None:
     """Serve the environment NAME over HTTP.
@@ -108,9 +115,14 @@ def serve(
         host=host,
         port=port,
         token=token,
+        token_file=token_file,
         workers=workers,
         limits=EnvironmentLimits(
-            max_episodes=max_episodes, reset_s=step_timeout_s, step_s=step_timeout_s, lease_s=lease_s
+            max_episodes=max_episodes,
+            token_episodes=token_episodes,
+            reset_s=step_timeout_s,
+            step_s=step_timeout_s,
+            lease_s=lease_s,
         ),
         json_ready=as_json,
     )

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from starlette.websockets import WebSocket
 from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.serving.listen import SOCKET_PATH
+from quintain.serving.logs import tell
 from quintain.serving.metrics import CONTENT_TYPE, Metrics
 from quintain.serving.openapi import openapi
 from quintain.serving.refusals import FailureBody, refused, retry_after_of, status_of
@@ -70,7 +72,7 @@ def application(
 
     Those that are `multiplexed`, each of which answers in one piece, are also reached over one socket (`SOCKET_PATH`);
     `under_way` has what is being answered there.
-    `request.state.holder` is the name of whose token a request came with.
+    `state.holder`, of a request or a socket, is the name of whose token it came with.
     """
     metrics.counter("requests_total", "HTTP requests, by route and status.")
     described: list[str] = []
@@ -183,11 +185,12 @@ async def attended(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, A
 
 def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
     async def handle(request: Request) -> Response:
+        began, session, holder = time.monotonic(), request.path_params.get("id"), None
         try:
             if not page.open:
-                given, session = request.headers if tokens else {}, request.path_params.get("id")
+                given = request.headers if tokens else {}
                 authorization = given.get("authorization") or given.get("x-api-key", "")  # which is Anthropic's way
-                request.state.holder = tokens.admit(authorization, page.role, session).name
+                request.state.holder = holder = tokens.admit(authorization, page.role, session).name
             response = await page.handler(request)
         except FailureError as error:
             response = _failed(error)
@@ -197,7 +200,9 @@ def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
             log.exception("%s %s failed", request.method, page.path)
             mistake = "the server made a mistake: its log says which"
             response = _failed(refused(mistake, page.stage, FailureKind.CRASHED))
-        metrics.add("requests_total", route=f"{request.method} {page.path}", status=str(response.status_code))
+        route, elapsed_s = f"{request.method} {page.path}", round(time.monotonic() - began, 6)
+        metrics.add("requests_total", route=route, status=str(response.status_code))
+        tell("request", route=route, id=session, holder=holder, status=response.status_code, elapsed_s=elapsed_s)
         return response
 
     return handle
@@ -206,10 +211,11 @@ def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
 def _guarded(socket: Socket, tokens: Tokens) -> Socket:
     async def handle(connection: WebSocket) -> None:
         try:
-            tokens.admit(connection.headers.get("authorization", ""), Role.TRAINER)
+            who = tokens.admit(connection.headers.get("authorization", ""), Role.TRAINER)
         except FailureError:
             await connection.close()  # before it is accepted, which is a 403
             return
+        connection.state.holder = who.name
         await socket(connection)
 
     return handle

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import logging
 import resource
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from quintain.failure import QuintainError
+from quintain.serving.logs import begin_logging
 
 BACKLOG: Final = 2048
 SOCKETS: Final = 65536
@@ -78,7 +77,7 @@ def listening(host: str, port: int, *, has_token: bool, token_from: str) -> Iter
     Raises QuintainError where `check_bind` or `bound_socket` does.
     """
     check_bind(host, has_token, token_from)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    begin_logging()
     allow_many_sockets()
     with bound_socket(host, port) as sock:
         yield sock, url_of(host, sock)

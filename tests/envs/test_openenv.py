@@ -72,6 +72,19 @@ async def test_a_full_server_says_so_and_a_connection_that_breaks_leaves_nothing
         await until(lambda: guess.metric("episodes_live") == 0)
 
 
+async def test_an_environment_that_cannot_be_made_or_reset_is_a_factory_error(serve_all):
+    server = serve_all("Probe")
+    async with (
+        connect(server.url.replace("http", "ws") + "/ws", proxy=None) as ws,
+        httpx.AsyncClient(base_url=server.url) as http,
+    ):
+        told = (await ask(ws, {"type": "reset", "data": {"index": 1}}))["data"]
+        assert (told["code"], told["factory_name"], told["failure"]["kind"]) == ("FACTORY_ERROR", "Probe", "crashed")
+        assert "ValueError" in told["message"]
+        assert (await ask(ws, {"type": "reset", "data": {"index": 0}}))["type"] == "observation"
+        assert (await http.post("/reset", json={"index": 1})).status_code == 500
+
+
 async def test_a_server_of_ours_is_an_environment_by_this_wire_too(guess):
     async with LocalClient(OpenEnvEnvironment, {"url": guess.url, "field": "content"}) as client:
         env = client.episode()

@@ -332,6 +332,49 @@ def test_the_answers_of_ended_episodes_are_bounded_in_number_and_in_bytes(events
     asyncio.run(live())
 
 
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3)), max_size=30), st.integers(1, 3))
+@settings(deadline=None)
+def test_a_token_has_at_most_its_episodes_open_and_the_others_go_on(events, most):
+    async def live() -> None:
+        table, mine = Table(token_episodes=most, max_episodes=4), {"a": [], "b": []}
+        for number, (holder, how) in enumerate(events):
+            if how == 0 and mine[holder]:
+                name = mine[holder].pop(0)
+                await table.step(name, 0, "end")
+                await table.until(lambda: table.metric("episodes_live") == sum(map(len, mine.values())))
+            elif how == 1 and mine[holder]:
+                table.sessions.close(mine[holder].pop())
+                await table.until(lambda: table.metric("episodes_live") == sum(map(len, mine.values())))
+            else:
+                request = CreateEpisode("train", 0, episode_id=f"e{number}")
+                if len(mine[holder]) < most and table.metric("episodes_live") < 4:
+                    await table.sessions.create(request, holder)
+                    mine[holder].append(f"e{number}")
+                elif len(mine[holder]) == most:
+                    with pytest.raises(FailureError, match=f"this token has {most} episodes open") as error:
+                        await table.sessions.create(request, holder)
+                    assert refusal(error) == (429, FailureKind.OVERLOADED)
+        await table.sessions.stop()
+
+    asyncio.run(live())
+
+
+async def test_the_holders_of_tokens_take_turns_where_their_episodes_wait():
+    table, begun = Table(max_episodes=1), []
+    await table.create("first")
+
+    async def play(name: str, holder: str) -> None:
+        await table.sessions.create(CreateEpisode("train", 0, episode_id=name), holder)
+        begun.append(name)
+        table.sessions.close(name)
+
+    waiting = [asyncio.create_task(play(f"{holder}{n}", holder)) for holder in "ab" for n in range(3)]
+    await table.until(lambda: table.metric("episodes_queued") == 6)
+    table.sessions.close("first")
+    await asyncio.gather(*waiting)
+    assert begun == ["a0", "b0", "a1", "b1", "a2", "b2"]
+
+
 async def test_after_a_thousand_episodes_that_somebody_broke_off_none_is_left():
     table = Table(max_episodes=8)
     for number in range(1000):

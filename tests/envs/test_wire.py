@@ -422,6 +422,51 @@ async def test_a_server_with_a_token_lets_nobody_else_in(serve):
     assert not error.value.failure.retryable
 
 
+def test_each_token_has_a_share_of_the_episodes_and_the_log_says_who_did_what_and_no_secret(serve, monkeypatch):
+    monkeypatch.setenv("QUINTAIN_LOG_JSON", "1")
+    server = serve("Probe", token="ann:s3cret-a\nbob:s3cret-b", limits=EnvironmentLimits(token_episodes=2))
+    with contextlib.ExitStack() as stack:
+        ann, bob = (
+            stack.enter_context(httpx.Client(base_url=server.url, headers={"authorization": f"Bearer s3cret-{who}"}))
+            for who in "ab"
+        )
+        ids = [create(ann)["episode_id"] for _ in range(2)]
+        asked = {"split": "train", "index": 0}
+        full = ann.post("/v1/episodes", json=asked)
+        assert failure(full) == (
+            429,
+            "overloaded",
+            "this token has 2 episodes open, and may have no more: end or close one",
+        )
+        session = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create"}
+        mine = {"authorization": ann.headers["authorization"]}
+        assert ["error" in ann.post("/mcp", json=session).json() for _ in range(3)] == [False, False, True]
+        with connect(f"{server.url.replace('http', 'ws')}/ws", additional_headers=mine, proxy=None) as ws:
+            ws.send('{"type": "reset"}')
+            assert json.loads(ws.recv())["data"]["code"] == "CAPACITY_REACHED"
+        with socket_of(server, "s3cret-b") as ws:
+            ws.send(msgpack.packb([[1, "POST", "/v1/episodes", json.dumps(asked).encode()]]))
+            assert msgpack.unpackb(ws.recv())[0][:2] == [1, 201]
+        assert "result" in bob.post("/mcp", json=session).json()
+        assert ann.post(f"/v1/episodes/{ids[0]}/step", json=say("end")).json()["reward"] == 1.0
+        assert ann.post(f"/v1/episodes/{ids[1]}/step", json=say("complain s3cret-x")).status_code == 500
+        create(ann)
+        assert httpx.get(f"{server.url}/v1/tasks?split=s3cret-y").status_code == 401
+    server.stop()
+    log = server.log.read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
+    events = [line for line in lines if "event" in line]
+    requests = [(line["route"], line["holder"], line["status"]) for line in events if line["event"] == "request"]
+    for request in (("POST /v1/episodes", "ann", 429), ("POST /v1/episodes", "bob", 201), ("GET /v1/tasks", None, 401)):
+        assert request in requests
+    ends = {line["id"]: line for line in events if line["event"] == "episode"}
+    assert [ends[episode]["how"] for episode in ids] == ["done", "failed"]
+    assert [ends[episode]["failure"] for episode in ids] == [None, "crashed in step"]
+    assert [(ends[episode]["holder"], ends[episode]["turns"]) for episode in ids] == [("ann", 1)] * 2
+    assert "s3cret" not in str(events)
+    assert [line["level"] for line in lines if "message" in line] == ["WARNING"]  # the stack of what was raised
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
 def test_only_loopback_is_bound_without_a_token(host):
     with pytest.raises(QuintainError, match=r"refusing to listen on .* without a token"):
