@@ -14,6 +14,8 @@ esac
 # Two workers of one thread each: more only fight over the cores.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMP_NUM_THREADS
+# The many processes that tests start find our modules compiled, from the second on.
+unset PYTHONDONTWRITEBYTECODE
 
 missing=$(scripts/system_packages.sh)
 if [ "$which" != quick ] && ! .venv/bin/python scripts/setup_vllm.py >&2; then
