@@ -122,6 +122,13 @@ class Environment(ABC):
     async def close(self) -> None:  # noqa: B027  (most environments hold nothing that must be let go)
         """Let go of what the episode held. Called once or more often, after any ending."""
 
+    async def fork(self) -> Environment | None:
+        """Another environment where this one stands, which shares nothing with it that either changes.
+
+        None, the default: whoever wants one plays the actions again. Called between two steps, and never after the end.
+        """
+        return None
+
     @classmethod
     @abstractmethod
     def tasks(cls, split: str) -> TaskSource:

@@ -274,16 +274,19 @@ class RemoteEnv(Environment):
         self._ended = answer.terminated or answer.truncated
         return Step(answer.observation, answer.reward, answer.terminated, answer.truncated, answer.info, answer.others)
 
-    async def fork(self, turn: int) -> RemoteEnv:
-        """Another episode that has played the first `turn` turns of this one, and goes on from there.
+    async def fork(self, turn: int | None = None) -> RemoteEnv:
+        """Another episode that has played the first `turn` turns of this one, or all, and goes on from there.
 
-        The server plays them again, so the environment is one that does the same again. Raises FailureError.
+        Unless the environment knows a cheaper way, the server plays them again, so it is one that does the same again.
+        Raises FailureError.
         """
         if self._episode is None:
             raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, "a fork before the first reset"))
         other = RemoteEnv(self._client)
         other._episode = uuid.uuid4().hex  # first, as in `reset`
-        forked = await self._client.fork(self._episode, ForkRequest(turn, other._episode))
+        forked = await self._client.fork(
+            self._episode, ForkRequest(self._turn if turn is None else turn, other._episode)
+        )
         other.task_id, other._turn, other._lease_s = self.task_id, forked.turn, forked.lease_s
         return other
 

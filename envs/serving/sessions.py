@@ -27,7 +27,7 @@ from quintain.envs.base import fault_in
 from quintain.envs.serving.episode import Episode, EpisodeState, PlayTurn, Refuse, Replay
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.serving.wire import MAX_TASKS, CreateEpisode, EpisodeStatus, ForkRequest, StepRequest
-from quintain.envs.workers.frames import Advance, Close, Describe, Open, ReadTasks, Reply, Request, stage_of
+from quintain.envs.workers.frames import Advance, Close, Describe, Fork, Open, ReadTasks, Reply, Request, stage_of
 from quintain.envs.workers.pool import Backend
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.nearest import IDENTIFIER
@@ -54,6 +54,7 @@ class _Record:
     failure: FailureError | None = None
     kept_bytes: int = 0  # of its answers, once it has ended
     work: asyncio.Task[None] | None = None
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)  # of what its environment is asked
 
     @property
     def busy(self) -> bool:
@@ -124,14 +125,16 @@ class Sessions:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def create(self, request: CreateEpisode, holder: str = ANYBODY) -> str:
-        """Begin an episode for `holder`, or answer again for one that the same request began.
-
-        An `EpisodeCreated` as JSON.
+    async def create(
+        self, request: CreateEpisode, holder: str = ANYBODY, *, source: _Record | None = None, turn: int = 0
+    ) -> str:
+        """Begin an episode for `holder`, where `source` stands after `turn` turns if its environment can do that, or
+        answer again for one that the same request began: an `EpisodeCreated` as JSON.
         """
         record = self._records.get(request.episode_id) if request.episode_id else None
         if record is None:
             record = self._begin(request, holder)
+            record.work = self._spawn(self._open(record, source, turn))
         elif record.request != request:
             message = f"episode {record.id} was created by another request: choose another id"
             raise refused(message, Stage.RESET, status=409)
@@ -170,7 +173,8 @@ class Sessions:
         return answer
 
     async def fork(self, episode_id: str, request: ForkRequest, holder: str = ANYBODY) -> EpisodeStatus:
-        """Begin an episode for `holder` on the same task and seed, and play the first turns of this one in it again.
+        """Begin an episode for `holder` on the same task and seed, and play the first turns of this one in it again;
+        where the environment itself can make another in the state it is in, these are played already.
 
         One that answers otherwise the second time fails: from there on it would be another episode.
         """
@@ -181,7 +185,8 @@ class Sessions:
             message = f"turn is from 0 to {source.episode.turn}, the turns that were played, not {request.turn}"
             raise refused(message, Stage.RESET, status=400)
         turns = list(zip(source.episode.actions, source.episode.answers, strict=False))[: request.turn]
-        opened = json.loads(await self.create(replace(source.request, episode_id=request.episode_id), holder))
+        begun = replace(source.request, episode_id=request.episode_id)
+        opened = json.loads(await self.create(begun, holder, source=source, turn=request.turn))
         for turn, (action, answer) in enumerate(turns):
             again = await self.step(opened["episode_id"], StepRequest(turn, action))
             if isinstance(answer, Failure) or _said(again) != _said(answer):
@@ -255,10 +260,9 @@ class Sessions:
         record = _Record(request.episode_id or uuid.uuid4().hex, holder, request, ticket, now, now)
         self._held[holder] += 1
         self._records[record.id] = record
-        record.work = self._spawn(self._open(record))
         return record
 
-    async def _open(self, record: _Record) -> None:
+    async def _open(self, record: _Record, source: _Record | None, turn: int) -> None:
         request, ticket = record.request, record.ticket
         assert ticket is not None  # it was just taken
         await asyncio.wait({ticket}, timeout=self.limits.queue_s)
@@ -268,6 +272,8 @@ class Sessions:
             self._let_go(record)
             return
         if record.episode.state is EpisodeState.CLOSED:
+            return
+        if source is not None and await self._forked(record, source, turn):
             return
         origin = None if request.split is None else TaskOrigin(request.split, request.index or 0)
         reply = await self._timed(Open(record.id, request.task, origin, request.seed), self.limits.reset_s)
@@ -280,8 +286,31 @@ class Sessions:
         record.episode.opened()
         record.opened = self._answer(record, reply.body)
 
+    async def _forked(self, record: _Record, source: _Record, turn: int) -> bool:
+        """Whether `record` is an episode where `source` stands, or has failed to be; if not, it is opened as any other.
+
+        `source` stands after `turn` turns if this is so: what comes meanwhile waits.
+        """
+        async with source.alone:
+            told = source.episode
+            if told.state is not EpisodeState.RUNNING or told.busy or told.turn != turn:
+                return False
+            opened, actions, answers = source.opened, list(told.actions), list(told.answers)
+            reply = await self._timed(Fork(record.id, source.id), self.limits.reset_s)
+        record.touched = self._clock()
+        if record.episode.state is not EpisodeState.CREATED:
+            return True
+        if reply.failure is not None:
+            self._fail(record, reply.failure)
+        elif reply.body:
+            record.episode.opened()
+            mine = [str(answer).replace(f'"{source.id}"', f'"{record.id}"', 1) for answer in (opened, *answers)]
+            record.opened, record.episode.actions, record.episode.answers = mine[0], actions, [*mine[1:]]
+        return record.episode.state is not EpisodeState.CREATED
+
     async def _advance(self, record: _Record, request: StepRequest) -> None:
-        reply = await self._timed(Advance(record.id, request.action), self.limits.step_s)
+        async with record.alone:
+            reply = await self._timed(Advance(record.id, request.action), self.limits.step_s)
         record.touched = self._clock()
         if record.episode.state is not EpisodeState.RUNNING:
             return

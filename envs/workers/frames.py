@@ -34,6 +34,15 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Fork:
+    """Have the environment of `source` make another for `episode`; the answer is empty where it knows no way to."""
+
+    episode: str
+    source: str
+    op: Literal["fork"] = "fork"
+
+
+@dataclass(frozen=True, slots=True)
 class Advance:
     """Step the episode's environment."""
 
@@ -74,9 +83,9 @@ class Ping:
     op: Literal["ping"] = "ping"
 
 
-Request = Annotated[Open | Advance | Close | ReadTasks | Describe | Ping, Discriminator("op")]
+Request = Annotated[Open | Fork | Advance | Close | ReadTasks | Describe | Ping, Discriminator("op")]
 
-_STAGES = {"open": Stage.RESET, "step": Stage.STEP, "close": Stage.CLOSE, "ping": Stage.REQUEST}
+_STAGES = {"open": Stage.RESET, "fork": Stage.RESET, "step": Stage.STEP, "close": Stage.CLOSE, "ping": Stage.REQUEST}
 
 
 def stage_of(request: Request) -> Stage:

@@ -35,6 +35,7 @@ from quintain.envs.workers.frames import (
     Advance,
     Close,
     Describe,
+    Fork,
     Open,
     ReadTasks,
     Reply,
@@ -119,6 +120,8 @@ class Host:
                 raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, "give a task or its place"))
             observation, task_id = await self.open(request.episode, task, request.seed, deadline)
             return _encoded(Opened(observation, task_id), Stage.RESET), False
+        if isinstance(request, Fork):
+            return "{}" if await self.fork(request.source, request.episode, deadline) else "", False
         if isinstance(request, Advance):
             step = await self.step(request.episode, request.action, deadline)
             return _encoded(step, Stage.STEP), step.ended
@@ -148,9 +151,7 @@ class Host:
         async def begin() -> Observation:
             found = task if isinstance(task, Task) else await self._find(task, deadline)
             live.task = found
-            live.env = self.bound()
-            if isinstance(live.env, JudgingEnv):
-                live.env.verifiers = self._verifiers
+            live.env = self._judging(self.bound())
             chosen = seed if seed is not None else found.seed or 0
             return await live.env.reset(found, seed=chosen)
 
@@ -158,13 +159,23 @@ class Host:
         assert live.task is not None  # it was begun with
         return observation, live.task.id
 
+    async def fork(self, source: str, episode: str, deadline: float) -> bool:
+        """Whether the environment of `source` has made another, which is that of `episode` now."""
+        live, env = self._found(source, Stage.RESET)
+        made = _Live(None, live.task)
+        self._live[episode] = made
+        forked = await self._bounded(Stage.RESET, deadline, env.fork, made)
+        if forked is None:
+            del self._live[episode]
+            return False
+        if not isinstance(forked, Environment) or forked is env:
+            raise invalid("an environment's fork must give another environment, or None", Stage.RESET)
+        made.env = self._judging(forked)
+        return True
+
     async def step(self, episode: str, action: Action, deadline: float) -> Step:
         """Step the environment of `episode`."""
-        live = self._live.get(episode)
-        if live is None or live.env is None:
-            message = f"this process has no environment for episode {episode}"
-            raise FailureError(Failure.of(FailureKind.LOST, Stage.STEP, message))
-        env = live.env
+        live, env = self._found(episode, Stage.STEP)
         return _expect(Step, await self._bounded(Stage.STEP, deadline, lambda: env.step(action), live), Stage.STEP)
 
     async def close(self, episode: str, deadline: float) -> None:
@@ -204,6 +215,19 @@ class Host:
         """The number of tasks of each split, None where endless."""
         splits = self.bound.cls.splits
         return await self._read(lambda: {split: size_of(self._source(split)) for split in splits}, deadline)
+
+    def _found(self, episode: str, stage: Stage) -> tuple[_Live, Environment]:
+        live = self._live.get(episode)
+        if live is None or live.env is None:
+            message = f"this process has no environment for episode {episode}"
+            raise FailureError(Failure.of(FailureKind.LOST, stage, message))
+        return live, live.env
+
+    def _judging(self, env: Environment) -> Environment:
+        """The same environment, which shares its verifiers with the others here."""
+        if isinstance(env, JudgingEnv):
+            env.verifiers = self._verifiers
+        return env
 
     async def _find(self, origin: TaskOrigin, deadline: float) -> Task:
         size, found = await self.page(origin.split, origin.index, 1, deadline)

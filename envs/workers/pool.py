@@ -30,6 +30,7 @@ from quintain.envs.workers.frames import (
     Advance,
     Close,
     Describe,
+    Fork,
     Open,
     Ping,
     Reply,
@@ -163,12 +164,12 @@ class EnvironmentWorkers:
     async def call(self, request: Request, deadline: float) -> Reply:
         worker = await self._worker_for(request, deadline)
         if worker is None:
-            if isinstance(request, Close):
+            if isinstance(request, (Close, Fork)):
                 return Reply(0)
             if isinstance(request, Advance):
                 return _failed(request, FailureKind.LOST, "the process of this episode is gone")
             return _failed(request, FailureKind.UNREACHABLE, "no worker process is ready: try again later")
-        if isinstance(request, Open):
+        if isinstance(request, (Open, Fork)):
             self._home[request.episode] = worker
             worker.episodes.add(request.episode)
         pending = worker.ask(request, deadline)
@@ -176,7 +177,7 @@ class EnvironmentWorkers:
         reply = pending.result() if done else await self._overdue(worker, request, pending)
         if reply.failure is _DIED:
             reply = _failed(request, _DIED.kind, _DIED.message)
-        if isinstance(request, Close):
+        if isinstance(request, Close) or (isinstance(request, Fork) and reply.failure is None and not reply.body):
             self._home.pop(request.episode, None)
             worker.episodes.discard(request.episode)
         if reply.stuck and not worker.retiring:
@@ -189,6 +190,9 @@ class EnvironmentWorkers:
     async def _worker_for(self, request: Request, deadline: float) -> _Worker | None:
         if isinstance(request, (Advance, Close)):
             return self._home.get(request.episode)
+        if isinstance(request, Fork):
+            home = self._home.get(request.source)
+            return None if home is None or home.retiring else home
         while not (open_to_new := [worker for worker in self._workers if not worker.retiring]):
             self._changed.clear()
             try:

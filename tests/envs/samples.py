@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from quintain.cores import cores
@@ -60,6 +62,26 @@ class Guess(Environment):
             return Task(f"{split}-{index}", (user("Guess my number."),), (index + first) % 9 + 1)
 
         return EndlessTasks(make) if split == "train" else [make(i) for i in range(7)]
+
+
+class Drawing(Guess):
+    """Draws what nobody can draw again, so a fork of it is a copy; `fork` says how one is made."""
+
+    def __init__(self, *, fork: str = "copy") -> None:
+        super().__init__()
+        self._fork = fork
+
+    async def step(self, action: Action) -> Step:
+        return replace(await super().step(action), info={"drawn": self._chance.random()})
+
+    async def reset(self, task: Task, *, seed: int) -> Observation:
+        self._chance = random.Random(os.urandom(8))
+        return await super().reset(task, seed=seed)
+
+    async def fork(self) -> Environment | None:
+        if self._fork == "raise":
+            raise ValueError("no copies today")
+        return {"copy": copy.deepcopy(self), "itself": self}[self._fork]
 
 
 class Probe(Environment):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 from pathlib import Path
@@ -11,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintain.envs import Action, FailureError
+from quintain.envs import Action, Environment, FailureError, Observation, Step, Task, user
 from quintain.envs.options import bind
 from quintain.envs.registry import resolve
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.serving.sessions import Sessions
-from quintain.envs.serving.wire import CreateEpisode, StepRequest
+from quintain.envs.serving.wire import CreateEpisode, ForkRequest, StepRequest
 from quintain.envs.workers.host import Host
 from quintain.envs.workers.pool import Inline
 from quintain.failure import Failure, FailureKind, QuintainError, Stage
@@ -36,10 +37,10 @@ class Clock:
 class Table:
     """Sessions and what is around them."""
 
-    def __init__(self, **limits) -> None:
+    def __init__(self, env: str | type[Environment] = f"{SAMPLES}:Probe", **limits) -> None:
         self.clock = Clock()
         self.metrics = Metrics("quintain_env_")
-        self.host = Host(bind(resolve(f"{SAMPLES}:Probe")), "probe")
+        self.host = Host(bind(resolve(env) if isinstance(env, str) else env), "probe")
         self.sessions = Sessions(Inline(self.host), EnvironmentLimits(**limits), self.metrics, clock=self.clock)
 
     async def create(self, episode_id: str, task: int = 0) -> dict:
@@ -330,6 +331,47 @@ def test_the_answers_of_ended_episodes_are_bounded_in_number_and_in_bytes(events
         await table.until(lambda: not table.metric("episodes_live"))
 
     asyncio.run(live())
+
+
+class Slow(Environment):
+    """Counts, and takes its time to fork."""
+
+    begun, gate = asyncio.Event(), asyncio.Event()
+    count = 0
+
+    async def reset(self, task, *, seed):
+        return Observation(task.prompt)
+
+    async def step(self, action):
+        self.count += 1
+        return Step(Observation((user(str(self.count)),)), 0.0, False)
+
+    async def fork(self):
+        self.begun.set()
+        await self.gate.wait()
+        return copy.copy(self)
+
+    @classmethod
+    def tasks(cls, split):
+        return [Task("one", (user("?"),))]
+
+
+async def test_a_step_waits_while_its_environment_makes_another():
+    table = Table(Slow)
+    await table.create("e")
+    forking = asyncio.create_task(table.sessions.fork("e", ForkRequest(0, "f")))
+    await Slow.begun.wait()
+    stepping = asyncio.create_task(table.step("e", 0, "x"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not stepping.done()
+    Slow.gate.set()
+    assert (await forking).turn == 0
+    step = await stepping
+    assert (await table.step("f", 0, "x")) == step | {"episode_id": "f"}
+    assert (await table.sessions.fork("e", ForkRequest(1, "g"))).turn == 1
+    assert (await table.step("g", 0, "x")) == step | {"episode_id": "g"}
+    assert (await table.step("g", 1, "x"))["observation"]["messages"][0]["content"] == "2"
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3)), max_size=30), st.integers(1, 3))

@@ -83,6 +83,40 @@ async def test_an_environment_that_answers_otherwise_the_second_time_cannot_be_f
         assert (await (await env.fork(0)).step(Action.text("end"))).reward == 1.0
 
 
+async def test_an_environment_that_can_fork_itself_is_asked_and_its_fork_goes_on_as_it_does(serve):
+    server = serve("Drawing")
+    async with server.client() as client:
+        env = client.episode()
+        await env.reset(client.tasks("train")[2], seed=5)
+        first = await env.step(Action.text(WRONG))
+        forks = [await env.fork(), await env.fork(1)]
+        forks.append(await forks[0].fork())
+        steps = [await each.step(Action.text(WRONG)) for each in (env, *forks)]
+        assert steps == [steps[0]] * 4 != [first] * 4
+        assert (await env.step(Action.text("4"))).reward == 1.0
+        ends = [await each.step(Action.text(WRONG)) for each in forks]
+        assert (ends, ends[0].truncated) == ([ends[0]] * 3, True)
+        with pytest.raises(FailureError, match="turn 0 was answered otherwise"):  # it stands elsewhere by now
+            await forks[0].fork(1)
+    server.wait_metric("episodes_live", lambda live: live == 0)
+
+
+@pytest.mark.parametrize(
+    ("fork", "complaint"),
+    [("raise", "crashed in reset: ValueError: no copies today"), ("itself", "must give another environment")],
+)
+async def test_a_fork_that_breaks_costs_the_request_alone(serve, fork, complaint):
+    server = serve("Drawing", options={"fork": fork}, limits=EnvironmentLimits(max_episodes=2))
+    async with server.client() as client:
+        env = client.episode()
+        await env.reset(client.tasks("train")[2], seed=5)
+        for _ in range(3):  # more than there are slots
+            with pytest.raises(FailureError, match=complaint):
+                await env.fork()
+        assert (await env.step(Action.text("4"))).reward == 1.0
+    server.wait_metric("episodes_live", lambda live: live == 0)
+
+
 async def test_of_several_servers_the_one_with_the_fewest_plays_and_a_dead_one_costs_its_own_episodes(serve):
     servers = [serve("Guess") for _ in range(2)]
     async with EnvClient([server.url for server in servers], patience_s=1.0) as client:
