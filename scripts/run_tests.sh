@@ -17,11 +17,14 @@ export OMP_NUM_THREADS
 # The many processes that tests start find our modules compiled, from the second on.
 unset PYTHONDONTWRITEBYTECODE
 
-missing=$(scripts/system_packages.sh)
-if [ "$which" != quick ] && ! .venv/bin/python scripts/setup_vllm.py >&2; then
-    what="vLLM's environment could not be made, so tests against real vLLM are left out; scripts/setup_vllm.py says why"
-    missing=$(printf '%s\nneeds_vllm\t%s' "$missing" "$what" | sed '/^$/d')
+# vLLM's environment is wanted last, and what is installed waits for the network and the disk: it is made meanwhile.
+if [ "$which" != quick ]; then
+    .venv/bin/python scripts/setup_vllm.py >&2 &
+    vllm=$!
+    trap 'kill "$vllm" 2>/dev/null || :; exit 130' INT TERM
 fi
+
+missing=$(scripts/system_packages.sh)
 left_out=$(printf '%s\n' "$missing" | cut -f 1 | sed '/^$/d; s/^/not /' | paste -s -d '&' | sed 's/&/ and /g')
 
 # Tests of one file share fixtures that are dear, so they stay on one worker (tests/conftest.py says more).
@@ -43,10 +46,12 @@ fi
 if [ "$which" != quick ]; then
     run "slow and not needs_vllm" "$@"
     # vLLM's servers take every core: their tests come last, and alone, since others measure seconds.
-    case "$missing" in
-        *needs_vllm*) ;;
-        *) run "slow and needs_vllm" -o testpaths=tests/rollout/vllm "$@" ;; # no other test is imported for them
-    esac
+    if wait "$vllm"; then
+        run "slow and needs_vllm" -o testpaths=tests/rollout/vllm "$@" # no other test is imported for them
+    else
+        what="vLLM's environment could not be made, so tests against real vLLM are left out; scripts/setup_vllm.py says why"
+        missing=$(printf '%s\nneeds_vllm\t%s' "$missing" "$what" | sed '/^$/d')
+    fi
 fi
 if [ "$ran" = 0 ]; then
     status=5

@@ -96,6 +96,9 @@ class Venv:
             yield
 
     def finish(self, state: Mapping[str, str]) -> None:
+        """Compiles what is installed (packages may have files that no Python reads: that is nobody's failure)."""
+        compiles = [sys.executable, "-m", "compileall", "-qq", "-j", "0", str(self.path / "lib")]
+        subprocess.run(compiles, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.stamp.write_text(json.dumps(state, indent=2) + "\n")
 
     def stamped_state(self) -> dict[str, str]:
@@ -109,7 +112,8 @@ class Venv:
     def pip(self, *arguments: str, capture: bool = False) -> str:
         """Runs the environment's pip; its output goes to the terminal, or is returned when `capture` is set."""
         quiet = [] if sys.stdout.isatty() and not capture else ["-qq"]  # bars are for people, not for logs
-        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", *quiet, *arguments]
+        later = ["--no-compile"] if arguments[0] == "install" else []  # pip does it on one core, `finish` on all
+        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", *quiet, *arguments, *later]
         result = subprocess.run(command, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE if capture else None)
         if result.returncode != 0:
             raise Refused(f"`pip {' '.join(arguments)}` failed with exit code {result.returncode}; see above")
