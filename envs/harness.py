@@ -75,6 +75,26 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             },
         ),
+        "claude_code": Preset(
+            "claude -p --model {model} --dangerously-skip-permissions --no-session-persistence"
+            " --tools Agent,Bash,Edit,Glob,Grep,Read,Write -- {task}",
+            {
+                "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                "CLAUDE_CONFIG_DIR": "/tmp/claude",
+                "DISABLE_AUTOUPDATER": "1",
+                "ENABLE_TOOL_SEARCH": "false",
+                "IS_SANDBOX": "1",
+            },
+        ),
+        "codex": Preset(
+            "bash -c 'exec codex exec --dangerously-bypass-approvals-and-sandbox --skip-git-repo-check --ephemeral"
+            " --disable multi_agent --disable view_image -c web_search=disabled"
+            " -c model_provider=quintain -c model_providers.quintain.name=quintain"
+            " -c model_providers.quintain.base_url=$OPENAI_BASE_URL -c model_providers.quintain.env_key=OPENAI_API_KEY"
+            """ -m {model} -- "$1"' codex {task}""",
+            {"CODEX_HOME": "/tmp"},
+        ),
     }
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 import shlex
 import socket
@@ -19,7 +20,7 @@ from quintain.envs.options import bind
 from quintain.failure import FailureError, FailureKind, QuintainError
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.episodes.episode import EpisodeSpec, run_episode
-from quintain.trajectory import Ending, Trajectory
+from quintain.trajectory import Ending, Group, Trajectory, to_segments
 
 from ..fake_engine import FakeEngine
 from ..rollout.gateway.stage import CHAT, END, TOOL_CHAT, scripted
@@ -213,22 +214,116 @@ async def test_who_cannot_answer_a_program_is_told_in_one_line():
     await env.close()
 
 
-@pytest.mark.slow
-async def test_mini_swe_agent_plays():
-    options = {"sandbox": {"python": python_with("mini_swe_agent", "mini-swe-agent==2.4.6")}}
-    commands = ("printf 42 > out.txt; ls", "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")
+BUGS = {"max(numbers)": "min(numbers)", "sum(numbers)": "len(numbers)", "numbers[-1]": "numbers[0]"}
+
+
+class Repository(ShellEnv):
+    """A package with a bug, drawn from the task's number, and tests that the agent never sees."""
+
+    @classmethod
+    def tasks(cls, split: str) -> list[Task]:
+        return [cls.drawn(number) for number in range(8)]
+
+    @staticmethod
+    def drawn(number: int) -> Task:
+        draw = random.Random(number)
+        right, wrong = draw.choice(list(BUGS.items()))
+        package, name = draw.choice(["ledger", "meter", "survey"]), draw.choice(["digest", "outline", "total"])
+        rows = [[draw.randrange(9) for _ in range(4)] for _ in range(9)]
+        wanted = [eval(right, {}, {"numbers": row}) for row in rows]
+        source = f"def {name}(numbers):\n    return "
+        files = {
+            f"{package}/__init__.py": f"from {package}.figures import {name}\n",
+            f"{package}/figures.py": f"{source}{wrong}\n",
+        }
+        hidden = f"import sys; sys.path.insert(0, 'work')\nfrom {package} import {name}\n"
+        tests = {"tests.py": hidden + f"assert [*map({name}, {rows})] == {wanted}\n"}
+        asked = user(f"- {package}.{name} should be {right}: mend it. Hidden tests will tell.")  # "-" is no option
+        fix = f"echo {shlex.quote(source + right)} > {package}/figures.py; ls"
+        reference = {"runs": [{"command": ["python3", "tests.py"], "files": tests}]}
+        return Task(f"repository-{number}", (asked,), reference, info={"files": files, "fix": fix})
+
+
+async def known(preset: str, *commands: str, tool: tuple[str, str], folder: Path | None = None, **sandbox: Any) -> Any:
+    """What a known program's episode comes to in which the policy gives `commands` to the program's `tool`."""
     calls = [
-        f"<tool_call>{json.dumps({'name': 'bash', 'arguments': {'command': each}})}</tool_call>" for each in commands
+        f"<tool_call>{json.dumps({'name': tool[0], 'arguments': {tool[1]: each}})}</tool_call>" for each in commands
     ]
-    harness = {"preset": "mini-swe-agent", "command": None}
-    sampling = Sampling(max_tokens=1024)
-    made = await play(
-        Played, *calls, harness=harness, options=options, chat=TOOL_CHAT, max_length=1 << 16, sampling=sampling
+    harness = {"preset": preset, "command": None} | ({"env": {"PATH": f"{folder}:/usr/bin:/bin"}} if folder else {})
+    if folder:
+        sandbox["readable"] = [str(folder)]
+    limits = {"max_length": 1 << 16, "sampling": Sampling(max_tokens=1024)}
+    return await play(Repository, *calls, harness=harness, options={"sandbox": sandbox}, chat=TOOL_CHAT, **limits)
+
+
+def tiny_learner(folder: Path) -> Any:
+    """A learner of a random model whose words are the stage's letters."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    from quintain.config import parse_config
+    from quintain.trainers.algorithms import algorithm_of
+    from quintain.trainers.learner import Learner
+
+    from ..tiny_llama import tiny_llama
+
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}))).save_pretrained(folder)
+    tiny_llama(0, words=128, length=1 << 14).save_pretrained(folder)
+    config = parse_config(
+        f"model: {{path: {folder}, compute_dtype: float32}}\nenvironment: {{name: shell}}\n",
+        ["trainer.learning_rate=0.01", "trainer.threads=1"],
     )
+    return Learner(config, algorithm_of(config), checkpoints=folder / "checkpoints", logs=folder / "logs")
+
+
+def likelihood(learner: Any, made: Trajectory) -> float:
+    """The mean log-probability that the learner's model has for what was sampled."""
+    import torch
+
+    (segment,) = to_segments(made)
+    ids = torch.tensor(segment.ids.astype(int))
+    with torch.no_grad():
+        logprobs = learner.model(ids[None]).logits[0, :-1].log_softmax(-1)
+    return float(logprobs.gather(1, ids[1:, None])[torch.tensor(segment.mask[1:])].mean())
+
+
+@pytest.mark.slow
+async def test_mini_swe_agent_mends_a_generated_repository_and_a_step_on_its_rewards_trains(tmp_path: Path):
+    python = python_with("mini_swe_agent", "mini-swe-agent==2.4.6")
+    fix, end = Repository.drawn(0).info["fix"], "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
+    bash = {"tool": ("bash", "command"), "python": python}
+    made = [await known("mini-swe-agent", *each, **bash) for each in ((fix, end), ("ls; ls; ls; ls; ls", end))]
+    assert [(each.failure, each.reward, each.info["gateway"]["forks"]) for each in made] == [
+        (None, 1.0, {}),
+        (None, 0.0, {}),
+    ]
+    first, last = made[0].turns
+    assert [turn.message.tool_calls[0].function.name for turn in (first, last)] == ["bash", "bash"]
+    assert "config" not in text(last.new_ids)  # of its own, in the folder that is judged
+    learner = tiny_learner(tmp_path)
+    before = [likelihood(learner, each) for each in made]
+    assert learner.update([Group("g", 0, tuple(made))], step=0)["skipped_steps"] == 0
+    paid, unpaid = (likelihood(learner, each) - was for each, was in zip(made, before, strict=True))
+    assert paid > unpaid
+    learner.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "package", "program", "tool"),
+    [
+        ("claude_code", "claude-agent-sdk==0.2.184", "claude_agent_sdk/_bundled/claude", ("Bash", "command")),
+        ("codex", "openai-codex-cli-bin==0.163.0", "codex_cli_bin/bin/codex", ("exec_command", "cmd")),
+    ],
+)
+async def test_claude_code_and_codex_mend_a_generated_repository(preset, package, program, tool):
+    python = Path(python_with(preset, package))
+    (found,) = python.parent.parent.glob(f"lib/*/site-packages/{program}")
+    made = await known(preset, Repository.drawn(0).info["fix"], tool=tool, folder=found.parent)
     assert (made.failure, made.reward, made.info["gateway"]["forks"]) == (None, 1.0, {})
-    assert [turn.message.tool_calls[0].function.name for turn in made.turns] == ["bash", "bash"]
-    assert "out.txt" in text(made.turns[1].new_ids)
-    assert "config" not in text(made.turns[1].new_ids)  # of its own, in the folder that is judged
+    assert [turn.message.text for turn in made.turns] == ["", "done"]
+    assert "figures.py" not in text(made.turns[1].new_ids)
 
 
 @pytest.mark.parametrize(
