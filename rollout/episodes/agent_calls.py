@@ -21,7 +21,7 @@ from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Engine
 from quintain.rollout.gateway.calls import Calls
 from quintain.rollout.gateway.conversations import Conversations
-from quintain.rollout.gateway.dialects import CHAT, DIALECTS
+from quintain.rollout.gateway.dialects import CHAT, COUNTS, DIALECTS, no_such_page
 from quintain.rollout.gateway.errors import ApiError, as_api_error
 from quintain.rollout.gateway.gateway import GatewayCounters
 from quintain.rollout.gateway.session import AgentSession
@@ -46,11 +46,14 @@ class AgentCalls:
         """The answer to the call, None where there is no room for one. Raises FailureError for the engine's trouble."""
         call = from_json(observation.messages[0].text, ProgramCall)
         page = call.path.partition("?")[0].removeprefix("/v1/")
-        dialect = DIALECTS.get(page, CHAT)
+        dialect = COUNTS[page].dialect if page in COUNTS else DIALECTS.get(page, CHAT)
         try:
+            if (count := COUNTS.get(page)) is not None:
+                prompt = count.read(call.body.encode())
+                ids = self._session.conversations.prompt(prompt.messages, prompt.tools).ids
+                return _said(ProgramAnswer(200, "application/json", json.dumps(count.told(len(ids)))))
             if page not in DIALECTS:
-                message = f"{call.path[:80]} is not supported: use /v1/{', /v1/'.join(DIALECTS)}"
-                raise ApiError(Failure.of(FailureKind.REJECTED, Stage.REQUEST, message), 404, code="unknown_url")
+                raise no_such_page(call.path)
             asked = dialect.read(call.body.encode())
             if len(self._recorded) + asked.choices > self._most:
                 return None

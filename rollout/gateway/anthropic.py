@@ -43,11 +43,13 @@ _ERRORS: Final = {
 }
 
 
-def read_messages(text: bytes) -> ChatRequest:
-    """The call that a request's body is. Raises ApiError (400) that names the field."""
+def read_messages(text: bytes, *, is_counted: bool = False) -> ChatRequest:
+    """The call that a request's body is, or one whose tokens are only counted. Raises ApiError (400) that names the
+    field.
+    """
     body = json_object(text)
     refuse_chats_own(body, ("messages", "tools", *_SAME), "messages")
-    if body.get("max_tokens") is None:
+    if body.get("max_tokens") is None and not is_counted:
         raise bad_request("max_tokens is required", param="max_tokens")
     known = {*_SAME, *_RENAMED, "messages", "system", "tools", "tool_choice", "thinking"}
     chat: dict[str, Any] = {name: body[name] for name in body if name in _SAME or name not in known}
@@ -56,6 +58,8 @@ def read_messages(text: bytes) -> ChatRequest:
     chat["messages"] = [{"role": "system", "content": system}] if system else []
     for place, entry in enumerate(as_list(body, "messages")):
         chat["messages"] += _messages(as_object(entry, f"messages[{place}]"), f"messages[{place}]")
+    if chat["messages"] and chat["messages"][-1]["role"] == "assistant":
+        raise unsupported("messages", "the last message is an assistant's: an answer that is begun is not gone on with")
     if tools := as_list(body, "tools"):
         chat["tools"] = [
             _tool(as_object(tool, f"tools[{place}]"), f"tools[{place}]") for place, tool in enumerate(tools)

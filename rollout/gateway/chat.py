@@ -51,7 +51,7 @@ _READ: Final = frozenset(
 _HARMLESS: Final = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "prompt_cache_options",
+        "prompt_cache_options", "client_metadata",
     }
 )  # fmt: skip
 """They change nothing about what is sampled."""

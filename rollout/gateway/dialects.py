@@ -1,15 +1,18 @@
 """The APIs that agents speak: how a call is read, and how its answer or failure is given.
 
-What always holds: a dialect only translates; what is sampled, recorded and refused is the same in each.
+What always holds: a dialect only translates; what is sampled, recorded and refused is the same in each. A count is of
+the tokens that the same call would be sampled after, and is no call: nothing is recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
+from quintain.failure import Failure, FailureKind, Stage
 from quintain.rollout.gateway import anthropic, responses
 from quintain.rollout.gateway.answers import DONE, Answer, chunks, completion, event
 from quintain.rollout.gateway.chat import ChatRequest, read_chat
@@ -54,3 +57,35 @@ DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
     }
 )
 """By the page, under `/v1`, that speaks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A page that counts a prompt's tokens, in the API `dialect`."""
+
+    dialect: Dialect
+    read: Callable[[bytes], ChatRequest]  # raises ApiError
+    told: Callable[[int], Mapping[str, Any]]
+
+
+COUNTS: Final[Mapping[str, Count]] = MappingProxyType(
+    {
+        "responses/input_tokens": Count(
+            DIALECTS["responses"],
+            responses.read_responses,
+            lambda tokens: {"object": "response.input_tokens", "input_tokens": tokens},
+        ),
+        "messages/count_tokens": Count(
+            DIALECTS["messages"],
+            partial(anthropic.read_messages, is_counted=True),
+            lambda tokens: {"input_tokens": tokens},
+        ),
+    }
+)
+"""By the page, under `/v1`."""
+
+
+def no_such_page(called: str) -> ApiError:
+    """404: what was called, as "GET /v1/files", is none of the pages that are here."""
+    message = f"{called[:80]} is not supported: use POST /v1/{', /v1/'.join((*DIALECTS, *COUNTS))}"
+    return ApiError(Failure.of(FailureKind.REJECTED, Stage.REQUEST, message), 404, code="unknown_url")

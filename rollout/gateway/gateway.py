@@ -132,13 +132,8 @@ class Gateway:
 
     async def chat(self, session_id: str, asked: ChatRequest) -> Answer:
         """Sample the answer to one call. Cancelling this cancels the sampling. Raises FailureError."""
-        session = self._session(session_id)
-        self._usable(session)
-        if asked.model != self.model and asked.model not in session.asked.models:
-            message = f"this session's model is {self.model!r}; open it with models [{asked.model!r}] to call it so"
-            raise ApiError(
-                Failure.of(FailureKind.REJECTED, Stage.REQUEST, message), 404, code="model_not_found", param="model"
-            )
+        session = self._usable(session_id)
+        self.check_model(session_id, asked.model)
         self._room(session, asked)
         call = _digest_of(asked)
         work = asyncio.ensure_future(self._calls.answer(session, asked))
@@ -165,6 +160,12 @@ class Gateway:
         session.answered(call)
         return answer
 
+    def count(self, session_id: str, asked: ChatRequest) -> int:
+        """How many tokens `asked` would be sampled after, now. Raises FailureError."""
+        session = self._usable(session_id)
+        self.check_model(session_id, asked.model)
+        return len(session.conversations.prompt(asked.messages, asked.tools).ids)
+
     async def reward(self, session_id: str, asked: RewardRequest) -> SessionStatus:
         """End a session with its reward. The same request again is answered again."""
         session = self._session(session_id)
@@ -186,6 +187,14 @@ class Gateway:
     def models(self, session_id: str) -> tuple[str, ...]:
         """The names that the agent of a session may call the policy by."""
         return (self.model, *self._session(session_id).asked.models)
+
+    def check_model(self, session_id: str, name: str) -> None:
+        """Raises ApiError (404) where the policy has another name."""
+        if name not in self.models(session_id):
+            message = f"this session's model is {self.model!r}; open it with models [{name!r}] to call it so"
+            raise ApiError(
+                Failure.of(FailureKind.REJECTED, Stage.REQUEST, message), 404, code="model_not_found", param="model"
+            )
 
     async def sweep(self) -> None:
         """End the sessions whose lease has run out."""
@@ -319,10 +328,12 @@ class Gateway:
             raise ApiError(Failure.of(FailureKind.LOST, Stage.REQUEST, message), 404, code="session_not_found")
         return session
 
-    def _usable(self, session: AgentSession) -> None:
+    def _usable(self, session_id: str) -> AgentSession:
+        session = self._session(session_id)
         if session.state is not SessionState.LIVE or session.ending is not None:
             raise _conflict(f"session {session.id} has ended", status=410)
         session.touched_s = self._clock()
+        return session
 
 
 def _conflict(message: str, *, status: int = 409) -> ApiError:

@@ -48,6 +48,8 @@ def read_responses(text: bytes) -> ChatRequest:
             raise unsupported(name, f"{name}: {_KEPT}")
     if body.get("background"):
         raise unsupported("background", "background responses are not supported: leave it out")
+    if "message.output_text.logprobs" in as_list(body, "include"):
+        raise unsupported("include", "log-probabilities are in chat completions alone: leave them out of include")
     chat = {_RENAMED.get(name, name): value for name, value in body.items() if name not in _OURS}
     chat["messages"] = _messages(body)
     if tools := as_list(body, "tools"):
@@ -56,6 +58,8 @@ def read_responses(text: bytes) -> ChatRequest:
         chat["tool_choice"] = choice
     shape = as_object(body.get("text") or {}, "text")
     chat |= {"response_format": shape.get("format"), "verbosity": shape.get("verbosity")}
+    if body.get("truncation") != "disabled":
+        chat["truncation"] = body.get("truncation")
     chat["reasoning_effort"] = as_object(body.get("reasoning") or {}, "reasoning").get("effort")
     return chat_request(chat)
 

@@ -8,7 +8,9 @@ agent within one.
     POST /sessions/{id}/v1/chat/completions   OpenAI's
     POST /sessions/{id}/v1/responses          OpenAI's
     POST /sessions/{id}/v1/messages           Anthropic's
-    GET  /sessions/{id}/v1/models             OpenAI's
+    POST /sessions/{id}/v1/responses/input_tokens, /sessions/{id}/v1/messages/count_tokens
+    GET  /sessions/{id}/v1/models             OpenAI's and Anthropic's
+    GET  /sessions/{id}/v1/models/{name}
 
 What always holds: an answer that is no success has the body of `errors`; no stack trace is in any; a client that goes
 away while its call is sampled ends the sampling.
@@ -20,7 +22,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -31,7 +33,7 @@ from quintain.codec import to_json
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.gateway.answers import KEEP_ALIVE, Answer
 from quintain.rollout.gateway.chat import ChatRequest
-from quintain.rollout.gateway.dialects import CHAT, DIALECTS, Dialect
+from quintain.rollout.gateway.dialects import CHAT, COUNTS, DIALECTS, Count, Dialect, no_such_page
 from quintain.rollout.gateway.errors import ApiError, as_api_error, error_headers
 from quintain.rollout.gateway.gateway import Gateway
 from quintain.rollout.gateway.wire import FailRequest, OpenSession, RewardRequest
@@ -55,8 +57,13 @@ def gateway_routes(gateway: Gateway) -> list[Route]:
             Route(f"/sessions/{{id}}/v1/{path}", _bounded(pages.sampled(dialect), dialect), methods=["POST"])
             for path, dialect in DIALECTS.items()
         ),
+        *(
+            Route(f"/sessions/{{id}}/v1/{path}", _bounded(pages.counted(count), count.dialect), methods=["POST"])
+            for path, count in COUNTS.items()
+        ),
         Route("/sessions/{id}/v1/models", _bounded(pages.models), methods=["GET"]),
-        Route("/sessions/{id}/v1/{rest:path}", _bounded(pages.nothing), methods=["GET", "POST"]),
+        Route("/sessions/{id}/v1/models/{name:path}", _bounded(pages.model), methods=["GET"]),
+        Route("/sessions/{id}/v1/{rest:path}", _bounded(pages.nothing), methods=["GET", "POST", "DELETE"]),
     ]
 
 
@@ -81,9 +88,23 @@ class _Pages:
         return json_answer(to_json(await self.gateway.fail(request.path_params["id"], asked)))
 
     async def models(self, request: Request) -> Response:
-        names = self.gateway.models(request.path_params["id"])
-        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "quintain"} for name in names]
-        return JSONResponse({"object": "list", "data": listed})
+        listed = [_model(name) for name in self.gateway.models(request.path_params["id"])]
+        ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"], "has_more": False}  # Anthropic's
+        return JSONResponse({"object": "list", "data": listed, **ends})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self.gateway.check_model(request.path_params["id"], name)
+        return JSONResponse(_model(name))
+
+    def counted(self, count: Count) -> Callable[[Request], Awaitable[Response]]:
+        """The page that counts a prompt's tokens."""
+
+        async def tell(request: Request) -> Response:
+            asked = count.read(await self._body(request))
+            return JSONResponse(count.told(self.gateway.count(request.path_params["id"], asked)))
+
+        return tell
 
     def sampled(self, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
         """The page of the calls that are spoken in `dialect`."""
@@ -105,12 +126,17 @@ class _Pages:
 
     async def nothing(self, request: Request) -> Response:
         self.gateway.status(request.path_params["id"])
-        message = f"/v1/{request.path_params['rest']} is not supported: use /v1/{', /v1/'.join(DIALECTS)}"
-        raise ApiError(Failure.of(FailureKind.REJECTED, Stage.REQUEST, message), 404, code="unknown_url")
+        raise no_such_page(f"{request.method} /v1/{request.path_params['rest']}")
 
     async def _body(self, request: Request) -> bytes:
         limits = self.gateway.limits
         return await read_body(request, limits.body_bytes, within_s=limits.body_s)
+
+
+def _model(name: str) -> dict[str, Any]:
+    """A model as OpenAI and as Anthropic describe one."""
+    of_anthropic = {"type": "model", "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "quintain", **of_anthropic}
 
 
 class _Stream(Response):

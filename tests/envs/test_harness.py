@@ -165,7 +165,9 @@ first = [{"role": "user", "content": "a"}]
 said = json.loads(ask(first))["choices"][0]["message"]
 ask([{"role": "system", "content": "sub"}, {"role": "user", "content": "b"}])
 assert "data: [DONE]" in ask([*first, said, {"role": "user", "content": "c"}], stream=True, temperature=0.5)
-ask([{"role": "user", "content": "summary"}], "/messages", max_tokens=4)
+short = [{"role": "user", "content": "summary"}]
+counted = json.loads(ask(short, "/messages/count_tokens?beta=true"))["input_tokens"]
+assert json.loads(ask(short, "/messages", max_tokens=4))["usage"]["input_tokens"] == counted
 """
     made = await play(playing(agent), "one", "two", "three", "four")
     assert made.failure is None

@@ -162,6 +162,62 @@ async def test_an_agent_that_compacts_its_history_and_starts_another_is_a_segmen
     assert sum(int(segment.mask.sum()) for segment in to_segments(trajectory)) == trajectory.output_tokens
 
 
+@pytest.mark.parametrize("chat", [TemplateChat(Thoughtful()), TOOL_CHAT], ids=["written out", "template"])
+async def test_a_count_is_of_the_tokens_that_the_same_call_is_sampled_after_and_records_nothing(chat: Any) -> None:
+    async with staged(scripted(thinks, max_length=2048), chat=chat) as stage:
+        session, client = await stage.open(max_turns=4)
+        items: list[Any] = [{"role": "user", "content": "What is 2 + 3?"}]
+        asked_so: dict[str, Any] = {
+            "model": "policy",
+            "tools": [{"type": "function", **FUNCTION}],
+            "instructions": "Add.",
+        }
+        for _ in range(2):
+            counted = await client.responses.input_tokens.count(input=items, **asked_so)
+            answer = await client.responses.create(input=items, **asked_so)
+            assert (counted.object, counted.input_tokens) == ("response.input_tokens", answer.usage.input_tokens)
+            items += [item.model_dump(exclude_none=True) for item in answer.output]
+            items += [
+                {"type": "function_call_output", "call_id": item.call_id, "output": "5"}
+                for item in answer.output
+                if item.type == "function_call"
+            ]
+        async with anthropic.AsyncAnthropic(base_url=f"{stage.url}/sessions/{session}", api_key="k") as other:
+            tool = {"name": "add", "input_schema": FUNCTION["parameters"]}
+            said: Any = {"model": "policy", "messages": turns("Hi"), "system": "Add.", "tools": [tool]}
+            count = await other.messages.count_tokens(**said)
+            assert (await other.messages.create(max_tokens=9, **said)).usage.input_tokens == count.input_tokens
+            with pytest.raises(anthropic.NotFoundError, match="this session's model is 'policy'"):
+                await other.messages.count_tokens(model="other", messages=turns("Hi"))
+        assert stage.gateway.status(session).turns == 3
+        assert not stage.gateway.status(session).truncated
+
+
+async def test_both_clients_find_the_models_of_a_session() -> None:
+    async with staged(scripted("yes")) as stage:
+        session, client = await stage.open(models=["org/big"])
+        assert [model.id async for model in client.models.list()] == ["policy", "org/big"]
+        assert (await client.models.retrieve("org/big")).owned_by == "quintain"
+        with pytest.raises(openai.NotFoundError, match="this session's model is 'policy'"):
+            await client.models.retrieve("other")
+        async with anthropic.AsyncAnthropic(base_url=f"{stage.url}/sessions/{session}", api_key="k") as other:
+            assert [model.display_name async for model in other.models.list()] == ["policy", "org/big"]
+            assert (await other.models.retrieve("policy")).type == "model"
+
+
+async def test_what_is_kept_nowhere_is_told_in_one_line_to_who_asks_for_it() -> None:
+    async with staged(scripted("yes")) as stage:
+        _, client = await stage.open()
+        first = await client.responses.create(model="policy", input="Hi")
+        with pytest.raises(openai.BadRequestError, match="previous_response_id: no response is kept here"):
+            await client.responses.create(model="policy", input="And?", previous_response_id=first.id)
+        for call in (client.responses.retrieve(first.id), client.responses.delete(first.id)):
+            with pytest.raises(openai.NotFoundError, match=r"(GET|DELETE) /v1/responses/.* is not supported: use POST"):
+                await call
+        with pytest.raises(openai.NotFoundError, match="GET /v1/chat/completions is not supported: use POST"):
+            await client.chat.completions.list()
+
+
 async def test_limits_and_stops_end_an_answer_as_each_api_says_it() -> None:
     async with staged(scripted("one two three"), sampling=Sampling(256)) as stage:
         session, client = await stage.open()
@@ -192,7 +248,12 @@ async def test_limits_and_stops_end_an_answer_as_each_api_says_it() -> None:
         ("responses", {"messages": []}, "messages is a field of chat completions"),
         ("messages", {"max_tokens": 9, "messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image'"),
         ("messages", {"max_tokens": 9, "messages": [{"role": "tool"}]}, r"messages\[0\].role must be user, assistant"),
-        ("responses", {"previous_response_id": "resp_1"}, "send the whole conversation as input"),
+        ("messages", {"max_tokens": 9, "messages": turns("Hi", "It is")}, "the last message is an assistant's"),
+        ("messages/count_tokens", {"messages": [{"role": "tool"}]}, r"messages\[0\].role must be user, assistant"),
+        ("responses", {"previous_response_id": "resp_1"}, "^previous_response_id: no response is kept here: send the "),
+        ("responses/input_tokens", {"conversation": "conv_1"}, "send the whole conversation as input"),
+        ("responses", {"truncation": "auto"}, "truncation='auto' is not supported"),
+        ("responses", {"include": ["message.output_text.logprobs"]}, "leave them out of include"),
         ("responses", {"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
         ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "'input_image'"),
         ("responses", {"text": {"format": {"type": "json_object"}}}, "response_format="),
@@ -207,12 +268,12 @@ async def test_what_a_dialect_asks_for_that_is_not_done_is_refused_by_name(
 ) -> None:
     async with staged(scripted("yes")) as stage:
         session, _ = await stage.open()
-        asks = {"input": "Hi"} if path == "responses" else {"messages": turns("Hi")}
+        asks = {"input": "Hi"} if path.startswith("responses") else {"messages": turns("Hi")}
         answer = await stage.http.post(f"/sessions/{session}/v1/{path}", json={"model": "policy", **asks, **body})
     assert answer.status_code == 400
     told = answer.json()
     assert told["error"]["type"] == "invalid_request_error"
-    assert (told.get("type") == "error") == (path == "messages")
+    assert (told.get("type") == "error") == path.startswith("messages")
     with pytest.raises(AssertionError, match=complaint):
         raise AssertionError(told["error"]["message"])
 
