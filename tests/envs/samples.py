@@ -99,6 +99,10 @@ class Probe(Environment):
         if task.id == "block":
             while True:
                 pass
+        if task.id == "exit":
+            os._exit(3)
+        if task.id == "quit":
+            sys.exit("bye")
         return Observation(task.prompt, info={"pid": os.getpid(), "seed": seed})
 
     async def step(self, action: Action) -> Step:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from quintain.envs import Action, EnvironmentLimits, FailureError
+from quintain.envs import Action, EnvironmentLimits, FailureError, Task, user
 from quintain.failure import FailureKind, Stage
 
 # A deadline and the second within which a slot must be free again; the machine that runs the tests may be busy.
@@ -69,6 +69,18 @@ async def test_a_reset_that_hangs_is_ended_too(strict, task, killed, opened):
         assert (error.value.failure.kind, error.value.failure.stage) == (FailureKind.TIMEOUT, Stage.RESET)
         assert (await (await opened(client)).step(Action.text("end"))).reward == 1.0
     assert strict.metric("worker_restarts") == restarts + killed
+
+
+@pytest.mark.parametrize("task", ["exit", "quit", "raise"])
+async def test_a_reset_that_dies_costs_its_own_episode_and_its_slot_is_free_at_once(strict, task, opened):
+    strict.wait_metric("workers", lambda n: n == 2)
+    async with strict.client() as client:
+        began = time.monotonic()
+        with pytest.raises(FailureError) as error:
+            await client.episode().reset(Task(task, (user("?"),), "x"), seed=0)
+        assert (error.value.failure.kind, error.value.failure.stage) == (FailureKind.CRASHED, Stage.RESET)
+        assert (await (await opened(client)).step(Action.text("end"))).reward == 1.0
+        assert time.monotonic() - began < FREE_WITHIN_S + SLACK_S
 
 
 async def test_a_blocked_worker_takes_only_its_own_episodes_with_it(serve, failed):
