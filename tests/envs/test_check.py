@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from click.testing import CliRunner
@@ -24,8 +26,10 @@ from quintain.envs import (
     Observation,
     Step,
     Task,
+    ToolEnv,
     check_environment,
     resolve,
+    tool,
     user,
 )
 from quintain.envs.check import CHECKS, checks_of
@@ -139,6 +143,70 @@ class Telling(Sound):
         return [Task(f"task {i}", (user("?"),), f"answer-{i}") for i in range(3)]
 
 
+class Blabbing(ToolEnv):
+    """One of its tools gives the answer away."""
+
+    @classmethod
+    def tasks(cls, split):
+        return [Task(f"task {i}", (user("?"),), f"answer-{i}") for i in range(3)]
+
+    async def reset(self, task, *, seed):
+        self.task = task
+        return await super().reset(task, seed=seed)
+
+    @tool
+    def wait(self, seconds: float) -> str:
+        """Wait."""
+        return f"{seconds} s have gone by"
+
+    @tool
+    def look_up(self, kind: Literal["word", "name"], times: int) -> str:
+        """Look something up."""
+        return f"{kind}: {self.task.reference}" * times
+
+    def score(self, answer, reference):
+        return float(answer == reference)
+
+
+class Shallow(Sound):
+    """A fork of it counts the same turns."""
+
+    async def reset(self, task, *, seed):
+        self.said = []
+        return Observation(task.prompt)
+
+    async def step(self, action):
+        self.said.append(action)
+        return Step(Observation((user(str(len(self.said))),)), 0.0, len(self.said) >= 3)
+
+    async def fork(self):
+        return copy.copy(self)
+
+
+class Forking(Shallow):
+    """A fork of it counts its own."""
+
+    async def fork(self):
+        return copy.deepcopy(self)
+
+
+class Whimsical(Sound):
+    """Its verdict on what is right depends on nothing."""
+
+    ticks = itertools.count(1)
+
+    async def step(self, action):
+        return Step(Observation(), float(action.content == self.task.reference and next(self.ticks)), True)
+
+    @classmethod
+    def solution(cls, task):
+        return [Action.text(task.reference)]
+
+    @classmethod
+    def tasks(cls, split):
+        return [Task(f"task {i}", (user("?"),), f"answer-{i}") for i in range(3)]
+
+
 class Unsolved(Sound):
     """Its own solution earns less than nothing at all."""
 
@@ -211,6 +279,12 @@ class Elsewhere(Sound):
         return Step(Observation(), float(os.environ["CHECKED_IN"] == str(os.getpid())), True)
 
 
+class Blocking(Sound):
+    async def step(self, action):
+        while True:
+            pass
+
+
 class Dying(Sound):
     async def step(self, action):
         os._exit(3)
@@ -222,7 +296,7 @@ class Broken(Sound):
         raise FailureError(Failure.of(FailureKind.CRASHED, Stage.TASKS, "no disk"))
 
 
-@pytest.mark.parametrize("cls", [Sound, MathEnv])
+@pytest.mark.parametrize("cls", [Sound, Forking, MathEnv])
 async def test_a_sound_environment_has_no_problems(cls):
     assert await check_environment(cls) == []
 
@@ -232,6 +306,9 @@ FLAWS = [
     (Chatty, "secrecy", "the info of its tasks or observations shows the reference"),
     (Generous, "secrecy", "the info of its tasks or observations shows the reference"),
     (Telling, "secrecy", "or what is said does"),
+    (Blabbing, "secrecy", "or what is said does"),
+    (Whimsical, "determinism", "the solution of task 'task 0': the same seed and actions gave two different"),
+    (Shallow, "fork", "a fork of task 'task 0' with the answer '': it goes on otherwise"),
     (Silent, "messages", "the first observation has no message"),
     (Opaque, "episodes", "an observation's info['x'] is of type type"),
     (Fragile, "episodes", "the reward must be a finite number, not nan"),
@@ -249,6 +326,7 @@ FLAWS = [
     (Clinging, "sessions", "were not closed after the end"),
     (Enormous, "gymnasium", "AssertionError"),
     (f"{__file__}:Elsewhere", "faces", "the other way"),
+    (f"{__file__}:Blocking", "episodes", "blocked its process past the deadline; the process was killed"),
     (f"{__file__}:Dying", "episodes", "the process that ran the environment died"),
 ]
 
@@ -257,7 +335,8 @@ FLAWS = [
 async def test_each_flaw_fails_its_check_and_says_why(env, name, complaint, monkeypatch):
     monkeypatch.setenv("CHECKED_IN", str(os.getpid()))
     quick = {"tasks": 1, "answers": [""]} if env is Clinging or isinstance(env, str) else {}
-    found = {check.name: check for check in await checks_of(env, step_s=0.3 if isinstance(env, type) else 20, **quick)}
+    step_s = 0.3 if env in (Clinging, Hanging) else 3 if "Blocking" in str(env) else 20
+    found = {check.name: check for check in await checks_of(env, step_s=step_s, **quick)}
     assert tuple(found) == tuple(CHECKS)
     assert any(complaint in problem for problem in found[name].problems), found
 
@@ -287,7 +366,7 @@ async def test_every_built_in_environment_passes(name, tmp_path, monkeypatch):
     write_task(tmp_path / "task", HELLO)
     found = await checks_of(resolve(name), options=OPTIONS.get(name), tasks=2)
     assert not [check for check in found if check.problems]
-    assert {check.name for check in found if check.skipped} <= {"solution", "floor"}
+    assert {check.name for check in found if check.skipped} <= {"solution", "floor", "fork"}
 
 
 async def test_a_server_is_checked_by_what_can_be_seen_from_outside(serve):
