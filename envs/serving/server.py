@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -32,10 +32,11 @@ from quintain.envs.serving.wire import (
     schema,
 )
 from quintain.failure import FailureKind, Stage
-from quintain.serving.app import Page, application, json_answer, metrics_page, read_body
+from quintain.serving.app import Page, PageRequest, WholePage, application, json_answer, metrics_page
 from quintain.serving.metrics import Metrics
 from quintain.serving.refusals import read, refused
 from quintain.serving.tokens import Tokens
+from quintain.serving.websocket import PageAnswer
 from quintain.verifiers.service.jobs import Jobs
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.pages import VerifyPages
@@ -52,18 +53,22 @@ class EnvApp:
         self._sessions = sessions
         self._jobs = Jobs(AccessPolicy(), ServiceLimits(body_bytes=sessions.limits.body_bytes), metrics)
         openenv = OpenEnvPages(sessions)
-        played = (
-            Page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step, body=StepRequest, answer=StepAnswer),
-            Page("POST", "/v1/episodes", Stage.RESET, self._create, body=CreateEpisode, answer=EpisodeCreated),
-            Page("POST", "/v1/episodes/{id}/fork", Stage.RESET, self._fork, body=ForkRequest, answer=EpisodeStatus),
-            Page("POST", "/v1/episodes/{id}/mcp", Stage.STEP, self._mcp),
-            Page("GET", "/v1/episodes/{id}", Stage.STEP, self._status, answer=EpisodeStatus),
-            Page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close, answer=EpisodeStatus),
-            Page("GET", "/v1/tasks", Stage.TASKS, self._tasks, answer=TaskPage),
-            Page("GET", "/metadata", Stage.TASKS, self._describe, answer=Metadata),
-        )
+
+        def page(
+            method: str, path: str, stage: Stage, answered: Callable[[PageRequest], Any], *kinds: type | None
+        ) -> Page:
+            body, answer = kinds
+            return Page(method, path, stage, WholePage(answered, sessions.limits.body_bytes), body=body, answer=answer)
+
         pages = (
-            *played,
+            page("POST", "/v1/episodes/{id}/step", Stage.STEP, self._step, StepRequest, StepAnswer),
+            page("POST", "/v1/episodes", Stage.RESET, self._create, CreateEpisode, EpisodeCreated),
+            page("POST", "/v1/episodes/{id}/fork", Stage.RESET, self._fork, ForkRequest, EpisodeStatus),
+            page("POST", "/v1/episodes/{id}/mcp", Stage.STEP, self._mcp, None, None),
+            page("GET", "/v1/episodes/{id}", Stage.STEP, self._status, None, EpisodeStatus),
+            page("DELETE", "/v1/episodes/{id}", Stage.CLOSE, self._close, None, EpisodeStatus),
+            page("GET", "/v1/tasks", Stage.TASKS, self._tasks, None, TaskPage),
+            page("GET", "/metadata", Stage.TASKS, self._describe, None, Metadata),
             *VerifyPages(self._jobs, AccessPolicy()).pages(),
             *openenv.pages(),
             Page("GET", "/schema", Stage.REQUEST, self._schema),
@@ -71,47 +76,43 @@ class EnvApp:
             Page("GET", "/health", Stage.REQUEST, self._health, open=True),
         )
         sockets = {"/ws": openenv.socket}
-        self.under_way: set[asyncio.Task[None]] = set()
-        self.asgi = application(
-            pages, metrics, tokens or Tokens(), multiplexed=played, under_way=self.under_way, sockets=sockets
-        )
+        self.under_way: set[asyncio.Future[Any]] = set()
+        self.asgi = application(pages, metrics, tokens or Tokens(), under_way=self.under_way, sockets=sockets)
 
     async def close(self) -> None:
         """Close the verifiers."""
         await self._jobs.close()
 
-    async def _create(self, request: Request) -> Response:
-        asked = read(await self._body(request), CreateEpisode, Stage.RESET)
-        return json_answer(await self._sessions.create(asked, request.state.holder), 201)
+    async def _create(self, asked: PageRequest) -> PageAnswer:
+        request = read(asked.body, CreateEpisode, Stage.RESET)
+        return PageAnswer(await self._sessions.create(request, asked.holder), 201)
 
-    async def _step(self, request: Request) -> Response:
-        asked = read(await self._body(request), StepRequest, Stage.STEP)
-        return json_answer(await self._sessions.step(request.path_params["id"], asked))
+    def _step(self, asked: PageRequest) -> asyncio.Future[str]:
+        return self._sessions.step(asked.path["id"], read(asked.body, StepRequest, Stage.STEP))
 
-    async def _fork(self, request: Request) -> Response:
-        asked = read(await self._body(request), ForkRequest, Stage.RESET)
-        forked = await self._sessions.fork(request.path_params["id"], asked, request.state.holder)
-        return json_answer(to_json(forked), 201)
+    async def _fork(self, asked: PageRequest) -> PageAnswer:
+        request = read(asked.body, ForkRequest, Stage.RESET)
+        return PageAnswer(to_json(await self._sessions.fork(asked.path["id"], request, asked.holder)), 201)
 
-    async def _mcp(self, request: Request) -> Response:
-        answer = await mcp_answer(self._sessions, request.path_params["id"], await self._body(request))
-        return Response(status_code=202) if answer is None else json_answer(json.dumps(answer))
+    async def _mcp(self, asked: PageRequest) -> PageAnswer:
+        answer = await mcp_answer(self._sessions, asked.path["id"], asked.body)
+        return PageAnswer("", 202) if answer is None else PageAnswer(json.dumps(answer))
 
-    async def _status(self, request: Request) -> Response:
-        return json_answer(to_json(self._sessions.status(request.path_params["id"])))
+    def _status(self, asked: PageRequest) -> str:
+        return to_json(self._sessions.status(asked.path["id"]))
 
-    async def _close(self, request: Request) -> Response:
-        return json_answer(to_json(self._sessions.close(request.path_params["id"])))
+    def _close(self, asked: PageRequest) -> str:
+        return to_json(self._sessions.close(asked.path["id"]))
 
-    async def _tasks(self, request: Request) -> Response:
-        query = request.query_params
+    async def _tasks(self, asked: PageRequest) -> str:
+        query = asked.query
         if unknown := sorted(set(query) - {"split", "start", "count"}):
             raise refused(f"/v1/tasks has no parameter {unknown[0]!r}: split, start, count", Stage.TASKS, status=400)
         start, count = _integer(query, "start", 0), _integer(query, "count", min(PAGE, MAX_TASKS))
-        return json_answer(await self._sessions.tasks(query.get("split", "train"), start, count))
+        return await self._sessions.tasks(query.get("split", "train"), start, count)
 
-    async def _describe(self, request: Request) -> Response:
-        return json_answer(await self._sessions.describe())
+    async def _describe(self, asked: PageRequest) -> str:
+        return await self._sessions.describe()
 
     async def _schema(self, request: Request) -> Response:
         return json_answer(json.dumps({**schema(), **SCHEMA}))
@@ -120,9 +121,6 @@ class EnvApp:
         if not self._sessions.ready:
             raise refused("no worker process is running yet", Stage.REQUEST, FailureKind.UNREACHABLE)
         return json_answer('{"status": "healthy"}')
-
-    async def _body(self, request: Request) -> bytes:
-        return await read_body(request, self._sessions.limits.body_bytes)
 
 
 def _integer(query: Mapping[str, Any], name: str, default: int) -> int:

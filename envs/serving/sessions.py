@@ -13,6 +13,7 @@ What always holds:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -53,12 +54,12 @@ class _Record:
     opened: str = ""
     failure: FailureError | None = None
     kept_bytes: int = 0  # of its answers, once it has ended
-    work: asyncio.Task[None] | None = None
-    alone: asyncio.Lock = field(default_factory=asyncio.Lock)  # of what its environment is asked
+    work: asyncio.Future[Any] | None = None
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)  # while its environment makes another
 
     @property
     def busy(self) -> bool:
-        return self.work is not None and not self.work.done()
+        return self.episode.busy or (self.work is not None and not self.work.done())
 
 
 class Sessions:
@@ -80,7 +81,7 @@ class Sessions:
         self._records: dict[str, _Record] = {}
         self._finished: deque[_Record] = deque()
         self._finished_bytes = 0
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Future[Any]] = set()
         self.unclosed = 0
         """Environments whose `close` failed, or came to no end."""
         metrics.counter("episodes_total", "Episodes that came to an end, by how.")
@@ -147,30 +148,41 @@ class Sessions:
             raise record.failure or self._stopping(Stage.RESET)
         return record.opened
 
-    async def step(self, episode_id: str, request: StepRequest) -> str:
-        """Play a turn, or answer again for one that was played: a `StepAnswer` as JSON."""
+    def step(self, episode_id: str, request: StepRequest) -> asyncio.Future[str]:
+        """Play a turn, or answer again for one that was played: a `StepAnswer` as JSON. Raises FailureError."""
         record = self._find(episode_id, Stage.STEP)
-        episode, turn = record.episode, request.turn
-        decision = episode.ask(turn, request.action)
+        episode = record.episode
+        decision = episode.ask(request.turn, request.action)
         if isinstance(decision, Refuse):
             if episode.state is EpisodeState.FAILED and record.failure is not None:
                 raise refused(record.failure.failure.message, Stage.STEP, record.failure.failure.kind, status=409)
             raise self._conflict(Stage.STEP, decision.reason)
         if isinstance(decision, PlayTurn):
-            record.work = self._spawn(self._advance(record, request))
+            self._advance(record, request)
         else:
             self._metrics.add("replays_total")
-        if not isinstance(decision, Replay):
-            await self._settled(record)
-        record.touched = self._clock()
-        if episode.state is EpisodeState.CLOSED:
-            raise self._conflict(Stage.STEP, "the episode was closed meanwhile", FailureKind.CANCELLED)
-        if turn >= len(episode.answers):
-            raise self._stopping(Stage.STEP)
-        answer = episode.answers[turn]
-        if isinstance(answer, Failure):
-            raise FailureError(answer)
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        if isinstance(decision, Replay) or record.work is None:
+            self._tell(record, request.turn, answer)
+        else:  # it goes on though the one who waits is gone
+            record.work.add_done_callback(lambda _: self._tell(record, request.turn, answer))
         return answer
+
+    def _tell(self, record: _Record, turn: int, answer: asyncio.Future[str]) -> None:
+        """Resolve `answer` with what turn `turn` came to, unless nobody waits for it any longer."""
+        record.touched = self._clock()
+        episode = record.episode
+        if answer.done():
+            return
+        if episode.state is EpisodeState.CLOSED:
+            why = "the episode was closed meanwhile"
+            answer.set_exception(self._conflict(Stage.STEP, why, FailureKind.CANCELLED))
+        elif turn >= len(episode.answers):
+            answer.set_exception(self._stopping(Stage.STEP))
+        elif isinstance(said := episode.answers[turn], Failure):
+            answer.set_exception(FailureError(said))
+        else:
+            answer.set_result(said)
 
     async def fork(self, episode_id: str, request: ForkRequest, holder: str = ANYBODY) -> EpisodeStatus:
         """Begin an episode for `holder` on the same task and seed, and play the first turns of this one in it again;
@@ -308,19 +320,34 @@ class Sessions:
             record.opened, record.episode.actions, record.episode.answers = mine[0], actions, [*mine[1:]]
         return record.episode.state is not EpisodeState.CREATED
 
-    async def _advance(self, record: _Record, request: StepRequest) -> None:
-        async with record.alone:
-            reply = await self._timed(Advance(record.id, request.action), self.limits.step_s)
-        record.touched = self._clock()
-        if record.episode.state is not EpisodeState.RUNNING:
-            return
-        if reply.failure is not None:
-            self._fail(record, reply.failure)
-            return
-        turn, state = request.turn + 1, EpisodeState.DONE if reply.ended else EpisodeState.RUNNING
-        record.episode.answered(self._answer(record, reply.body, turn, state), ended=reply.ended)
-        if reply.ended:
-            self._end(record, "done", turn)
+    def _advance(self, record: _Record, request: StepRequest) -> None:
+        advance, began = Advance(record.id, request.action), time.monotonic()
+
+        def advanced(work: asyncio.Future[Reply]) -> None:
+            self._background.discard(work)
+            if work.cancelled():
+                return
+            reply = self._reply(advance, began, work)
+            record.touched = self._clock()
+            if record.episode.state is not EpisodeState.RUNNING:
+                return
+            if reply.failure is not None:
+                self._fail(record, reply.failure)
+                return
+            turn, state = request.turn + 1, EpisodeState.DONE if reply.ended else EpisodeState.RUNNING
+            record.episode.answered(self._answer(record, reply.body, turn, state), ended=reply.ended)
+            if reply.ended:
+                self._end(record, "done", turn)
+
+        async def after_forking() -> Reply:
+            async with record.alone:
+                return await self._backend.call(advance, time.monotonic() + self.limits.step_s)
+
+        forking = record.alone.locked()
+        reply = after_forking() if forking else self._backend.call(advance, began + self.limits.step_s)
+        record.work = asyncio.ensure_future(reply)
+        self._background.add(record.work)
+        record.work.add_done_callback(advanced)  # the first to be told: whoever waits for the turn finds its answer
 
     def _answer(self, record: _Record, body: str, turn: int = 0, state: EpisodeState = EpisodeState.RUNNING) -> str:
         # what the environment says is passed on unread; an id has nothing that JSON would escape
@@ -390,8 +417,15 @@ class Sessions:
 
     async def _timed(self, request: Request, within_s: float) -> Reply:
         began = time.monotonic()
+        work = asyncio.ensure_future(self._backend.call(request, began + within_s))
+        with contextlib.suppress(Exception):  # `_reply` looks at it
+            await work
+        return self._reply(request, began, work)
+
+    def _reply(self, request: Request, began: float, work: asyncio.Future[Reply]) -> Reply:
+        """What `request` came to, and count its time."""
         try:
-            reply = await self._backend.call(request, began + within_s)
+            reply = work.result()
         except Exception:  # the boundary: a mistake of ours must not leave an episode hanging
             log.exception("%s failed", request.op)
             failure = Failure.of(FailureKind.CRASHED, stage_of(request), "the server made a mistake: see its log")

@@ -15,7 +15,6 @@ What always holds:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import sys
@@ -81,6 +80,18 @@ class _Live:
     running: asyncio.Task[Any] | None = None
 
 
+class _Bounded(asyncio.Future[T]):
+    """What `work` comes to; cancelling it cancels the work."""
+
+    def __init__(self, work: asyncio.Future[Any]) -> None:
+        super().__init__(loop=work.get_loop())
+        self._work = work
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        self._work.cancel()
+        return super().cancel(msg)
+
+
 class Host:
     """The live environments of `bound`, by episode id. Deadlines are points in time of `time.monotonic`.
 
@@ -102,42 +113,64 @@ class Host:
         """Whether code that was cancelled, or that reads tasks, goes on past its deadline."""
         return bool(self._stuck or self._late)
 
-    async def answer(self, call: WorkerCall) -> Reply:
-        """The reply to `call`; never raises."""
+    def answer(self, call: WorkerCall) -> asyncio.Future[Reply]:
+        """The reply to `call`, never an exception. Cancelling it cancels what was asked for."""
+        if not isinstance(call.request, Advance):
+            return asyncio.ensure_future(self._answered(call))
         try:
-            body, ended = await self._do(call)
+            stepping = self._stepping(call.request.episode, call.request.action, call.deadline)
         except FailureError as error:
-            if error.__cause__ is not None and error.failure.kind is not FailureKind.CANCELLED:
-                log.warning("%s", _where(call), exc_info=error.__cause__)
-            return Reply(call.id, failure=error.failure, stuck=self.stuck)
-        return Reply(call.id, body, ended, stuck=self.stuck)
+            reply = asyncio.get_running_loop().create_future()
+            reply.set_result(self._failed(call, error))
+            return reply
+        reply = _Bounded(stepping)
 
-    async def _do(self, call: WorkerCall) -> tuple[str, bool]:
+        def stepped(stepping: asyncio.Future[Any]) -> None:
+            if reply.done():
+                return
+            try:
+                step = _expect(Step, stepping.result(), Stage.STEP)
+                reply.set_result(Reply(call.id, _encoded(step, Stage.STEP), step.ended, stuck=self.stuck))
+            except FailureError as error:
+                reply.set_result(self._failed(call, error))
+
+        stepping.add_done_callback(stepped)
+        return reply
+
+    async def _answered(self, call: WorkerCall) -> Reply:
+        try:
+            return Reply(call.id, await self._do(call), stuck=self.stuck)
+        except FailureError as error:
+            return self._failed(call, error)
+
+    def _failed(self, call: WorkerCall, error: FailureError) -> Reply:
+        if error.__cause__ is not None and error.failure.kind is not FailureKind.CANCELLED:
+            log.warning("%s", _where(call), exc_info=error.__cause__)
+        return Reply(call.id, failure=error.failure, stuck=self.stuck)
+
+    async def _do(self, call: WorkerCall) -> str:
         request, deadline = call.request, call.deadline
         if isinstance(request, Open):
             task = request.origin or request.task
             if task is None:
                 raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, "give a task or its place"))
             observation, task_id = await self.open(request.episode, task, request.seed, deadline)
-            return _encoded(Opened(observation, task_id), Stage.RESET), False
+            return _encoded(Opened(observation, task_id), Stage.RESET)
         if isinstance(request, Fork):
-            return "{}" if await self.fork(request.source, request.episode, deadline) else "", False
-        if isinstance(request, Advance):
-            step = await self.step(request.episode, request.action, deadline)
-            return _encoded(step, Stage.STEP), step.ended
+            return "{}" if await self.fork(request.source, request.episode, deadline) else ""
         if isinstance(request, Close):
             await self.close(request.episode, deadline)
         elif isinstance(request, ReadTasks):
             size, tasks = await self.page(request.split, request.start, request.count, deadline)
             public = [PublicTask.of(t, TaskOrigin(request.split, request.start + i)) for i, t in enumerate(tasks)]
-            return _encoded(TaskPage(request.split, request.start, size, tuple(public)), Stage.TASKS), False
+            return _encoded(TaskPage(request.split, request.start, size, tuple(public)), Stage.TASKS)
         elif isinstance(request, Describe):
             cls = self.bound.cls
             name = cls.__name__ if ":" in self.spec else self.spec  # a spec may be a path, which is nobody's business
             about = one_line((cls.__doc__ or "").strip().partition("\n\n")[0])
             described = Metadata(name, about, cls.version, await self.sizes(deadline), places=self.bound.places)
-            return _encoded(described, Stage.TASKS), False
-        return "", False
+            return _encoded(described, Stage.TASKS)
+        return ""
 
     async def open(
         self, episode: str, task: Task | TaskOrigin, seed: int | None, deadline: float
@@ -175,8 +208,11 @@ class Host:
 
     async def step(self, episode: str, action: Action, deadline: float) -> Step:
         """Step the environment of `episode`."""
+        return _expect(Step, await self._stepping(episode, action, deadline), Stage.STEP)
+
+    def _stepping(self, episode: str, action: Action, deadline: float) -> asyncio.Future[Any]:
         live, env = self._found(episode, Stage.STEP)
-        return _expect(Step, await self._bounded(Stage.STEP, deadline, lambda: env.step(action), live), Stage.STEP)
+        return self._bounded(Stage.STEP, deadline, lambda: env.step(action), live)
 
     async def close(self, episode: str, deadline: float) -> None:
         """Cancel what `episode` is doing and close its environment; one that is unknown is closed already."""
@@ -264,23 +300,43 @@ class Host:
             message = f"{type(error).__name__} in {self.bound.cls.__name__}.tasks: the environment's log has the rest"
             raise FailureError(Failure.of(FailureKind.CRASHED, Stage.TASKS, message)) from error
 
-    async def _bounded(self, stage: Stage, deadline: float, run: Callable[[], Awaitable[T]], live: _Live) -> T:
-        live.running = task = asyncio.create_task(_contained(run))
-        try:
-            done, _ = await asyncio.wait({task}, timeout=_left(deadline))
-        except asyncio.CancelledError:
+    def _bounded(self, stage: Stage, deadline: float, run: Callable[[], Awaitable[T]], live: _Live) -> _Bounded[T]:
+        """What `run` comes to, or a FailureError: at the deadline, or a moment after, if it does not end then."""
+        loop = asyncio.get_running_loop()
+        live.running = task = loop.create_task(_contained(run))
+        outcome = _Bounded[T](task)
+
+        def overdue() -> None:
             task.cancel()
-            raise
-        if not done:
-            task.cancel()
-            if not (await asyncio.wait({task}, timeout=CANCEL_GRACE_S))[0]:
-                self._goes_on(task)
-            raise FailureError(Failure.of(FailureKind.TIMEOUT, stage, f"the environment's {stage} took too long"))
-        try:
-            return task.result()
-        except (Exception, asyncio.CancelledError) as error:  # the boundary
-            failure = _located(_failure_of(error, stage), error, self.bound.cls)
-            raise FailureError(_discreet(failure, error, live.task)) from error
+            timers.append(loop.call_later(CANCEL_GRACE_S, given_up))
+
+        def given_up() -> None:
+            self._goes_on(task)
+            late()
+
+        def late() -> None:
+            if not outcome.done():
+                failure = Failure.of(FailureKind.TIMEOUT, stage, f"the environment's {stage} took too long")
+                outcome.set_exception(FailureError(failure))
+
+        def ended(task: asyncio.Task[T]) -> None:
+            for timer in timers:
+                timer.cancel()
+            if len(timers) > 1:
+                late()
+            if outcome.done():
+                return
+            try:
+                outcome.set_result(task.result())
+            except (Exception, asyncio.CancelledError) as error:  # the boundary
+                failure = _located(_failure_of(error, stage), error, self.bound.cls)
+                failed = FailureError(_discreet(failure, error, live.task))
+                failed.__cause__ = error
+                outcome.set_exception(failed)
+
+        timers = [loop.call_at(deadline, overdue)]
+        task.add_done_callback(ended)
+        return outcome
 
     def _goes_on(self, task: asyncio.Task[Any]) -> None:
         """Keep an eye on code that was cancelled and does not end."""
@@ -359,18 +415,17 @@ def _where(call: WorkerCall) -> str:
 async def serve(sock: socket.socket, host: Host) -> None:
     """Answer the calls that come on `sock` until it closes."""
     reader, writer = await asyncio.open_unix_connection(sock=sock)
-    answering: set[asyncio.Task[None]] = set()
+    answering: set[asyncio.Future[Reply]] = set()
 
-    async def answer(call: WorkerCall) -> None:
-        reply = await host.answer(call)
-        with contextlib.suppress(ConnectionError):  # nobody waits for it any longer
-            writer.write(framed(reply))
-            await writer.drain()
+    def written(done: asyncio.Future[Reply]) -> None:
+        answering.discard(done)
+        if not done.cancelled():
+            writer.write(framed(done.result()))  # never waits: the front reads on, whatever it does
 
     while (call := await receive(reader, WorkerCall)) is not None:
-        task = asyncio.create_task(answer(call))
-        answering.add(task)
-        task.add_done_callback(answering.discard)
+        answer = host.answer(call)
+        answering.add(answer)
+        answer.add_done_callback(written)
     await host.close_all(time.monotonic() + CLOSE_ALL_S)
     writer.close()
 

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -70,7 +70,7 @@ class Backend(Protocol):
         `lost` is told of episodes that died without being asked anything. Raises QuintainError.
         """
 
-    async def call(self, request: Request, deadline: float) -> Reply:
+    def call(self, request: Request, deadline: float) -> Awaitable[Reply]:
         """Do `request` before `deadline` (monotonic seconds). Never raises: what broke is in the reply."""
 
     async def stop(self) -> None:
@@ -344,9 +344,9 @@ class Inline:
         """Nothing to start, and nothing that could be lost."""
         return self._host.bound.places
 
-    async def call(self, request: Request, deadline: float) -> Reply:
+    def call(self, request: Request, deadline: float) -> asyncio.Future[Reply]:
         """The host's reply."""
-        return await self._host.answer(WorkerCall(0, deadline, request))
+        return self._host.answer(WorkerCall(0, deadline, request))
 
     async def stop(self) -> None:
         """Close every environment."""

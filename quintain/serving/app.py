@@ -13,13 +13,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match, Route, WebSocketRoute
+from starlette.routing import Route, WebSocketRoute, compile_path
 from starlette.types import Lifespan
 from starlette.websockets import WebSocket
 
@@ -30,8 +33,8 @@ from quintain.serving.logs import tell
 from quintain.serving.metrics import CONTENT_TYPE, Metrics
 from quintain.serving.openapi import openapi
 from quintain.serving.refusals import FailureBody, refused, retry_after_of, status_of
-from quintain.serving.tokens import Role, Tokens
-from quintain.serving.websocket import RequestSocket
+from quintain.serving.tokens import ANYBODY, Role, Tokens
+from quintain.serving.websocket import PageAnswer, RequestSocket
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +61,44 @@ class Page:
     answer: type | None = None
 
 
+@dataclass(slots=True)
+class PageRequest:
+    """A request that has come in whole: what its path and its query say, its body, and whose token it came with."""
+
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: bytes
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class WholePage:
+    """A page's handler that `answer`s requests of at most `limit_bytes`, each in one piece: a text is a good answer.
+
+    Such a page is also reached over a socket that many requests share (`SOCKET_PATH`).
+    """
+
+    answer: Callable[[PageRequest], str | PageAnswer | Awaitable[str | PageAnswer]]
+    limit_bytes: int
+
+    async def __call__(self, request: Request) -> Response:
+        body = await read_body(request, self.limit_bytes)
+        found = self.answer(PageRequest(request.path_params, request.query_params, body, request.state.holder))
+        return _response(_answer(found if isinstance(found, str | PageAnswer) else await found))
+
+
 def application(
     pages: Sequence[Page],
     metrics: Metrics,
     tokens: Tokens,
     *,
-    multiplexed: Sequence[Page] = (),
-    under_way: set[asyncio.Task[None]] | None = None,
+    under_way: set[asyncio.Future[Any]] | None = None,
     sockets: Mapping[str, Socket] | None = None,
     lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
     """The application of `pages`, of `/openapi.json` about them, and of WebSockets by their paths: all ask for tokens.
 
-    Those that are `multiplexed`, each of which answers in one piece, are also reached over one socket (`SOCKET_PATH`);
-    `under_way` has what is being answered there.
+    `under_way` has what is being answered on sockets that many requests share.
     `state.holder`, of a request or a socket, is the name of whose token it came with.
     """
     metrics.counter("requests_total", "HTTP requests, by route and status.")
@@ -85,35 +112,66 @@ def application(
     pages = (*pages, Page("GET", "/openapi.json", Stage.REQUEST, describe))
     known = ", ".join(dict.fromkeys(page.path for page in pages if "{" not in page.path))
 
+    def unknown(method: str, path: str, detail: str) -> str:
+        message = f"{method} {path[:100]}: {detail}; the pages are {known}"
+        return to_json(FailureBody(Failure.of(FailureKind.REJECTED, Stage.REQUEST, message)))
+
     async def no_such_page(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path[:100]}: {error.detail}; the pages are {known}"
-        failure = Failure.of(FailureKind.REJECTED, Stage.REQUEST, message)
-        return Response(
-            to_json(FailureBody(failure)), error.status_code, headers=error.headers, media_type="application/json"
-        )
+        said = unknown(request.method, request.url.path, error.detail)
+        return Response(said, error.status_code, headers=error.headers, media_type="application/json")
 
-    routes = {page: Route(page.path, _bounded(page, metrics, tokens), methods=[page.method]) for page in pages}
-    working: set[asyncio.Task[None]] = set() if under_way is None else under_way
-    at_socket = [routes[page] for page in multiplexed]
+    working = set() if under_way is None else under_way
+    shared = [(page, page.handler, compile_path(page.path)[0]) for page in pages if isinstance(page.handler, WholePage)]
 
-    async def respond(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]]) -> Response:
-        status = 404
-        for route in at_socket:
-            match, more = route.matches(scope)
-            if match is Match.FULL:
-                answer: Response = await route.endpoint(Request({**scope, **more}, receive))
-                return answer
-            status = 405 if match is Match.PARTIAL else status
-        return await no_such_page(Request(scope), HTTPException(status))
+    def asked(
+        given: Mapping[str, str], method: str, target: str, body: bytes, say: Callable[[PageAnswer], None]
+    ) -> None:
+        path, _, query = target.partition("?")
+        path = unquote(path)
+        status = HTTPStatus.NOT_FOUND
+        for page, whole, pattern in shared:  # noqa: B007
+            if (found := pattern.match(path)) is not None and page.method == method:
+                break
+            status = status if found is None else HTTPStatus.METHOD_NOT_ALLOWED
+        else:
+            return say(PageAnswer(unknown(method, path, status.phrase), status))
+
+        def ended(answer: str | PageAnswer) -> None:
+            answer = _answer(answer)
+            _count(metrics, page, values.get("id"), holder, answer.status, began)
+            say(answer)
+
+        def answered(future: asyncio.Future[str | PageAnswer]) -> None:
+            working.discard(future)
+            try:
+                ended(future.result())
+            except (Exception, asyncio.CancelledError) as error:
+                ended(_failed(page, error))
+
+        values, holder, began = found.groupdict(), None, time.monotonic()
+        try:
+            holder = _holder(page, tokens, given, values.get("id"))
+            if len(body) > whole.limit_bytes:
+                raise _too_long(whole.limit_bytes)
+            answer = whole.answer(
+                PageRequest(values, dict(parse_qsl(query, keep_blank_values=True)) if query else {}, body, holder)
+            )
+        except Exception as error:
+            return ended(_failed(page, error))
+        if isinstance(answer, str | PageAnswer):
+            return ended(answer)
+        future = asyncio.ensure_future(answer)
+        working.add(future)
+        future.add_done_callback(answered)
 
     async def many(connection: WebSocket) -> None:
-        await RequestSocket(connection, respond, working).serve()
+        await RequestSocket(connection, partial(asked, connection.headers), working).serve()
 
-    sockets = {**(sockets or {}), **({SOCKET_PATH: many} if at_socket else {})}
+    sockets = {**(sockets or {}), **({SOCKET_PATH: many} if shared else {})}
     return Starlette(
         routes=[
-            *routes.values(),
+            *(Route(page.path, _bounded(page, metrics, tokens), methods=[page.method]) for page in pages),
             *(WebSocketRoute(path, _guarded(socket, tokens)) for path, socket in sockets.items()),
         ],
         exception_handlers={HTTPException: no_such_page},
@@ -153,11 +211,15 @@ async def read_body(
                 taken(len(chunk))
                 body += chunk
                 if len(body) > limit_bytes:
-                    raise refused(f"a request has at most {limit_bytes} bytes", Stage.REQUEST, FailureKind.TOO_LONG)
+                    raise _too_long(limit_bytes)
     except TimeoutError:
         message = f"the request did not come in whole within {within_s:g} s"
         raise refused(message, Stage.REQUEST, FailureKind.TIMEOUT, status=408) from None
     return bytes(body)
+
+
+def _too_long(limit_bytes: int) -> FailureError:
+    return refused(f"a request has at most {limit_bytes} bytes", Stage.REQUEST, FailureKind.TOO_LONG)
 
 
 async def attended(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]) -> T:
@@ -187,25 +249,31 @@ def _bounded(page: Page, metrics: Metrics, tokens: Tokens) -> Handler:
     async def handle(request: Request) -> Response:
         began, session, holder = time.monotonic(), request.path_params.get("id"), None
         try:
-            if not page.open:
-                given = request.headers if tokens else {}
-                authorization = given.get("authorization") or given.get("x-api-key", "")  # which is Anthropic's way
-                request.state.holder = holder = tokens.admit(authorization, page.role, session).name
+            request.state.holder = holder = _holder(page, tokens, request.headers, session)
             response = await page.handler(request)
-        except FailureError as error:
-            response = _failed(error)
         except ClientDisconnect:
             response = Response(status_code=400)
-        except Exception:  # the boundary: a mistake of ours, never shown to the client
-            log.exception("%s %s failed", request.method, page.path)
-            mistake = "the server made a mistake: its log says which"
-            response = _failed(refused(mistake, page.stage, FailureKind.CRASHED))
-        route, elapsed_s = f"{request.method} {page.path}", round(time.monotonic() - began, 6)
-        metrics.add("requests_total", route=route, status=str(response.status_code))
-        tell("request", route=route, id=session, holder=holder, status=response.status_code, elapsed_s=elapsed_s)
+        except Exception as error:
+            response = _response(_failed(page, error))
+        _count(metrics, page, session, holder, response.status_code, began)
         return response
 
     return handle
+
+
+def _count(metrics: Metrics, page: Page, session: str | None, holder: str | None, status: int, began: float) -> None:
+    route = f"{page.method} {page.path}"
+    metrics.add("requests_total", route=route, status=str(status))
+    elapsed_s = round(time.monotonic() - began, 6)
+    tell("request", route=route, id=session, holder=holder, status=status, elapsed_s=elapsed_s)
+
+
+def _holder(page: Page, tokens: Tokens, headers: Mapping[str, str], session: str | None) -> str:
+    """Whose token a request with `headers` has. Raises Refused where `page` is not for them."""
+    if page.open:
+        return ANYBODY
+    given = (headers.get("authorization") or headers.get("x-api-key", "")) if tokens else ""  # that is Anthropic's way
+    return tokens.admit(given, page.role, session).name
 
 
 def _guarded(socket: Socket, tokens: Tokens) -> Socket:
@@ -221,12 +289,27 @@ def _guarded(socket: Socket, tokens: Tokens) -> Socket:
     return handle
 
 
-def _failed(error: FailureError) -> Response:
-    response = json_answer(to_json(FailureBody(error.failure)), status_of(error))
-    if (wait_s := retry_after_of(error)) is not None:
-        response.headers["retry-after"] = f"{wait_s:g}"
-    if response.status_code in (408, 413):
+def _failed(page: Page, error: BaseException) -> PageAnswer:
+    """The boundary: what is said where `error` came of a request to `page`."""
+    if isinstance(error, asyncio.CancelledError):
+        error = refused("the server is stopping", page.stage, FailureKind.UNREACHABLE)
+    elif not isinstance(error, FailureError):  # a mistake of ours, never shown to the client
+        log.error("%s %s failed", page.method, page.path, exc_info=error)
+        mistake = "the server made a mistake: its log says which"
+        error = refused(mistake, page.stage, FailureKind.CRASHED)
+    return PageAnswer(to_json(FailureBody(error.failure)), status_of(error), retry_after_of(error))
+
+
+def _answer(found: str | PageAnswer) -> PageAnswer:
+    return found if isinstance(found, PageAnswer) else PageAnswer(found)
+
+
+def _response(answer: PageAnswer) -> Response:
+    response = json_answer(answer.text, answer.status) if answer.text else Response(status_code=answer.status)
+    if answer.retry_after_s is not None:
+        response.headers["retry-after"] = f"{answer.retry_after_s:g}"
+    if answer.status in (408, 413):
         response.headers["connection"] = "close"  # or the rest of the request would be read after all
-    if response.status_code == 401:
+    if answer.status == 401:
         response.headers["www-authenticate"] = "Bearer"
     return response

@@ -29,7 +29,8 @@ def begin_logging() -> None:
 
 def tell(event: str, **said: Any) -> None:
     """Log an event, with what is to be said of it; nothing where lines are sentences."""
-    log.info("", extra={"said": {"event": event} | said})
+    if log.isEnabledFor(logging.INFO):
+        log.info("", extra={"said": {"event": event} | said})
 
 
 class _JsonLines(logging.Formatter):

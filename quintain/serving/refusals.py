@@ -7,9 +7,11 @@ fields they do not know; answers may gain fields, and clients ignore those they 
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
+from functools import cache
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from quintain.codec import from_builtins
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
@@ -84,6 +86,11 @@ def _no_constant(name: str) -> None:
 _DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
+@cache
+def _field_names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
+
+
 def read(body: bytes, kind: type[T], stage: Stage, *, lenient: bool = False) -> T:
     """The request of `kind` that `body` is, or Refused (400) with the field's path.
 
@@ -97,7 +104,8 @@ def read(body: bytes, kind: type[T], stage: Stage, *, lenient: bool = False) -> 
         raise refused(f"the request must be JSON: {error}", stage, status=400) from None
     if not isinstance(data, dict):
         raise refused(f"the request must be a JSON object, not {type(data).__name__}", stage, status=400)
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    of: Any = kind  # which mypy does not know to be hashable
+    known = _field_names(of)
     if lenient:
         data = {name: data[name] for name in known if name in data}
     for name in data:

@@ -22,7 +22,7 @@ def quiet_server(
     ready: Callable[[], None],
     *,
     grace_s: int,
-    under_way: Collection[asyncio.Task[None]] = (),
+    under_way: Collection[asyncio.Future[Any]] = (),
     message_bytes: int = 16 << 20,
     silent_s: float = 2 * PING_S,
 ) -> uvicorn.Server:

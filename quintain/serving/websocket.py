@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
-from urllib.parse import unquote
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import msgpack
-from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from quintain.codec import unpack
@@ -26,30 +25,38 @@ UNDER_WAY: Final = 16384
 """Requests on a server's sockets that may be under way: more are read once some of them are answered."""
 INVALID_DATA: Final = 1007
 
-Respond = Callable[[dict[str, Any], Callable[[], Awaitable[Any]]], Awaitable[Response]]
+
+class PageAnswer(NamedTuple):
+    """What is said to a request: JSON text, if any, and how long to wait where it may be asked again."""
+
+    text: str
+    status: int = 200
+    retry_after_s: float | None = None
+
+
+Ask = Callable[[str, str, bytes, Callable[[PageAnswer], None]], None]
 
 
 class RequestSocket:
-    """The requests of one `connection`; `respond` gives the answer to an ASGI scope and its receive.
+    """The requests of one `connection`; `ask` is given method, path, body and whom to tell the answer.
 
     `working` has what is being answered, here and on the server's other sockets.
     """
 
-    def __init__(self, connection: WebSocket, respond: Respond, working: set[asyncio.Task[None]]) -> None:
-        self._connection, self._respond, self._working = connection, respond, working
+    def __init__(self, connection: WebSocket, ask: Ask, working: Collection[asyncio.Future[Any]]) -> None:
+        self._connection, self._ask, self._working = connection, ask, working
         self._answers: list[tuple[int, int, str | None, bytes]] = []
         self._some = asyncio.Event()
 
     async def serve(self) -> None:
-        """Answer until the client hangs up, or says what is no request."""
+        """PageAnswer until the client hangs up, or says what is no request."""
         await self._connection.accept(SOCKET_PROTOCOL)
         writing = asyncio.create_task(self._write())
         try:
             while (said := await self._connection.receive())["type"] != "websocket.disconnect":
                 for number, method, path, body in unpack(said.get("bytes") or b"", list[tuple[int, str, str, bytes]]):
-                    task = asyncio.create_task(self._answer(number, method, path, body))
-                    self._working.add(task)
-                    task.add_done_callback(self._working.discard)
+                    self._ask(method, path, body, partial(self._say, number))
+                await asyncio.sleep(0)  # what was begun goes first
                 while len(self._working) >= UNDER_WAY:
                     await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
         except QuintainError as error:
@@ -58,24 +65,9 @@ class RequestSocket:
         finally:
             writing.cancel()
 
-    async def _answer(self, number: int, method: str, path: str, body: bytes) -> None:
-        path, _, query = path.partition("?")
-        path = unquote(path)
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "query_string": query.encode(),
-            "headers": self._connection.scope["headers"],
-            "state": {},
-        }
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body}
-
-        response = await self._respond(scope, receive)
-        wait_s = response.headers.get("retry-after") if response.status_code >= 400 else None
-        self._answers.append((number, response.status_code, wait_s, bytes(response.body)))
+    def _say(self, number: int, answer: PageAnswer) -> None:
+        wait_s = None if answer.retry_after_s is None else f"{answer.retry_after_s:g}"
+        self._answers.append((number, answer.status, wait_s, answer.text.encode()))
         self._some.set()
 
     async def _write(self) -> None:
