@@ -220,10 +220,12 @@ def _in_docker(sandbox: Mapping[str, Any]) -> bool:
 def reward_in(text: str, *, is_json: bool) -> float:
     """The reward that tests have written: a number, or in JSON an object whose `reward`, or only value, is one.
 
-    Raises ValueError, OverflowError or RecursionError for anything else.
+    As Harbor has it, true is 1, and a number alone is no reward in JSON. Raises ValueError, OverflowError or
+    RecursionError for anything else.
     """
-    said = read_json(text) if is_json else float(text)
-    parts = said if isinstance(said, dict) else {"reward": said}
+    parts = read_json(text) if is_json else {"reward": float(text)}
+    if not isinstance(parts, dict):
+        raise ValueError(f'{text.strip()[:80]!r} is no object, as {{"reward": 1}} is')
     if "reward" not in parts and len(parts) != 1:
         raise ValueError(f"it has {', '.join(parts) or 'nothing'}, and none is called reward")
     if not all(isinstance(part, (int, float)) and math.isfinite(part) for part in parts.values()):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from quintain.config import EnvironmentConfig, ExperimentConfig
 from quintain.failure import FailureError, QuintainError
 from quintain.task import size_of
+
+LOOKED_AT: Final = 256
+"""Tasks of a split, where two are compared."""
 
 
 def check_model(config: ExperimentConfig) -> None:
@@ -44,6 +47,28 @@ def heldout_size(config: ExperimentConfig, environment: EnvironmentConfig, clien
     if wanted == 0:
         raise QuintainError(f"evaluation.split: '{split}' has no tasks: choose another, or leave it out")
     return wanted
+
+
+def told_of_same_tasks(config: ExperimentConfig, environment: EnvironmentConfig, client: Any) -> str | None:
+    """A line about tasks that are held out and trained on, or None where those that are looked at are apart."""
+    if config.evaluation is None:
+        return None
+    trained, heldout = environment.split, environment.heldout_split or config.evaluation.split
+    first = _first(client, heldout)
+    if not (both := first & _first(client, trained)):
+        return None
+    return (
+        f"{environment.label}: {len(both)} of the first {len(first)} tasks of the held-out split '{heldout}' are in"
+        f" '{trained}' too: the held-out figure is also of what was trained on"
+    )
+
+
+def _first(client: Any, split: str) -> set[tuple[Any, ...]]:
+    """The first tasks of `split`, as far as a policy can tell them apart."""
+    source = client.tasks(split)
+    size = size_of(source)
+    tasks = (source[i] for i in range(LOOKED_AT if size is None else min(size, LOOKED_AT)))
+    return {(task.id, task.prompt, task.seed) for task in tasks}
 
 
 def _size(client: Any, split: str, field: str) -> int | None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from quintain.config import ExperimentConfig
 from quintain.config.offline import ReferenceConfig
 from quintain.failure import FailureError, QuintainError
-from quintain.launch.checks import check_model, check_split, heldout_size
+from quintain.launch.checks import check_model, check_split, heldout_size, told_of_same_tasks
 from quintain.launch.display import Display
 from quintain.launch.model_card import hub_repository
 from quintain.launch.ranks import check_ranks, follow_launched, is_follower, start_ranks
@@ -94,6 +94,9 @@ def _train(
     for played, client in zip(config.plays, clients, strict=True):
         check_split(played, client)
     heldout = [heldout_size(config, played, client) for played, client in zip(config.plays, clients, strict=True)]
+    for played, client in zip(config.plays, clients, strict=True):
+        if line := told_of_same_tasks(config, played, client):
+            display.say(line)
     config = settle_dtypes(config, say=display.say, phase=display.phase)
     run.keep(config)
     display.phase("loading the model and starting the rollout server")

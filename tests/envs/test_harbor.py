@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import AsyncIterator
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quintain.envs import Action, HarborEnv, LocalClient, Step
 from quintain.envs.builtin.harbor import reward_in
@@ -136,8 +143,11 @@ async def test_tests_that_write_no_number_are_a_failure_and_no_reward(verifiers,
     [
         ('{"reward": 0.5, "style": 1}', 0.5),
         ('{"accuracy": 1}', 1.0),
-        ("0.25", 0.25),
-        ("-1", -1.0),
+        ('{"reward": -1}', -1.0),
+        ('{"reward": true}', 1.0),
+        ('{"reward": false, "style": true}', 0.0),
+        ("true", None),
+        ("0.25", None),
         ("{}", None),
         ("[1]", None),
         ("null", None),
@@ -277,6 +287,87 @@ def test_a_folder_of_tasks_is_a_data_set_and_another_one_is_held_out(tmp_path):
 async def test_a_task_is_played_in_the_sandbox_of_namespaces_only(verifiers, tmp_path):
     with pytest.raises(QuintainError, match="folders are for backend namespaces, not for process"):
         await last(verifiers, write_task(tmp_path / "hello", HELLO), sandbox={"backend": "process", "unsafe": True})
+
+
+def harbors_rewards(folder: Path) -> Callable[[Path], dict[str, float]]:
+    """What Harbor itself reads in a folder of /logs/verifier, with the lines of its verifier that do so.
+
+    Harbor needs Python 3.12, for f-strings of several lines; these become lines of their own.
+    """
+    wheel = ["--no-deps", "--python-version", "3.12", "--only-binary=:all:", "--target", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-qq", *wheel, "harbor==0.26.0"], check=True)
+    source = (folder / "harbor" / "verifier" / "verifier.py").read_text()
+    read = source[source.index("    def _parse_reward_text") : source.index("    def _resolve_tests")]
+    read = "class Verifier:\n" + re.sub(r"\{\s*\n\s*([^{}\n]+?)\s*\n\s*\}", r"{\1}", read)
+    errors = source[source.index("class VerifierOutputParseError") : source.index("class Verifier(")]
+    theirs: dict[str, Any] = {"json": json, "math": math}
+    for part in (errors, read, (folder / "harbor" / "models" / "verifier" / "result.py").read_text()):
+        exec(part, theirs)
+
+    def rewards(told: Path) -> dict[str, float]:
+        verifier = theirs["Verifier"]()
+        paths = {"reward_json_path": told / "reward.json", "reward_text_path": told / "reward.txt"}
+        verifier.trial_paths = SimpleNamespace(**paths)
+        is_json = paths["reward_json_path"].exists()
+        said = verifier._parse_reward_json() if is_json else verifier._parse_reward_text()
+        return theirs["VerifierResult"](rewards=said).rewards
+
+    return rewards
+
+
+@pytest.mark.slow
+async def test_harbor_itself_reads_the_same_rewards_and_fails_where_it_reads_none(tmp_path, monkeypatch):
+    theirs, told = harbors_rewards(tmp_path / "harbor"), tmp_path / "told"
+
+    def harbor_says(text: str, *, is_json: bool) -> dict[str, float] | None:
+        shutil.rmtree(told, ignore_errors=True)
+        told.mkdir()
+        (told / ("reward.json" if is_json else "reward.txt")).write_text(text)
+        try:
+            return theirs(told)
+        except Exception:
+            return None
+
+    def ours(text: str, *, is_json: bool) -> float | None:
+        try:
+            return reward_in(text, is_json=is_json)
+        except (ValueError, OverflowError, RecursionError):
+            return None
+
+    values = st.one_of(st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.none(), st.just([1]))
+    written = st.one_of(values, st.dictionaries(st.sampled_from(["reward", "style"]), values)).map(json.dumps)
+
+    @given(st.one_of(written, st.text(max_size=6), st.floats().map(str)), st.booleans())
+    @settings(deadline=None)
+    def agree(text: str, is_json: bool) -> None:
+        said, reward = harbor_says(text, is_json=is_json), ours(text, is_json=is_json)
+        if said is None:
+            assert reward is None
+        elif reward is None:  # what Harbor leaves open: which of several is meant
+            assert ("reward" not in said and len(said) != 1) or any(abs(part) > 1e308 for part in said.values())
+        else:
+            assert reward == said.get("reward", next(iter(said.values())))
+
+    agree()
+    read: list[tuple[str, bool]] = []
+
+    def reading(text: str, *, is_json: bool) -> float:
+        read.append((text, is_json))
+        return reward_in(text, is_json=is_json)
+
+    monkeypatch.setattr("quintain.envs.builtin.harbor.reward_in", reading)
+    folder = write_tasks(tmp_path / "many")
+    async with LocalClient(HarborEnv, {"path": str(folder), **FEW}) as client:
+        for task in client.tasks("train"):
+            for actions, reward in ((HarborEnv.solution(task), 1.0), ([Action.text("Nothing.")], 0.0)):
+                env = client.episode()
+                await env.reset(task, seed=0)
+                steps = [await env.step(action) for action in actions]
+                await env.close()
+                text, is_json = read.pop()
+                said = harbor_says(text, is_json=is_json)
+                assert (steps[-1].reward, said["reward"]) == (reward, reward), task.id
+    assert not read
 
 
 BUILT = HELLO | docker(

@@ -13,12 +13,14 @@ import yaml
 
 from quintain.config import ExperimentConfig, parse_config
 from quintain.config.load import dump_config
-from quintain.envs import Action, EnvClient, LocalClient, SingleTurnEnv, TaskSource
+from quintain.envs import Action, EnvClient, HarborEnv, LocalClient, MathEnv, SingleTurnEnv, Task, TaskSource, user
 from quintain.failure import QuintainError
-from quintain.launch.checks import check_split
+from quintain.launch.checks import check_split, told_of_same_tasks
 from quintain.launch.run_folder import new_run, resumed_run
 from quintain.launch.servers import Address, start_environments
 from quintain.launch.supervisor import Supervisor
+
+from ..envs.harbor_folders import HALF, HELLO, write_task
 
 SECRET = "sk-0123456789"
 ENVIRONMENT = """
@@ -101,6 +103,27 @@ def test_a_split_without_tasks_is_one_line_before_anything_is_sampled() -> None:
     config = parse_config("model: {path: m}\nenvironment: {name: math}")
     with pytest.raises(QuintainError, match=r"^environment.split: 'train' has no tasks: choose another$"):
         check_split(config.plays[0], LocalClient(Nothing))
+
+
+def test_tasks_that_are_held_out_and_trained_on_are_one_line(tmp_path: Path) -> None:
+    class Half(SingleTurnEnv):
+        splits = ("train", "heldout")
+
+        @classmethod
+        def tasks(cls, split: str) -> TaskSource:
+            return [Task(str(n), (user("?"),), n) for n in (range(4) if split == "train" else range(2, 8))]
+
+    config = parse_config("model: {path: m}\nenvironment: {name: math}\nevaluation: {}")
+    line = told_of_same_tasks(config, config.plays[0], LocalClient(Half))
+    assert line == (
+        "math: 2 of the first 6 tasks of the held-out split 'heldout' are in 'train' too: the held-out figure is also"
+        " of what was trained on"
+    )
+    assert told_of_same_tasks(config, config.plays[0], LocalClient(MathEnv)) is None
+    folder, other = write_task(tmp_path / "hello", HELLO), write_task(tmp_path / "half", HALF)
+    for options, told in (({}, True), ({"heldout": str(other)}, False)):
+        client = LocalClient(HarborEnv, {"path": str(folder), **options})
+        assert (told_of_same_tasks(config, config.plays[0], client) is not None) == told
 
 
 def test_only_its_owner_can_read_the_config_of_a_run(tmp_path: Path) -> None:
