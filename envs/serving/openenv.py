@@ -27,6 +27,7 @@ from quintain.envs.serving.mcp import FAILED, PARAMS, RpcError, mcp_result, rpc_
 from quintain.envs.serving.sessions import Sessions
 from quintain.envs.serving.wire import CreateEpisode, StepRequest
 from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.serving.logs import tell
 from quintain.serving.refusals import Refused, read, refused
 
 _OBSERVATION: Final[Mapping[str, Any]] = {
@@ -114,12 +115,16 @@ class OpenEnvSessions:
             return
         session.attached = True
         try:
-            while (answer := await session.answer(await socket.receive_text())) is not None:
+            while (said := await socket.receive())["type"] != "websocket.disconnect":
+                if (answer := await session.answer(said.get("text") or "")) is None:
+                    await socket.close()
+                    break
                 session.touched = self._clock()
+                code = (answer["data"] or {}).get("code", answer["type"])
+                tell("request", route="WS /ws", id=name, holder=session.holder, status=code)
                 await socket.send_text(json.dumps(answer))
-            await socket.close()
         except WebSocketDisconnect:
-            pass
+            pass  # while it was answered
         finally:
             session.attached = False
             if name not in self._named:  # or gave its place up

@@ -29,7 +29,7 @@ def guess(serve_all):
 
 
 async def ask(ws: Any, message: Any) -> dict[str, Any]:
-    await ws.send(message if isinstance(message, str) else json.dumps(message))
+    await ws.send(message if isinstance(message, str | bytes) else json.dumps(message))
     return json.loads(await ws.recv())
 
 
@@ -37,6 +37,7 @@ async def test_an_episode_by_hand_and_every_error_has_its_code(guess):
     async with connect(guess.url.replace("http", "ws") + "/ws", proxy=None) as ws:
         for message, code, says in (
             ("{", "INVALID_JSON", "Invalid JSON"),
+            (b"\xff", "INVALID_JSON", "Invalid JSON"),
             ("[]", "UNKNOWN_TYPE", "Unknown message type"),
             ({"type": "dance"}, "UNKNOWN_TYPE", "Unknown message type: dance"),
             ({"type": "step", "data": {"content": "1"}}, "EXECUTION_ERROR", "reset first"),

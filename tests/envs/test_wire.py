@@ -457,7 +457,12 @@ def test_each_token_has_a_share_of_the_episodes_and_the_log_says_who_did_what_an
     lines = [json.loads(line) for line in log.splitlines()]
     events = [line for line in lines if "event" in line]
     requests = [(line["route"], line["holder"], line["status"]) for line in events if line["event"] == "request"]
-    for request in (("POST /v1/episodes", "ann", 429), ("POST /v1/episodes", "bob", 201), ("GET /v1/tasks", None, 401)):
+    for request in (
+        ("POST /v1/episodes", "ann", 429),
+        ("POST /v1/episodes", "bob", 201),
+        ("GET /v1/tasks", None, 401),
+        ("WS /ws", "ann", "CAPACITY_REACHED"),
+    ):
         assert request in requests
     ends = {line["id"]: line for line in events if line["event"] == "episode"}
     assert [ends[episode]["how"] for episode in ids] == ["done", "failed"]
