@@ -1,8 +1,8 @@
 #!/bin/sh
-# The tests on two workers: `run_tests.sh quick|slow|all [PYTEST ARGUMENTS]`. The slow ones carry the marker `slow`:
+# The tests on three workers: `run_tests.sh quick|slow|all [PYTEST ARGUMENTS]`. The slow ones carry the marker `slow`:
 # whole runs, real vLLM, docker, packaging, soaks. Tests whose system package is missing are left out, and said so at
 # the end; so are those against real vLLM where its environment cannot be made.
-# WORKERS=4 changes the number of processes.
+# WORKERS=4 changes the number of processes; each is of one thread, and waits half of its time for others.
 set -eu
 cd "$(dirname "$0")/.."
 which=${1:-}
@@ -11,9 +11,9 @@ case "$which" in
     *) echo "run_tests: expected quick, slow or all, got '$which'" >&2; exit 2 ;;
 esac
 
-# Two workers of one thread each: more only fight over the cores.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMP_NUM_THREADS
+workers=${WORKERS:-3}
 # The many processes that tests start find our modules compiled, from the second on.
 unset PYTHONDONTWRITEBYTECODE
 
@@ -33,7 +33,7 @@ run() { # MARKS ARGUMENTS...: the tests with these marks; that there are none is
     marks=$1
     shift
     code=0
-    .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile -m "$marks${left_out:+ and $left_out}" "$@" || code=$?
+    .venv/bin/python -m pytest -n "$workers" --dist loadfile -m "$marks${left_out:+ and $left_out}" "$@" || code=$?
     if [ "$code" != 5 ]; then
         ran=1
         [ "$code" = 0 ] || status=$code
@@ -47,6 +47,7 @@ if [ "$which" != quick ]; then
     run "slow and not needs_vllm" "$@"
     # vLLM's servers take every core: their tests come last, and alone, since others measure seconds.
     if wait "$vllm"; then
+        [ "$workers" -le 2 ] || workers=2
         run "slow and needs_vllm" -o testpaths=tests/rollout/vllm "$@" # no other test is imported for them
     else
         what="vLLM's environment could not be made, so tests against real vLLM are left out; scripts/setup_vllm.py says why"

@@ -28,6 +28,8 @@ HEAVY = ("needs_vllm", "needs_docker", "packaging")
 LOOKS_SLOW = re.compile("|".join(("slow", r": Run\b", *HEAVY)))
 """What is somewhere in every file that has a slow test."""
 WHOLE_RUNS = "tests/launch/"
+LONGEST = "tests/rollout/vllm/test_two_replicas.py"
+"""Of what runs beside it, so it comes first."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -43,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for path in {item.path for item in items if item.get_closest_marker("slow")}:
         if not LOOKS_SLOW.search(path.read_text()):
             raise pytest.UsageError(f"{path} has a slow test, and `make test-slow` would miss it: say so in the file")
-    items.sort(key=lambda item: item.nodeid.startswith(WHOLE_RUNS))
+    items.sort(key=lambda item: item.nodeid.startswith(WHOLE_RUNS) - item.nodeid.startswith(LONGEST))
 
 
 class ByFile(LoadScopeScheduling):
