@@ -183,16 +183,9 @@ class AgentProgram:
 
     async def answer(self, action: Action) -> None:
         """Give it the answer to its call. Raises FailureError for an action that is none."""
-        from quintain.codec import from_json
-
-        try:
-            from_json(action.content, ProgramAnswer)
-        except QuintainError:
-            message = "an agent program plays this episode: only a rollout server can answer it, in its own API"
-            raise invalid(message) from None
-        data = action.content.encode()
+        data = framed_answer(action)
         with contextlib.suppress(ConnectionError):  # it has ended meanwhile: the next call says how
-            self._running.stdin.write(LENGTH.pack(len(data)) + data)
+            self._running.stdin.write(data)
             await self._running.stdin.drain()
 
     async def _ended(self) -> None:
@@ -206,3 +199,16 @@ class AgentProgram:
 
     def _broken(self, why: str, kind: FailureKind = FailureKind.INVALID) -> FailureError:
         return FailureError(Failure.of(kind, Stage.STEP, f"the agent program: {why}", retryable=False))
+
+
+def framed_answer(action: Action) -> bytes:
+    """The `ProgramAnswer` that `action` is, as it is sent. Raises FailureError for an action that is none."""
+    from quintain.codec import from_json
+
+    try:
+        from_json(action.content, ProgramAnswer)
+    except QuintainError:
+        message = "an agent program plays this episode: only a rollout server can answer it, in its own API"
+        raise invalid(message) from None
+    data = action.content.encode()
+    return LENGTH.pack(len(data)) + data
