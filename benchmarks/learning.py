@@ -37,15 +37,19 @@ LAST = 5
 PPO = {"algorithm": "ppo", "prompts_per_step": 64, "num_iterations": 2, "kl_coef": 0.001, "learning_rate": 2e-3}
 """Its groups have one member: half the episodes of the others' batches, gone over twice."""
 
+TWICE = {"algorithm": "grpo", "num_iterations": 2}
+"""Losses that differ in what they make of a ratio that is not 1: each batch is gone over twice."""
+
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},
     "dr_grpo": {"algorithm": "grpo", "loss_type": "dr_grpo", "scale_rewards": "none"},
-    "gspo": {"algorithm": "grpo", "loss_type": "grpo", "importance_sampling_level": "sequence"},
-    "gmpo": {"algorithm": "grpo", "loss_type": "gmpo", "epsilon": 0.4},
-    "cispo": {"algorithm": "grpo", "loss_type": "cispo", "epsilon_high": 5.0},
-    "sapo": {"algorithm": "grpo", "loss_type": "sapo"},
-    "vespo": {"algorithm": "grpo", "loss_type": "vespo"},
-    "dppo": {"algorithm": "grpo", "loss_type": "dppo_tv"},
+    "grpo, twice": TWICE,
+    "gspo": TWICE | {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.1},
+    "gmpo": TWICE | {"loss_type": "gmpo", "epsilon": 0.4},
+    "cispo": TWICE | {"loss_type": "cispo", "epsilon_high": 5.0},
+    "sapo": TWICE | {"loss_type": "sapo"},
+    "vespo": TWICE | {"loss_type": "vespo"},
+    "dppo": TWICE | {"loss_type": "dppo_tv"},
     "maxrl": {"algorithm": "grpo", "scale_rewards": "mean"},
     "pass_at_k": {"algorithm": "grpo", "pass_at_k": 2},
     "rloo": {"algorithm": "rloo", "beta": 0.001},
@@ -54,6 +58,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "online_dpo": {"algorithm": "online_dpo", "beta": 0.05},
     "xpo": {"algorithm": "online_dpo", "beta": 0.05, "xpo_alpha": 1e-3},
     "nash_md": {"algorithm": "nash_md", "beta": 0.001},
+    "nash_md, mixture": {"algorithm": "nash_md", "beta": 0.001, "mixture_coef": 0.125},
     "ppo": PPO,
     "ppo on one trunk": PPO | {"value_head": True},
     "entropy target": {"algorithm": "grpo", "entropy_target": 0.5},

@@ -181,18 +181,25 @@ def covariant_tokens(
     return chosen
 
 
-def win_rates(rewards: ArrayLike, group: ArrayLike, *, failed: ArrayLike | None = None) -> Floats:
+def win_rates(
+    rewards: ArrayLike, group: ArrayLike, *, failed: ArrayLike | None = None, log_weight: ArrayLike | None = None
+) -> tuple[Floats, Floats]:
     """[N]: the share of the group's other members with a lower reward, those with the same one count half.
 
-    1/2 for the failed, and where nobody else is left.
+    `log_weight` [N] says how much each counts as somebody to win against, all alike where it is not given. 1/2 for the
+    failed, and where nobody else is left. And [N]: how many others that comes to, (Σw)² / Σw².
     """
     table, labels, valid = _checked(rewards, group, failed)
-    reward = table[:, 0]
-    other = (labels[:, None] == labels) & valid[:, None] & valid & ~np.eye(len(labels), dtype=bool)
-    better = np.where(other, (np.sign(reward[:, None] - reward) + 1) / 2, 0.0).sum(1)
-    count = other.sum(1)
-    rates: Floats = np.where(count > 0, better / np.maximum(count, 1), 0.5)
-    return rates
+    reward, count = table[:, 0], len(labels)
+    weight = np.zeros(count) if log_weight is None else np.asarray(log_weight, np.float64)
+    other = (labels[:, None] == labels) & valid[:, None] & valid & ~np.eye(count, dtype=bool)
+    weights = np.where(other, weight, -np.inf)
+    largest = weights.max(1, initial=-np.inf, keepdims=True)
+    share = np.exp(weights - np.where(np.isfinite(largest), largest, 0.0))
+    better = np.where(other, share * (np.sign(reward[:, None] - reward) + 1) / 2, 0.0).sum(1)
+    whole = np.maximum(share.sum(1), 1.0)
+    rates: Floats = np.where(other.any(1), better / whole, 0.5)
+    return rates, whole**2 / np.maximum((share**2).sum(1), 1.0) * other.any(1)
 
 
 def discounted(rewards: Floats, gamma: float) -> Floats:

@@ -146,12 +146,15 @@ class NashMDConfig(GroupConfig):
     algorithm: Literal["nash_md"] = "nash_md"
     """Which algorithm makes rows and a loss out of data."""
     beta: Rate = 0.1
-    """Weight of KL(policy || reference) in the loss; 0 loads no reference."""
+    """Weight of KL(policy || reference) in the loss; 0, with `mixture_coef` 0, loads no reference."""
+    mixture_coef: Fraction = 0.0
+    """Weight of the reference in the geometric mixture that answers are to beat: 0 is self-play, 1 the reference. The
+    group's members count with their importance, so the nearer to 1, the fewer of them count (`opponents` says so)."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss reads the reference model's log-probabilities."""
-        return self.beta > 0
+        """Whether anything reads the reference model's log-probabilities."""
+        return self.beta > 0 or self.mixture_coef > 0
 
 
 class SDPOConfig(GroupConfig):

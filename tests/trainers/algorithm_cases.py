@@ -248,6 +248,7 @@ CASES: dict[str, Case] = {
     "grpo with another optimiser": Case("grpo", {"optim": "adafactor"}),
     "grpo with muon": Case("grpo", {"optim": "muon"}),
     "nash-md": Case("nash_md"),
+    "nash-md against the mixture": Case("nash_md", {"mixture_coef": 0.5}),
     "sdpo": Case("sdpo", {"success_reward_threshold": 0.0, "num_iterations": 2}, told),
     "clip-cov": Case("grpo", {"covariance": "clip", "covariance_ratio": 0.2, "covariance_bounds": [0.1, 9.0]}),
     "kl-cov": Case("grpo", {"covariance": "kl", "covariance_ratio": 0.2, "num_mini_batches": 2}),

@@ -276,9 +276,29 @@ def test_explained_variance_is_1_of_a_perfect_critic_0_of_a_constant_one_and_neg
 
 
 def test_a_win_rate_counts_who_is_worse_and_half_of_who_is_equal() -> None:
-    found = win_rates([1.0, 0.0, 1.0, 9.0, 5.0], [0, 0, 0, 0, 1], failed=[0, 0, 0, 1, 0])
+    found, others = win_rates([1.0, 0.0, 1.0, 9.0, 5.0], [0, 0, 0, 0, 1], failed=[0, 0, 0, 1, 0])
     np.testing.assert_allclose(found, [0.75, 0.0, 0.75, 0.5, 0.5])
-    assert win_rates(np.random.default_rng(0).random(7), np.zeros(7)).sum() == pytest.approx(3.5)
+    np.testing.assert_allclose(others, [2, 2, 2, 0, 0])
+    assert win_rates(np.random.default_rng(0).random(7), np.zeros(7))[0].sum() == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize("mixture", [0.0, 0.5, 1.0])
+def test_a_weighted_win_rate_is_that_against_the_distribution_that_the_weights_make_of_the_sampled_one(
+    mixture: float,
+) -> None:
+    """Exact: an answer's chance against pi^(1 - a) * ref^a over six answers, of which the group has many."""
+    rng = np.random.default_rng(0)
+    policy, reference = rng.dirichlet(np.full(6, 5.0)), rng.dirichlet(np.ones(6))
+    rewards = rng.permutation(6).astype(float)
+    answers = rng.choice(6, 3000, p=policy)
+    weight = mixture * (np.log(reference) - np.log(policy))
+    found, others = win_rates(rewards[answers], np.zeros(3000), log_weight=weight[answers] + 900)  # only ratios count
+    target = policy ** (1 - mixture) * reference**mixture
+    target /= target.sum()
+    for answer in np.unique(answers):
+        exact = float(target @ ((np.sign(rewards[answer] - rewards) + 1) / 2))
+        assert found[answers == answer] == pytest.approx(exact, abs=0.05)
+    assert (others == pytest.approx(2999.0)) == (mixture == 0.0)
 
 
 def test_covariant_tokens_are_the_highest_or_drawn_from_those_within_bounds() -> None:

@@ -1,7 +1,8 @@
 """Nash-MD (arXiv 2312.00886): the policy learns to beat what it plays against, and is held to the reference.
 
-It plays against itself: an answer's chance of winning is counted over the other members of its group, a tie as half.
-That is the paper's mixture of policy and reference with all weight on the policy: the engine samples from no other.
+It plays against the geometric mixture of policy and reference, π^(1 − α)·π_ref^α with α = `mixture_coef`. Nothing is
+sampled from it: an answer's chance of winning is counted over the other members of its group, which the policy sampled,
+each with its importance (π_ref / π)^α in the group; a tie counts half. At α = 0 that is self-play.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class NashMD:
 
     def __init__(self, config: NashMDConfig, *, longest: int) -> None:
         self.config, self.longest = config, longest
-        self.passes = frozenset({Pass.REF} if config.needs_reference else ())
+        self.passes = frozenset({Pass.REF} if config.beta > 0 else ())
+        if config.mixture_coef > 0:
+            self.passes = frozenset({Pass.OLD, Pass.REF})
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment."""
@@ -38,19 +41,21 @@ class NashMD:
         episodes = rows.episodes
         reward = episodes.total(self.config.reward_weights)
         lived = reward[~episodes.failed]
-        wins = win_rates(reward, episodes.group, failed=episodes.failed)
-        return rows.crediting(wins - 0.5, {"reward": float(lived.mean()) if len(lived) else 0.0})
+        mixture = -self.config.mixture_coef * rows.sums(row.log_ratio_to_reference for row in rows.rows)
+        wins, others = win_rates(reward, episodes.group, failed=episodes.failed, log_weight=mixture)
+        logged = {"reward": lived, "opponents": others[~episodes.failed]}
+        return rows.crediting(wins - 0.5, {name: float(x.mean()) if len(x) else 0.0 for name, x in logged.items()})
 
     def inert(self, row: Row) -> bool:
-        """Without an advantage and a reference there is no gradient."""
-        return not self.config.needs_reference and not row.columns["advantage"].any()
+        """Without an advantage and a KL there is no gradient."""
+        return self.config.beta == 0 and not row.columns["advantage"].any()
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """Mean over rows of β·Σ sg[ℓ − ref]·ℓ − (P − 1/2)·Σ ℓ, as in TRL: the KL's gradient by REINFORCE, too."""
         x = cleaned(inputs)
         loss = -x.advantage * x.logp
         drafts = always_logged(x, x.logp - x.proximal_logp, None, per_row=False)
-        if x.ref_logp is not None:
+        if x.ref_logp is not None and self.config.beta > 0:
             log_ratio = (x.logp - x.ref_logp).detach()
             loss = loss + self.config.beta * log_ratio * x.logp
             drafts["kl"] = draft(Kind.MEAN, log_ratio, x.mask)
