@@ -259,6 +259,13 @@ class Clinging(Sound):
         await asyncio.Event().wait()
 
 
+class Garbled(Sound):
+    """Says what is no text for anybody else."""
+
+    async def step(self, action):
+        return Step(Observation((user("\ud800"),)), 0.0, True)
+
+
 class Hanging(Sound):
     async def step(self, action):
         await asyncio.Event().wait()
@@ -326,6 +333,7 @@ FLAWS = [
     (Clinging, "sessions", "were not closed after the end"),
     (Enormous, "gymnasium", "AssertionError"),
     (f"{__file__}:Elsewhere", "faces", "the other way"),
+    (Garbled, "faces", "the other way: invalid in step"),
     (f"{__file__}:Blocking", "episodes", "blocked its process past the deadline; the process was killed"),
     (f"{__file__}:Dying", "episodes", "the process that ran the environment died"),
 ]
