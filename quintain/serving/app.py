@@ -119,6 +119,7 @@ def application(
     async def no_such_page(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         said = unknown(request.method, request.url.path, error.detail)
+        tell("request", route=f"{request.method} ?", holder=None, status=error.status_code)
         return Response(said, error.status_code, headers=error.headers, media_type="application/json")
 
     working = set() if under_way is None else under_way
@@ -282,6 +283,7 @@ def _guarded(socket: Socket, tokens: Tokens) -> Socket:
             who = tokens.admit(connection.headers.get("authorization", ""), Role.TRAINER)
         except FailureError:
             await connection.close()  # before it is accepted, which is a 403
+            tell("request", route=f"WS {connection.url.path}", holder=None, status=403)
             return
         connection.state.holder = who.name
         await socket(connection)

@@ -452,10 +452,15 @@ def test_each_token_has_a_share_of_the_episodes_and_the_log_says_who_did_what_an
         assert ann.post(f"/v1/episodes/{ids[1]}/step", json=say("complain s3cret-x")).status_code == 500
         create(ann)
         assert httpx.get(f"{server.url}/v1/tasks?split=s3cret-y").status_code == 401
+        assert httpx.get(f"{server.url}/s3cret-z").status_code == 404
+        with pytest.raises(InvalidStatus, match="403"), socket_of(server, "s3cret-c"):
+            pass
     server.stop()
     log = server.log.read_text()
     lines = [json.loads(line) for line in log.splitlines()]
     events = [line for line in lines if "event" in line]
+    refused = [(line["route"], line["status"]) for line in events if "holder" in line and line["holder"] is None]
+    assert refused == [("GET /v1/tasks", 401), ("GET ?", 404), (f"WS {SOCKET_PATH}", 403)]
     requests = [(line["route"], line["holder"], line["status"]) for line in events if line["event"] == "request"]
     for request in (
         ("POST /v1/episodes", "ann", 429),
