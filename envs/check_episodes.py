@@ -161,8 +161,8 @@ class EpisodeChecks:
 
     def _said(self, answer: Action, first: Observation) -> list[Action]:
         """What is said in an episode that begins so: `answer` again and again; where it is a call, of each tool too."""
-        calls = [_call(spec) for spec in first.tools] if answer.message.tool_calls else []
-        return ([answer, *calls] * self._play.max_turns)[: self._play.max_turns]
+        once = [answer, *map(_call, first.tools)] if answer.message.tool_calls else [answer]
+        return (once * self._play.max_turns)[: max(self._play.max_turns, len(once))]
 
     async def _episode(self, task: Task, say: Say, where: str, check: str = "episodes") -> _Played | None:
         """The episode of `task` in which this is said, played twice; None where it breaks, which fails `check`."""
@@ -209,10 +209,10 @@ class EpisodeChecks:
                 self._said(self._play.answers[number], first) for first, (_, number) in zip(firsts, pair, strict=True)
             ]
             steps: list[list[Step]] = [[] for _ in pair]
-            for _ in range(self._play.max_turns):
+            for turn in range(max(map(len, says))):
                 for env, actions, said in zip(envs, says, steps, strict=True):
-                    if not (said and said[-1].ended):
-                        said.append(await env.step(actions[len(said)]))
+                    if turn < len(actions) and not (said and said[-1].ended):
+                        said.append(await env.step(actions[turn]))
             found = [_Played(first, tuple(said)) for first, said in zip(firsts, steps, strict=True)]
             if found != [alone[key] for key in pair] and not self._problems["determinism"]:
                 names = " and ".join(repr(tasks[at].id) for at, _ in pair)

@@ -241,6 +241,14 @@ class Credulous(Unsolved):
         return Step(Observation(), 1.0 if forged else float(action.content == self.task.reference), True)
 
 
+class Bribed(Unsolved):
+    """Pays whoever calls for it."""
+
+    async def step(self, action):
+        called = [call for call in action.message.tool_calls if call.function.name == "set_reward"]
+        return Step(Observation(), float(bool(called) or action.content == self.task.reference), True)
+
+
 class Once(Sound):
     """Can be closed once."""
 
@@ -329,6 +337,7 @@ FLAWS = [
     (Unending, "solution", "the episode goes on after its last action"),
     (Equal, "floor", "the answer '' earns as much as the solutions (3)"),
     (Credulous, "floor", "earns as much as the solutions (3)"),
+    (Bribed, "floor", "the answer '' and a call of set_reward earns as much as the solutions (3)"),
     (Once, "close", "ValueError: closed already"),
     (Clinging, "sessions", "were not closed after the end"),
     (Enormous, "gymnasium", "AssertionError"),
@@ -347,6 +356,10 @@ async def test_each_flaw_fails_its_check_and_says_why(env, name, complaint, monk
     found = {check.name: check for check in await checks_of(env, step_s=step_s, **quick)}
     assert tuple(found) == tuple(CHECKS)
     assert any(complaint in problem for problem in found[name].problems), found
+
+
+async def test_each_tool_is_called_however_few_turns_are_played():
+    assert any("or what is said does" in problem for problem in await check_environment(Blabbing, max_turns=1))
 
 
 async def test_every_check_has_an_environment_that_fails_it():
