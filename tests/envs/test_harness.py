@@ -291,23 +291,22 @@ def likelihood(learner: Any, made: Trajectory) -> float:
 
 
 @pytest.mark.slow
-async def test_mini_swe_agent_mends_a_generated_repository_and_a_step_on_its_rewards_trains(tmp_path: Path):
+@pytest.mark.timeout(600)  # the first time it makes the program's environment
+async def test_mini_swe_agent_mends_a_generated_repository_and_a_step_on_its_reward_trains(tmp_path: Path):
     python = python_with("mini_swe_agent", "mini-swe-agent==2.4.6")
-    fix, end = Repository.drawn(0).info["fix"], "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
-    bash = {"tool": ("bash", "command"), "python": python}
-    made = [await known("mini-swe-agent", *each, **bash) for each in ((fix, end), ("ls; ls; ls; ls; ls", end))]
-    assert [(each.failure, each.reward, each.info["gateway"]["forks"]) for each in made] == [
-        (None, 1.0, {}),
-        (None, 0.0, {}),
-    ]
-    first, last = made[0].turns
-    assert [turn.message.tool_calls[0].function.name for turn in (first, last)] == ["bash", "bash"]
-    assert "config" not in text(last.new_ids)  # of its own, in the folder that is judged
+    commands = (Repository.drawn(0).info["fix"], "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")
+    paid = await known("mini-swe-agent", *commands, tool=("bash", "command"), python=python)
+    assert (paid.failure, paid.reward, paid.info["gateway"]["forks"]) == (None, 1.0, {})
+    assert [turn.message.tool_calls[0].function.name for turn in paid.turns] == ["bash", "bash"]
+    assert "config" not in text(paid.turns[1].new_ids)  # of its own, in the folder that is judged
+    harness = {"command": f"python3 -c {shlex.quote(AGENT)} {{task}}"}
+    unpaid = await play(Repository, "ls; ls; ls; ls; ls", harness=harness, chat=TOOL_CHAT)
+    assert (unpaid.failure, unpaid.reward) == (None, 0.0)
     learner = tiny_learner(tmp_path)
-    before = [likelihood(learner, each) for each in made]
-    assert learner.update([Group("g", 0, tuple(made))], step=0)["skipped_steps"] == 0
-    paid, unpaid = (likelihood(learner, each) - was for each, was in zip(made, before, strict=True))
-    assert paid > unpaid
+    before = [likelihood(learner, made) for made in (paid, unpaid)]
+    assert learner.update([Group("g", 0, (paid, unpaid))], step=0)["skipped_steps"] == 0
+    gained, lost = (likelihood(learner, made) - was for made, was in zip((paid, unpaid), before, strict=True))
+    assert gained > lost
     learner.close()
 
 

@@ -77,6 +77,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # the first time it makes the package's environment
 async def test_a_package_of_verifiers_is_played_token_by_token_and_pays_what_it_pays(tmp_path: Path, monkeypatch):
     (tmp_path / "reverse_talk").mkdir()
     (tmp_path / "reverse_talk" / "__init__.py").write_text(PACKAGE.format("reverse_talk"))
