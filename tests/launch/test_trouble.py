@@ -27,6 +27,11 @@ def error_line(output: str) -> str:
     return line
 
 
+def with_all_words(run: Run) -> None:
+    """Have it train a model of SmolLM2's whole vocabulary."""
+    run.set("model.path", str(make_model(run.folder / "large", words=49_152)))
+
+
 def test_a_run_whose_first_rewards_are_all_the_same_stops_and_shows_one(run: Run) -> None:
     run.set("environment.args", {"mode": "equal"}).set("guards", {"first_step": "stop"})
     code, output = run.start().finish()
@@ -91,7 +96,8 @@ def test_an_environment_that_sometimes_fails_costs_those_trajectories_only(run: 
 
 
 def test_an_environment_that_sometimes_hangs_costs_those_trajectories_only(run: Run) -> None:
-    run.samples().set("environment.args", {"mode": "hangs_sometimes"}).set("environment.step_timeout_s", 3.0).train()
+    with_all_words(run.samples())  # of which none says the first of a step what hangs, and takes the others with it
+    run.set("environment.args", {"mode": "hangs_sometimes"}).set("environment.step_timeout_s", 3.0).train()
     kinds = [
         row.trajectory.failure.kind for row in read_trajectories(run.path / "trajectories") if row.trajectory.failure
     ]
@@ -247,6 +253,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_resume_goes_on(
 ) -> None:
     (holder, disk), ballast = small_disk, small_disk[1] / "ballast"
     file, output = run.folder / "experiment.yaml", ""
+    with_all_words(run)  # its checkpoints take some 20 MB
     file.write_text(yaml.safe_dump(run.set("trainer.max_steps", 6).set("trainer.save_steps", 3).config))
 
     def started(*words: str) -> Program:
