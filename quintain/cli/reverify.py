@@ -67,9 +67,8 @@ def command(
     quintain reverify runs/quickstart-… --verifier math --option units=strict
     quintain reverify runs/quickstart-… --verifier rubric.yaml --write
     """
-    from rich.console import Console
-
     from quintain.cli.options import parse_options
+    from quintain.console import console_for
     from quintain.evaluation import reverify
     from quintain.evaluation.references import Source, references_of
     from quintain.evaluation.verifier_of import make_verifier
@@ -79,7 +78,7 @@ def command(
     rows = reverify.load_stored(run, only=only)
     source = Source(environment, parse_options(args, "--arg"), split, reference_key)
     references = references_of(run, rows, source)
-    console = Console(stderr=as_json)
+    console = console_for(stderr=as_json)
     about = {"verifier": spec, "options": chosen, "version": verifier.version}
     with console.status(f"0/{len(rows)} trajectories") as status:
         found = reverify.rescore_sync(

@@ -92,9 +92,9 @@ def audit(run: Path, as_json: bool) -> int:
 
         click.echo(json.dumps({"ok": report.ok, **to_builtins(report)}))
     else:
-        from rich.console import Console
+        from quintain.console import console_for
 
-        console = Console()
+        console = console_for()
         console.print(report.table())
         for problem in report.problems:
             console.print(f"wrong: {problem}", highlight=False, soft_wrap=True)

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quintain.config import EnvironmentConfig, EvaluationConfig, ExperimentConfig, VLLMConfig, load_config, write_config
+from quintain.console import console_for
 from quintain.evaluation.episode_log import EVALUATION, EpisodeLog, Place
 from quintain.evaluation.figures import Figures, figures_json, figures_of, figures_table
 from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
@@ -74,7 +75,7 @@ def evaluate(config: ExperimentConfig, *, as_json: bool, asked: Asked | None = N
         check_model(config)
     else:
         check_endpoint(asked.endpoint, asked.key_env)
-    console = Console(stderr=as_json)
+    console = console_for(stderr=as_json)
     with tempfile.TemporaryDirectory(prefix="quintain-eval-") as scratch:
         folder = asked.output or Path(scratch) / "evaluation"
         if asked.endpoint is None:

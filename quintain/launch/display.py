@@ -110,7 +110,7 @@ class Display(Closing):
             BarColumn(bar_width=24),
             TextColumn("{task.fields[figures]}"),
             _TimeLeft(),
-            TextColumn("[dim]{task.fields[phase]}"),
+            TextColumn("{task.fields[phase]}", style="dim", markup=False),
             console=console,
             disable=self._plain is not None,
         )
@@ -186,9 +186,9 @@ def before_after(before: Evaluation | None, after: Evaluation, *, shown: int) ->
     if after.metrics:
         for name, value in after.metrics.items():
             earlier_value = before.metrics.get(name) if before else None
-            figure.add_row(name, "–" if earlier_value is None else f"{earlier_value:.4g}", f"[bold]{value:.4g}")
+            figure.add_row(name, "–" if earlier_value is None else f"{earlier_value:.4g}", Text(f"{value:.4g}", "bold"))
         return [figure]
-    figure.add_row("mean reward", before.title if before else "–", f"[bold]{after.title}")
+    figure.add_row("mean reward", before.title if before else "–", Text(after.title, "bold"))
     figure.add_row("verified", str(before.verified) if before else "–", str(after.verified))
     figure.add_row("failed", str(before.failed) if before else "–", str(after.failed))
     tables = [figure]

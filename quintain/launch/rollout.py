@@ -9,9 +9,8 @@ import json
 import os
 from pathlib import Path
 
-from rich.console import Console
-
 from quintain.config import ExperimentConfig
+from quintain.console import console_for
 from quintain.envs.client import EnvClient
 from quintain.launch.checks import check_model, check_split
 from quintain.launch.run_folder import new_run, resumed_run, settle_dtypes
@@ -44,7 +43,7 @@ def serve_rollout(
     share_cores()
     check_bind(host, bool(tokens), f"{ROLLOUT_TOKEN_ENV} or a file of tokens")
     check_model(config)
-    console = Console(stderr=True)
+    console = console_for(stderr=True)
     run, config = resumed_run(config, run_dir) if resume else (new_run(config, run_dir), config)
     console.print(f"run directory: {run.path}", highlight=False, soft_wrap=True)
 

@@ -17,10 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from quintain.config import ExperimentConfig
 from quintain.config.offline import ReferenceConfig
+from quintain.console import console_for
 from quintain.failure import FailureError, QuintainError
 from quintain.launch.checks import check_model, check_split, heldout_size, told_of_same_tasks
 from quintain.launch.display import Display
@@ -38,7 +37,7 @@ def train(config: ExperimentConfig, *, resume: bool, run_dir: Path | None, as_js
     """Run the experiment; the exit code. Everything it makes is in the run's folder."""
     began = time.monotonic() - _process_age_s()
     share_cores()
-    console = Console(stderr=as_json)
+    console = console_for(stderr=as_json)
     config = from_another_run(config)
     check_ranks(config, os.environ)
     check_model(config)

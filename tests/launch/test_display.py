@@ -7,10 +7,11 @@ import os
 import re
 import threading
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from quintain.console import console_for
 from quintain.launch.display import BRIEF_S, EVERY_S, Display, PlainProgress
 
 SILENCE_S = 15.0
@@ -94,6 +95,14 @@ def test_plain_lines_come_by_themselves_while_the_caller_is_busy() -> None:
             lines.phase("loading", brief=True)
             assert re.fullmatch(r"loading \(\d+ s\)\n", pipe.readline())
         assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"]), max_size=60))
+@example("“[/INST] [bold]x[/] [/__w/gloo/pair.cc:537]” :one:")
+def test_what_is_said_is_printed_as_it_is_whatever_it_quotes(text: str) -> None:
+    out = io.StringIO()
+    Display(console_for(file=out, width=1000), steps=1).say(f"said: {text}.")
+    assert out.getvalue() == f"said: {text}.\n"
 
 
 def test_a_display_may_be_closed_before_it_is_left_and_shows_each_step_once() -> None:
