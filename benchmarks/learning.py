@@ -37,8 +37,8 @@ LAST = 5
 PPO = {"algorithm": "ppo", "prompts_per_step": 64, "num_iterations": 2, "kl_coef": 0.001, "learning_rate": 2e-3}
 """Its groups have one member: half the episodes of the others' batches, gone over twice."""
 
-TWICE = {"algorithm": "grpo", "num_iterations": 2}
-"""Losses that differ in what they make of a ratio that is not 1: each batch is gone over twice."""
+TWICE = {"algorithm": "grpo", "num_iterations": 2, "learning_rate": 2e-3}
+"""Losses that differ in what they make of a ratio that is not 1: each batch is gone over twice, at half the rate."""
 
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},
