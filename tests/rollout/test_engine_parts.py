@@ -25,7 +25,7 @@ class CohortMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.gate = Cohort()
+        self.gate = Cohort(patience_s=5.0)
         self.able: set[int] = set()
         self.waiting: list[int] = []
         self.running: list[int] = []
@@ -56,7 +56,8 @@ class CohortMachine(RuleBasedStateMachine):
     def a_cohort_starts_whole_or_not_at_all(self) -> None:
         self.gate.expected = len(self.able)
         everybody = bool(self.waiting) and set(self.waiting) == self.able
-        assert self.gate.ready(len(self.waiting), len(self.running)) == (everybody and not self.running)
+        assert self.gate.ready(len(self.waiting), len(self.running), 4.9) == (everybody and not self.running)
+        assert self.gate.ready(len(self.waiting), len(self.running), 5.0) == (bool(self.waiting) and not self.running)
         if self.gate.ready(len(self.waiting), len(self.running)):
             self.running, self.waiting = self.waiting, []
 
