@@ -1,6 +1,6 @@
 # Everything starts here, on a machine with Python 3.11+ and make. The logic is in scripts/.
 PY := .venv/bin/python
-WORKERS ?= 3
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-slow venv model lint format types wheel-check bench clean

@@ -12,7 +12,7 @@ import pytest_asyncio
 from quintain.verifiers import get_verifier
 from quintain.verifiers.base import Verifier
 
-LIMITS = {"wall_s": 1.5, "cpu_s": 1.0, "memory_bytes": 256 << 20, "files_bytes": 32 << 20}
+LIMITS = {"wall_s": 4.0, "cpu_s": 1.0, "memory_bytes": 256 << 20, "files_bytes": 32 << 20}
 GROWTH_BYTES = 150 << 20
 
 
