@@ -1,7 +1,7 @@
-"""A real MCP server for the tests, of either line of the package `mcp`: `python mcp_server.py [stdio | PORT]`.
+"""A real MCP server for the tests, of either line of the package `mcp`: `python mcp_server.py stdio|PORT [safe]`.
 
-Its tools: one that counts (so that a server of one's own can be told from a shared one), one that fails, one that ends
-the server in the middle of a call, and one that never answers.
+Its tools: one that counts (so that a server of one's own can be told from a shared one), one that fails, and, where it
+need not be safe, one that ends the server in the middle of a call, and one that never answers.
 """
 
 from __future__ import annotations
@@ -48,13 +48,11 @@ def secret() -> str:
     return os.environ.get("MCP_TEST_SECRET", "nothing")
 
 
-@server.tool()
 def die() -> str:
     """End the server."""
     os._exit(3)
 
 
-@server.tool()
 def hang() -> str:
     """Never answer."""
     time.sleep(600)
@@ -62,6 +60,9 @@ def hang() -> str:
 
 
 if __name__ == "__main__":
+    if "safe" not in sys.argv:
+        for tool in (die, hang):
+            server.tool()(tool)
     if sys.argv[1] == "stdio":
         server.run("stdio")
     elif NEW:
