@@ -21,7 +21,7 @@ SOCKETS: Final = 65536
 SOCKET_PATH: Final = "/v1/socket"
 """Where a server has its pages over one WebSocket, if it does (`quintain.serving.websocket`)."""
 SOCKET_PROTOCOL: Final = "quintain-v1"
-MESSAGE_REQUESTS: Final = 16
+MESSAGE_REQUESTS: Final = 8
 """Requests or answers in one message there at most, so that both ends have something to do."""
 LONGEST_BODY: Final = 1 << 16
 """Of a request there, in characters, from our own clients: what is longer goes over HTTP, and holds nothing up."""
