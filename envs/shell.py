@@ -130,9 +130,8 @@ class ShellEnv(ToolEnv):
         )
         self._harness = harness
         self._shown_chars, self._options = shown_chars, dict(sandbox or {})
-        self._shells = self._options | {
-            "slots": -(-self.places(shells=shells) // 2)
-        }  # a slot of the verifier is two programs
+        slots = -(-self.places(shells=shells) // 2)  # a slot of the verifier is two programs
+        self._shells = self._options | {"slots": slots}
 
     @classmethod
     def places(cls, *, shells: int = SHELLS) -> int:

@@ -112,14 +112,14 @@ def application(
     pages = (*pages, Page("GET", "/openapi.json", Stage.REQUEST, describe))
     known = ", ".join(dict.fromkeys(page.path for page in pages if "{" not in page.path))
 
-    def unknown(method: str, path: str, detail: str) -> str:
+    def unknown(method: str, path: str, status: int, detail: str) -> str:
+        tell("request", route=f"{method} ?", holder=None, status=status)
         message = f"{method} {path[:100]}: {detail}; the pages are {known}"
         return to_json(FailureBody(Failure.of(FailureKind.REJECTED, Stage.REQUEST, message)))
 
     async def no_such_page(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        said = unknown(request.method, request.url.path, error.detail)
-        tell("request", route=f"{request.method} ?", holder=None, status=error.status_code)
+        said = unknown(request.method, request.url.path, error.status_code, error.detail)
         return Response(said, error.status_code, headers=error.headers, media_type="application/json")
 
     working = set() if under_way is None else under_way
@@ -136,7 +136,7 @@ def application(
                 break
             status = status if found is None else HTTPStatus.METHOD_NOT_ALLOWED
         else:
-            return say(PageAnswer(unknown(method, path, status.phrase), status))
+            return say(PageAnswer(unknown(method, path, status, status.phrase), status))
 
         def ended(answer: str | PageAnswer) -> None:
             answer = _answer(answer)

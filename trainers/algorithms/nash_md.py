@@ -28,9 +28,9 @@ class NashMD:
 
     def __init__(self, config: NashMDConfig, *, longest: int) -> None:
         self.config, self.longest = config, longest
-        self.passes = frozenset({Pass.REF} if config.beta > 0 else ())
+        self.passes = frozenset({Pass.REF} if config.needs_reference else ())
         if config.mixture_coef > 0:
-            self.passes = frozenset({Pass.OLD, Pass.REF})
+            self.passes |= {Pass.OLD}
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment."""
