@@ -23,7 +23,6 @@ from quintain.rollout.gateway.calls import Calls
 from quintain.rollout.gateway.conversations import Conversations
 from quintain.rollout.gateway.dialects import CHAT, COUNTS, DIALECTS, no_such_page
 from quintain.rollout.gateway.errors import ApiError, as_api_error
-from quintain.rollout.gateway.gateway import GatewayCounters
 from quintain.rollout.gateway.session import AgentSession
 from quintain.rollout.gateway.wire import OpenSession, Overrides
 from quintain.trajectory import Turn
@@ -38,7 +37,7 @@ class AgentCalls:
     def __init__(self, spec: EpisodeSpec, engine: Engine, chat: Chat, clock: Callable[[], float]) -> None:
         now_s, asked = clock(), OpenSession(overrides=Overrides.IGNORE)
         self._session = AgentSession(spec.id, asked, spec.seed, Conversations(chat), now_s, now_s)
-        self._calls = Calls(engine, chat, spec.sampling, spec.max_length, GatewayCounters(), clock)
+        self._calls = Calls(engine, chat, spec.sampling, spec.max_length, clock)
         self._most = spec.max_turns
         self._refused = ""
 

@@ -8,13 +8,12 @@ token-exact, `calls` samples and records one call, `session` is what becomes of 
 them, `answers` and `errors` are what an agent is given, `routes` is HTTP.
 """
 
-from quintain.rollout.gateway.gateway import Gateway, GatewayCounters, GatewayLimits, Outbox
+from quintain.rollout.gateway.gateway import Gateway, GatewayLimits, Outbox
 from quintain.rollout.gateway.wire import FailRequest, OpenSession, Overrides, RewardRequest, SessionStatus
 
 __all__ = [
     "FailRequest",
     "Gateway",
-    "GatewayCounters",
     "GatewayLimits",
     "OpenSession",
     "Outbox",

@@ -7,28 +7,18 @@ trace, and its seed is free again.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.messages import ToolCall
 from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Completion, Engine, Sampling
 from quintain.rollout.gateway.answers import Answer, Choice, TokenLogprob
 from quintain.rollout.gateway.chat import ChatRequest, settle
 from quintain.rollout.gateway.conversations import Prompt, RecordedTurn
-from quintain.rollout.gateway.errors import too_long
 from quintain.rollout.gateway.session import AgentSession
 from quintain.trajectory import Finish
-
-
-class Counted(Protocol):
-    """The counters that calls add to."""
-
-    turns: int
-    output_tokens: int
-    ignored: Counter[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,17 +31,9 @@ class _Sample:
 class Calls:
     """Answers the calls of all sessions. `base` is the run's sampling, `max_length` in tokens, `clock` in seconds."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        chat: Chat,
-        base: Sampling,
-        max_length: int,
-        counters: Counted,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, engine: Engine, chat: Chat, base: Sampling, max_length: int, clock: Callable[[], float]) -> None:
         self._engine, self._chat, self._base = engine, chat, base
-        self._max_length, self._counters, self._clock = min(max_length, engine.max_length), counters, clock
+        self._max_length, self._clock = min(max_length, engine.max_length), clock
 
     async def answer(self, session: AgentSession, asked: ChatRequest) -> Answer:
         """The answer to `asked`, recorded in `session`. Raises FailureError, and then nothing is recorded."""
@@ -73,14 +55,14 @@ class Calls:
                 session.undraw(prompt.ids, number)
             raise
         session.ignored.update(settled.ignored)
-        self._counters.ignored.update(settled.ignored)
         choices = tuple(self._record(session, asked, prompt, sample) for sample in sampled)
         return Answer(session.id, asked.model, choices, len(prompt.ids), settled.ignored)
 
     def _most(self, session: AgentSession, asked: ChatRequest, prompt_tokens: int) -> int:
         most = min(self._max_length, session.asked.max_length or self._max_length)
         if prompt_tokens >= most:
-            raise too_long(f"the messages are {prompt_tokens} tokens long, and with the answer they may be {most}")
+            message = f"the messages are {prompt_tokens} tokens long, and with the answer they may be {most}"
+            raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
         limits = (self._base.max_tokens, session.asked.max_tokens, asked.max_tokens, most - prompt_tokens)
         return min(limit for limit in limits if limit is not None)
 
@@ -97,8 +79,6 @@ class Calls:
             prompt, sample.completion, message, began_s=sample.began_s, ended_s=sample.ended_s
         )
         session.output_tokens += len(ids)
-        self._counters.turns += 1
-        self._counters.output_tokens += len(ids)
         return Choice(said.number, message, _reason(said), self._logprobs(said, asked), said.turn.fork, len(ids))
 
     def _logprobs(self, said: RecordedTurn, asked: ChatRequest) -> tuple[TokenLogprob, ...] | None:

@@ -114,7 +114,8 @@ def json_object(text: bytes) -> dict[str, Any]:
 
 def chat_request(body: Mapping[str, Any]) -> ChatRequest:
     """The call that `body`, in the format of chat completions, asks for. Raises ApiError (400) that names the field."""
-    _text_only(body)
+    if body.get("top_logprobs"):
+        raise unsupported("top_logprobs", "only the log-probability of the sampled token is known: top_logprobs is 0")
     tools = tuple(_tool(entry, place) for place, entry in enumerate(as_list(body, "tools")))
     strict = any(entry["function"].get("strict") for entry in body.get("tools") or ())
     options = as_object(body.get("stream_options") or {}, "stream_options")
@@ -176,11 +177,6 @@ def _check(name: str, value: Any) -> None:
     low, high = {"temperature": (0, 2), "top_p": (0, 1), "top_k": (0, 2**31), "seed": (-(2**63), 2**63)}[name]
     if not low <= value <= high or (name == "top_p" and value == 0):
         raise bad_request(f"{name} must be from {low} to {high}, not {value!r}", param=name)
-
-
-def _text_only(body: Mapping[str, Any]) -> None:
-    if body.get("top_logprobs"):
-        raise unsupported("top_logprobs", "only the log-probability of the sampled token is known: top_logprobs is 0")
 
 
 def _messages(body: Mapping[str, Any]) -> tuple[Message, ...]:

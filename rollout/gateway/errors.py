@@ -39,12 +39,6 @@ def unsupported(param: str, message: str) -> ApiError:
     return bad_request(message, param=param, code="unsupported_value")
 
 
-def too_long(message: str) -> ApiError:
-    """400, as OpenAI answers where a context is full."""
-    failure = Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message)
-    return ApiError(failure, 400, code="context_length_exceeded", param="messages")
-
-
 def full(message: str) -> ApiError:
     """429: ask again later."""
     failure = Failure.of(FailureKind.OVERLOADED, Stage.REQUEST, message)

@@ -69,15 +69,10 @@ class GatewayLimits:
 class GatewayCounters:
     """What happened since the start, for metrics. Sessions by how they ended, failures by kind, forks by reason."""
 
-    opened: int = 0
-    refused: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     turns: int = 0
-    output_tokens: int = 0
     forks: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    ignored: Counter[str] = field(default_factory=Counter)
-    disconnects: int = 0
 
 
 class Gateway:
@@ -105,7 +100,7 @@ class Gateway:
     ) -> None:
         self.model, self.limits, self.counters = model, limits or GatewayLimits(), GatewayCounters()
         self.chat_layer = chat
-        self._calls = Calls(engine, chat, sampling, max_length or engine.max_length, self.counters, clock)
+        self._calls = Calls(engine, chat, sampling, max_length or engine.max_length, clock)
         self._on_finished, self._tokens = on_finished, tokens or Tokens()
         self._seed, self._clock = seed, clock
         self._live: dict[str, AgentSession] = {}
@@ -144,7 +139,6 @@ class Gateway:
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if caller is not None and caller.cancelling():
-                self.counters.disconnects += 1
                 raise
             raise _conflict(f"session {session.id} was ended while this was sampled", status=410) from None
         except Exception as error:  # the boundary: whatever broke is kept with the session
@@ -158,6 +152,7 @@ class Gateway:
             session.waiting -= asked.choices
             session.touched_s = self._clock()
         session.answered(call)
+        self.counters.turns += len(answer.choices)
         return answer
 
     def count(self, session_id: str, asked: ChatRequest) -> int:
@@ -214,22 +209,16 @@ class Gateway:
         for session in list(self._live.values()):
             await self._end_or_log(session, FailRequest("the gateway was closed", FailureKind.CANCELLED), "closed")
 
-    def drain(self) -> None:
-        """Open no more sessions; those that are live go on."""
-        self._closed = True
-
     def _begin(self, asked: OpenSession) -> AgentSession:
         if self._closed:
             failure = Failure.of(FailureKind.UNREACHABLE, Stage.REQUEST, "the gateway opens no more sessions")
             raise ApiError(failure, 503, code="shutting_down")
         if len(self._live) >= self.limits.max_sessions:
-            self.counters.refused += 1
             raise full(f"all {self.limits.max_sessions} sessions are taken")
         name, now_s = asked.id or uuid.uuid4().hex, self._clock()
         seed = derive_seed(self._seed, "session", name) if asked.seed is None else asked.seed
         session = AgentSession(name, asked, seed, Conversations(self.chat_layer), now_s, now_s)
         self._live[name] = session
-        self.counters.opened += 1
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep_on())
         return session

@@ -78,8 +78,7 @@ class AgentSession:
         failure = self._failure(end)
         reward = end.reward if failure is None and isinstance(end, RewardRequest) else None
         turns, order = self.conversations.turns(reward or 0.0)
-        first = min(self.conversations.recorded, key=lambda said: said.number, default=None)
-        asked = self.asked
+        recorded, asked = self.conversations.recorded, self.asked
         gateway = {
             "order": list(order),
             "forks": dict(self.conversations.forks()),
@@ -99,7 +98,7 @@ class AgentSession:
             reward,
             failure,
             dict(end.rewards) if isinstance(end, RewardRequest) and failure is None else {},
-            first.messages if first else (),
+            recorded[0].messages if recorded else (),
             {**(dict(end.info) | {"metadata": asked.metadata} if said else {}), "gateway": gateway},
             elapsed_s=now_s - self.opened_s,
             environment=asked.environment,
