@@ -33,7 +33,7 @@ from quintain.rollout.rules.plan import Plan as Plan
 from quintain.rollout.rules.plan import Played
 from quintain.rollout.weights.canary import Canary, Mismatch, check
 from quintain.task import Task, TaskOrigin
-from quintain.trajectory import Group, Trajectory
+from quintain.trajectory import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,6 @@ class Counters:
     concurrency_limit: int  # episodes that may run now
     running: int
     waiting: int  # episodes that wait for a place
-    issued: int  # groups, in the whole run
-    consumed: int  # groups, in the whole run
 
 
 class Scheduler:
@@ -111,8 +109,6 @@ class Scheduler:
             concurrency_limit=self._runner.gate.limit,
             running=self.running(),
             waiting=self._runner.gate.waiting,
-            issued=self._issued,
-            consumed=self._consumed,
         )
 
     def admit(self, version: int) -> None:
@@ -181,40 +177,26 @@ class Scheduler:
             except TimeoutError:
                 return None
 
-    async def run_tasks(
+    async def run_task(
         self,
-        split: str,
-        indices: Sequence[int],
+        name: str,
+        task: Task,
+        index: int,
+        seeds: Sequence[int],
         *,
-        samples: int,
         sampling: Sampling,
-        seed: int,
         environment: str | None = None,
         progress: Callable[[int], None] = lambda done: None,
-    ) -> list[Group]:
-        """Run tasks outside the journal (evaluation): `samples` episodes of each, in the order of `indices`.
+    ) -> Group:
+        """Run `task` outside the journal, ahead of training episodes that wait: the group `name`, an episode a seed.
 
-        They are of the split of `environment`, by default the first; its rewards count as it gives them.
+        It is of `environment`, by default the first, whose rewards count as it gives them.
         """
         played = self.plan.played(environment)
         assert played is not None  # checked where it was asked for
-        played = replace(played, split=replace(played.split, name=split), sampling=sampling, reward_weights=None)
-        specs = [
-            self._spec(f"{split}-{index}", played, index, member, derive_seed(seed, split, index, member))
-            for index in indices
-            for member in range(samples)
-        ]
-        rows = await self.run_episodes(specs, progress)
-        return [
-            Group(f"{split}-{index}", index, tuple(rows[i * samples : (i + 1) * samples]))
-            for i, index in enumerate(indices)
-        ]
-
-    async def run_episodes(
-        self, specs: Sequence[EpisodeSpec], progress: Callable[[int], None] = lambda done: None
-    ) -> list[Trajectory]:
-        """Run episodes outside the journal, ahead of training episodes that wait; the results in order of `specs`."""
-        return await self._runner.run(specs, progress)
+        played = replace(played, sampling=sampling, reward_weights=None)
+        specs = [self._spec(name, played, task, index, member, seed) for member, seed in enumerate(seeds)]
+        return Group(name, index, tuple(await self._runner.run(specs, progress)))
 
     async def close(self) -> None:
         """Cancel what runs; it stays pending in the journal."""
@@ -263,10 +245,11 @@ class Scheduler:
         """Launch every member that the group needs and that neither ended nor runs."""
         plan, index = self.plan, self._groups.task_index(place)
         played = plan.plays[self._order.source(place)]
+        task = task_of(played.split.name, index)
         for member in self._groups.missing(place):
             if (place, member) not in self._runner:
                 seed = derive_seed(plan.seed, "episode", place, member)
-                spec = self._spec(f"{place:08d}", played, index, member, seed)
+                spec = self._spec(f"{place:08d}", played, task, index, member, seed)
                 self._runner.launch((place, member), spec, partial(self._keep, (place, member)))
 
     def _keep(self, key: Key, finished: Finished) -> None:
@@ -326,9 +309,8 @@ class Scheduler:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _spec(self, group: str, played: Played, index: int, member: int, seed: int) -> EpisodeSpec:
-        plan, split = self.plan, played.split.name
-        task = Task(f"{split}/{index}", origin=TaskOrigin(split, index))
+    def _spec(self, group: str, played: Played, task: Task, index: int, member: int, seed: int) -> EpisodeSpec:
+        plan = self.plan
         return EpisodeSpec(
             f"{group}/{member:03d}",
             group,
@@ -344,3 +326,8 @@ class Scheduler:
             played.split.environment,
             played.reward_weights,
         )
+
+
+def task_of(split: str, index: int) -> Task:
+    """The task at `index` of `split`, which the environment knows."""
+    return Task(f"{split}/{index}", origin=TaskOrigin(split, index))

@@ -28,9 +28,9 @@ from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.control import Control
 from quintain.rollout.server.metrics import rollout_metrics
 from quintain.rollout.server.monitor import Monitor
-from quintain.rollout.server.requests import read_request, wait_of, whole_number
+from quintain.rollout.server.requests import cursor_of, read_request, wait_of
 from quintain.rollout.server.session_pages import finished_page, gateway_pages
-from quintain.rollout.server.streams import Stream
+from quintain.rollout.server.streams import Feed, Stream
 from quintain.rollout.server.task_pages import RunPages
 from quintain.rollout.server.task_runs import RunLimits, TaskRuns
 from quintain.rollout.weights.folders import sweep
@@ -70,21 +70,16 @@ def rollout_app(
     return application(faces.pages(), faces.metrics, tokens, lifespan=lifespan)
 
 
-class _Batch:
+class _Batch(Feed):
     """The groups of a step as a feed, each read when its turn comes."""
 
     def __init__(self, journal: Journal, places: Sequence[int]) -> None:
         self._journal, self._places = journal, places
 
     async def get(self, cursor: int) -> bytes | None:
-        return (
-            await asyncio.to_thread(self._journal.group, self._places[cursor]) if cursor < len(self._places) else None
-        )
-
-    async def wait(self, cursor: int, until: float) -> None: ...
-
-    def stalled(self) -> bool:
-        return False
+        if cursor >= len(self._places):
+            return None
+        return await asyncio.to_thread(self._journal.group, self._places[cursor])
 
     def last(self, cursor: int) -> Mapping[str, Any]:
         return {"end": cursor >= len(self._places)}
@@ -140,7 +135,7 @@ class _Faces:
 
     async def batch(self, request: Request) -> Response:
         scheduler, step = self.scheduler, int(request.path_params["step"])
-        began, cursor = time.monotonic(), whole_number(request, "cursor", 0)
+        began, cursor = time.monotonic(), cursor_of(request)
         places = await scheduler.batch(step, wait_of(request))
         self.metrics.add("trainer_wait_seconds_total", time.monotonic() - began)
         if places is None:

@@ -9,7 +9,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from pathlib import Path
 
 from quintain.failure import Failure, FailureError, FailureKind, Stage
@@ -24,25 +23,15 @@ from quintain.serving.refusals import Refused, refused
 DRAIN_LOOK_S = 0.05
 
 
-@dataclass(slots=True)
-class _State:
-    paused: bool = False
-    refused: Failure | None = None  # the publish after which nobody knows which weights are in place
-
-
 class Control:
     """The controls of one `scheduler` and its `runs`."""
 
     def __init__(self, scheduler: Scheduler, runs: TaskRuns, gateway: Gateway | None = None) -> None:
         self._scheduler, self._runs, self._gateway = scheduler, runs, gateway
-        self._state = _State()
-        self._lock = asyncio.Lock()
+        self.paused = False  # whether somebody paused the engine
         self.published: Path | None = None
-
-    @property
-    def paused(self) -> bool:
-        """Whether somebody paused the engine."""
-        return self._state.paused
+        self._refused: Failure | None = None  # the publish after which nobody knows which weights are in place
+        self._lock = asyncio.Lock()
 
     @property
     def draining(self) -> bool:
@@ -59,10 +48,10 @@ class Control:
                 mismatch = await self._scheduler.publish(weights, canary, admit=request.admit and not self.draining)
             except FailureError as error:
                 if error.failure.kind is FailureKind.INVALID and error.failure.stage is Stage.PUBLISH:
-                    self._state.refused = error.failure
+                    self._refused = error.failure
                     raise Refused(error.failure, status=409) from None
                 raise
-            self._state.refused = None
+            self._refused = None
             if self.paused:
                 await self._scheduler.engine.pause()
         return mismatch
@@ -91,17 +80,17 @@ class Control:
     async def pause(self) -> None:
         """Stop sampling at a token boundary; what is in flight is kept."""
         async with self._lock:
-            self._state.paused = True
+            self.paused = True
             await self._scheduler.engine.pause()
 
     async def resume(self) -> None:
         """Go on sampling, and admitting where the server drained. Raises Refused (409) after a refused publish."""
         async with self._lock:
             self._scheduler.draining = False
-            if self._state.refused is not None:
-                message = f"sampling stays stopped until a publish is accepted: {self._state.refused.message}"
+            if self._refused is not None:
+                message = f"sampling stays stopped until a publish is accepted: {self._refused.message}"
                 raise refused(message, Stage.PUBLISH, FailureKind.INVALID, status=409)
-            self._state.paused = False
+            self.paused = False
             await self._scheduler.engine.resume()
             if self._scheduler.version >= 0:  # start what was not while the server drained
                 self._scheduler.admit(self._scheduler.version)

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -74,10 +74,7 @@ def make_plan(config: ExperimentConfig, *, sizes: Sequence[int | None], model_le
         max_concurrency=rollout.max_concurrency,
         oversample=rollout.oversample,
         refills=refills if rollout.dynamic_sampling else None,
-        rewards=Rewards(
-            tuple((trainer.reward_weights or {}).items()),
-            apart=trainer.rewards_apart,
-        ),
+        rewards=Rewards(tuple((trainer.reward_weights or {}).items()), apart=trainer.rewards_apart),
         patience=patience if rollout.straggler == "fail" else None,
         follow_engine=rollout.concurrency == "auto",
         sample_timeout_s=rollout.sample_timeout_s,
@@ -132,6 +129,8 @@ def serve(
     server. Raises QuintainError, one line, where it cannot begin.
     """
     from quintain.envs.client import EnvClient
+    from quintain.rollout.gateway.gateway import Gateway
+    from quintain.rollout.server.app import rollout_app
     from quintain.serving.listen import listening
 
     tokens = tokens or Tokens()
@@ -168,7 +167,23 @@ def serve(
         )
         told = ready or _print_ready
         with FinishedSessions(run / "sessions.bin") if for_agents else contextlib.nullcontext() as sessions:
-            served = _Served(scheduler, run, tokens, limits, sessions, config.seed)
+            gateway = (
+                None
+                if sessions is None
+                else Gateway(
+                    engine,
+                    chat,
+                    sampling=plan.plays[0].sampling,
+                    on_finished=sessions.append,
+                    seed=config.seed,
+                    max_length=plan.max_length,
+                    tokens=tokens,
+                )
+            )
+            trajectories = run / "trajectories"
+            app = rollout_app(
+                scheduler, trajectories=trajectories, tokens=tokens, limits=limits, gateway=gateway, sessions=sessions
+            )
 
             def sound() -> None:
                 check()
@@ -176,51 +191,12 @@ def serve(
 
             gc.collect()
             gc.freeze()  # what lives as long as the server is not looked through at each collection
-            asyncio.run(_serve(served, listener, lambda: told(url), sound))
+            asyncio.run(_serve(app, listener, lambda: told(url), sound))
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What the application is made of."""
-
-    scheduler: Scheduler
-    run: Path
-    tokens: Tokens
-    limits: RunLimits | None
-    sessions: FinishedSessions | None
-    seed: int
-
-    def app(self) -> Starlette:
-        from quintain.rollout.gateway.gateway import Gateway
-        from quintain.rollout.server.app import rollout_app
-
-        scheduler, gateway = self.scheduler, None
-        if self.sessions is not None:
-            gateway = Gateway(
-                scheduler.engine,
-                scheduler.chat,
-                sampling=scheduler.plan.plays[0].sampling,
-                on_finished=self.sessions.append,
-                seed=self.seed,
-                max_length=scheduler.plan.max_length,
-                tokens=self.tokens,
-            )
-        return rollout_app(
-            scheduler,
-            trajectories=self.run / "trajectories",
-            tokens=self.tokens,
-            limits=self.limits,
-            gateway=gateway,
-            sessions=self.sessions,
-        )
-
-
-async def _serve(
-    served: _Served, listener: socket.socket, ready: Callable[[], None], check: Callable[[], None]
-) -> None:
+async def _serve(app: Starlette, listener: socket.socket, ready: Callable[[], None], check: Callable[[], None]) -> None:
     from quintain.serving.run import quiet_server
 
-    app = served.app()
     server = quiet_server(app, ready, grace_s=GRACE_S)
 
     def stop() -> None:

@@ -31,9 +31,9 @@ async def read_request(request: Request, kind: type[T]) -> T:
     return read(body, kind, Stage.REQUEST)
 
 
-def wait_of(request: Request, default_s: float = 0.0) -> float:
+def wait_of(request: Request) -> float:
     """How long the client is ready to wait, in seconds. Raises Refused (400)."""
-    text = request.query_params.get("wait_s", str(default_s))
+    text = request.query_params.get("wait_s", "0")
     try:
         wait_s = float(text)
     except ValueError:
@@ -43,9 +43,9 @@ def wait_of(request: Request, default_s: float = 0.0) -> float:
     return min(MAX_WAIT_S, wait_s)
 
 
-def whole_number(request: Request, name: str, default: int) -> int:
-    """The number `name` of the query, at least 0. Raises Refused (400)."""
-    text = request.query_params.get(name, str(default))
+def cursor_of(request: Request) -> int:
+    """The place that the client reads on from, at least 0. Raises Refused (400)."""
+    text = request.query_params.get("cursor", "0")
     if not text.isdecimal() or len(text) > 18:
-        raise refused(f"{name}: expected a whole number, at least 0, not {text[:40]!r}", Stage.REQUEST, status=400)
+        raise refused(f"cursor: expected a whole number, at least 0, not {text[:40]!r}", Stage.REQUEST, status=400)
     return int(text)

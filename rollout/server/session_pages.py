@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,8 +10,8 @@ from quintain.rollout.gateway.gateway import Gateway
 from quintain.rollout.gateway.routes import gateway_routes
 from quintain.rollout.journal.sessions import FinishedSessions
 from quintain.rollout.server.control import Control
-from quintain.rollout.server.requests import whole_number
-from quintain.rollout.server.streams import Stream
+from quintain.rollout.server.requests import cursor_of
+from quintain.rollout.server.streams import Feed, Stream
 from quintain.serving.app import Page
 from quintain.serving.refusals import refused
 from quintain.serving.tokens import Role
@@ -46,7 +43,7 @@ def finished_page(sessions: FinishedSessions) -> Page:
     """`GET /v1/sessions/finished?cursor=&wait_s=`: every session that has finished, each as a group of one."""
 
     async def finished(request: Request) -> Response:
-        cursor = whole_number(request, "cursor", 0)
+        cursor = cursor_of(request)
         if cursor > sessions.count:
             message = f"cursor: {sessions.count} sessions have finished, {cursor} is no place in them"
             raise refused(message, Stage.REQUEST, status=400)
@@ -55,7 +52,7 @@ def finished_page(sessions: FinishedSessions) -> Page:
     return Page("GET", "/v1/sessions/finished", Stage.REQUEST, finished)
 
 
-class _Finished:
+class _Finished(Feed):
     """Finished sessions as a feed, which has no end."""
 
     def __init__(self, sessions: FinishedSessions) -> None:
@@ -66,9 +63,3 @@ class _Finished:
 
     async def wait(self, cursor: int, until: float) -> None:
         await self._sessions.wait(cursor, until)
-
-    def stalled(self) -> bool:
-        return False
-
-    def last(self, cursor: int) -> Mapping[str, Any]:
-        return {"end": False}

@@ -10,9 +10,10 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgpack
 from starlette.requests import ClientDisconnect, Request
@@ -33,20 +34,26 @@ SLOW_READER_S: Final = 120.0
 """How much longer than its `wait_s` an answer may take to be read."""
 
 
-class Feed(Protocol):
-    """Where a stream's groups come from. Methods raise FailureError where it is gone."""
+class Feed(ABC):
+    """Where a stream's groups come from: unless it says otherwise, all are there, and more may come later.
 
+    Methods raise FailureError where it is gone.
+    """
+
+    @abstractmethod
     async def get(self, cursor: int) -> bytes | None:
         """The packed group at `cursor`, or None where there is none yet."""
 
-    async def wait(self, cursor: int, until: float) -> None:
+    async def wait(self, cursor: int, until: float) -> None:  # noqa: B027
         """Return when there is a group at `cursor`, or there will never be, or at the loop's time `until`."""
 
     def stalled(self) -> bool:
         """Whether nothing more will come before the client says what has arrived."""
+        return False
 
     def last(self, cursor: int) -> Mapping[str, Any]:
         """What the object that ends the answer has beside its cursor."""
+        return {"end": False}
 
 
 class Stream(Response):

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from quintain.codec import to_builtins, to_json
 from quintain.failure import Stage
 from quintain.rollout.server.control import Control
-from quintain.rollout.server.requests import read_request, whole_number
-from quintain.rollout.server.streams import Stream
+from quintain.rollout.server.requests import cursor_of, read_request
+from quintain.rollout.server.streams import Feed, Stream
 from quintain.rollout.server.task_runs import TaskRuns
 from quintain.rollout.wire import RunRequest, RunState
 from quintain.serving.app import Page, json_answer
@@ -43,7 +43,7 @@ class RunPages:
         return json_answer(to_json(self._runs.status(request.path_params["run"])))
 
     async def _groups(self, request: Request) -> Response:
-        run, cursor = request.path_params["run"], whole_number(request, "cursor", 0)
+        run, cursor = request.path_params["run"], cursor_of(request)
         self._runs.acknowledge(run, cursor)
         feed = _Groups(self._runs, run)
         await feed.get(cursor)  # one that is forgotten is refused before the answer begins
@@ -56,7 +56,7 @@ class RunPages:
         return json_answer(to_json(await self._runs.forget(request.path_params["run"])))
 
 
-class _Groups:
+class _Groups(Feed):
     """A run as a feed."""
 
     def __init__(self, runs: TaskRuns, run: str) -> None:

@@ -21,12 +21,10 @@ from quintain.codec import pack
 from quintain.failure import Failure, FailureKind, Stage
 from quintain.nearest import IDENTIFIER, one_of
 from quintain.rollout.engines.base import Sampling
-from quintain.rollout.episodes.episode import EpisodeSpec
 from quintain.rollout.rules.order import derive_seed
-from quintain.rollout.scheduler import Plan, Scheduler
+from quintain.rollout.scheduler import Plan, Scheduler, task_of
 from quintain.rollout.wire import RunRequest, RunState, TaskRunStatus
 from quintain.serving.refusals import refused
-from quintain.trajectory import Group
 
 log = logging.getLogger(__name__)
 
@@ -134,13 +132,10 @@ class TaskRuns:
     def group(self, name: str, cursor: int) -> bytes | None:
         """The packed group at `cursor`, or None where it has not finished. Raises Refused (404) where forgotten."""
         self._find(name)
-        if cursor >= self.results.count(name):
-            return None
-        try:
-            return self.results.get(name, cursor)
-        except Forgotten as error:
-            message = f"groups before {error.kept_from} of run {name} were acknowledged by a later cursor and forgotten"
-            raise refused(message, Stage.REQUEST, FailureKind.LOST) from None
+        if cursor < (kept := self.results.kept_from(name)):
+            message = f"groups before {kept} of run {name} were acknowledged by a later cursor and forgotten"
+            raise refused(message, Stage.REQUEST, FailureKind.LOST)
+        return self.results.get(name, cursor)
 
     def acknowledge(self, name: str, cursor: int) -> None:
         """A reader has the first `cursor` groups: they may be forgotten. Raises Refused (404, or 400 beyond them)."""
@@ -209,47 +204,27 @@ class TaskRuns:
             before = done
             run.tell()
 
+        of: tuple[int | str, ...]
         if place < len(request.indices):
             assert request.split is not None  # checked
-            (group,) = await self._scheduler.run_tasks(
-                request.split,
-                [request.indices[place]],
-                samples=request.samples,
-                sampling=run.sampling,
-                seed=request.seed,
-                environment=request.environment,
-                progress=progress,
-            )
+            index = request.indices[place]
+            name, task, of = f"{request.split}-{index}", task_of(request.split, index), (request.split, index)
         else:
-            group = await self._inline(run, place - len(request.indices), progress)
+            index = place - len(request.indices)
+            task = request.tasks[index]
+            name, of = f"{run.name}-{index}", ("task", task.id, index)
+        group = await self._scheduler.run_task(
+            name,
+            task,
+            index,
+            [derive_seed(request.seed, *of, member) for member in range(request.samples)],
+            sampling=run.sampling,
+            environment=request.environment,
+            progress=progress,
+        )
         packed = await asyncio.to_thread(pack, group)  # it takes milliseconds, and other episodes go on meanwhile
         self.results.put(run.name, packed)
         run.tell()
-
-    async def _inline(self, run: TaskRun, place: int, progress: Callable[[int], None]) -> Group:
-        """The group of a task that the request holds in full."""
-        plan, request = self._scheduler.plan, run.request
-        played = plan.played(request.environment)
-        assert played is not None  # checked
-        name, task = f"{run.name}-{place}", request.tasks[place]
-        specs = [
-            EpisodeSpec(
-                f"{name}/{member:03d}",
-                name,
-                task,
-                place,
-                member,
-                derive_seed(request.seed, "task", task.id, place, member),
-                run.sampling,
-                played.max_turns,
-                plan.max_length,
-                plan.attempts,
-                plan.sample_timeout_s,
-                played.split.environment,
-            )
-            for member in range(request.samples)
-        ]
-        return Group(name, place, tuple(await self._scheduler.run_episodes(specs, progress)))
 
     def _find(self, name: str) -> TaskRun:
         run = self._runs.get(name)
@@ -308,14 +283,6 @@ def _full(what: str) -> Exception:
     return refused(f"{what}: try again later", Stage.REQUEST, FailureKind.OVERLOADED)
 
 
-class Forgotten(Exception):
-    """The group asked for was acknowledged and forgotten; the first that is kept is `kept_from`."""
-
-    def __init__(self, kept_from: int) -> None:
-        super().__init__(f"groups before {kept_from} are forgotten")
-        self.kept_from = kept_from
-
-
 @dataclass(slots=True)
 class _Shelf:
     kept_from: int = 0
@@ -367,12 +334,10 @@ class Results:
         shelf.acknowledged = max(shelf.acknowledged, cursor)
         self._tidy()
 
-    def get(self, run: str, place: int) -> bytes:
-        """The group at `place`, counted in the order of finishing. Raises Forgotten, or IndexError beyond the last."""
+    def get(self, run: str, place: int) -> bytes | None:
+        """The group at `place`, counted in the order of finishing. None where it has not finished, or is forgotten."""
         shelf = self._shelves[run]
-        if place < shelf.kept_from:
-            raise Forgotten(shelf.kept_from)
-        return shelf.groups[place - shelf.kept_from]
+        return shelf.groups[place - shelf.kept_from] if shelf.kept_from <= place < shelf.count else None
 
     def count(self, run: str) -> int:
         """How many groups of `run` have finished, forgotten ones too."""

@@ -21,7 +21,7 @@ from quintain.rollout.engines.base import Completion, EngineStats, Sampling
 from quintain.rollout.episodes.gate import EpisodeCount, Gate
 from quintain.rollout.journal.journal import Journal
 from quintain.rollout.rules.concurrency import FULL, ROOM, Concurrency
-from quintain.rollout.scheduler import Scheduler
+from quintain.rollout.scheduler import Scheduler, task_of
 
 from ..fake_engine import FakeEngine
 from .stage import CHAT, IDENTITY, Words, batch_of, canary, plan, played, scheduler, weights
@@ -247,7 +247,9 @@ def test_an_evaluation_alone_makes_the_limit_follow_the_engine_too(tmp_path: Pat
         published = weights(tmp_path, 0)
         await made.publish(published, canary(published), admit=False)
         assert made.counters.concurrency_limit == 3
-        groups = await made.run_tasks("heldout", range(60), samples=1, sampling=Sampling(8), seed=1)
+        groups = await asyncio.gather(
+            *(made.run_task(f"g{i}", task_of("heldout", i), i, (1,), sampling=Sampling(8)) for i in range(60))
+        )
         assert len(groups) == 60
         assert made.counters.concurrency_limit >= 24
         await made.close()

@@ -13,7 +13,7 @@ from quintain.envs import LocalClient
 from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.episodes.episode import EpisodeSpec, run_episode
-from quintain.rollout.scheduler import Scheduler
+from quintain.rollout.scheduler import Scheduler, task_of
 from quintain.trajectory import Ending, Finish, Group, Trajectory, extends, to_segments
 
 from ..fake_engine import FakeEngine, crash_on, hang_on
@@ -233,11 +233,15 @@ async def test_an_evaluation_touches_no_journal(tmp_path: Path) -> None:
     made = scheduler(tmp_path)
     await publish(made, tmp_path, 0, admit=False)
     seen: list[int] = []
-    groups = await made.run_tasks(
-        "heldout", range(4), samples=2, sampling=Sampling(8, temperature=0.0), seed=1, progress=seen.append
-    )
-    assert [g.index for g in groups] == [0, 1, 2, 3]
+    groups = [
+        await made.run_task(
+            f"g{i}", task_of("heldout", i), i, (1, 2), sampling=Sampling(8, temperature=0.0), progress=seen.append
+        )
+        for i in range(4)
+    ]
+    assert [(g.id, g.index) for g in groups] == [("g0", 0), ("g1", 1), ("g2", 2), ("g3", 3)]
     assert [t.task for g in groups for t in g.trajectories] == [f"heldout/{i}" for i in range(4) for _ in range(2)]
-    assert seen == list(range(1, 9))
+    assert [(t.member, t.seed) for g in groups for t in g.trajectories] == [(0, 1), (1, 2)] * 4
+    assert seen == [1, 2] * 4
     assert made.journal.balance().issued == 0
     await made.close()
