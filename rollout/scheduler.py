@@ -14,7 +14,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from quintain.envs.base import Environment
@@ -36,7 +36,7 @@ from quintain.task import Task, TaskOrigin
 from quintain.trajectory import Group
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counters:
     """What the rooms around may want to know. Counts are since the start of this process.
 
@@ -45,15 +45,12 @@ class Counters:
     of their oldest token. `mixed` of them hold tokens of more than one version.
     """
 
-    wasted_tokens: int
-    staleness: dict[int, int]
-    mixed: int
-    dropped: dict[str, int]  # groups, by reason
-    replaced: int  # failed members that an extra stands in for
-    stragglers: int  # episodes that were ended as too slow
-    concurrency_limit: int  # episodes that may run now
-    running: int
-    waiting: int  # episodes that wait for a place
+    wasted_tokens: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
+    mixed: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
+    replaced: int = 0  # failed members that an extra stands in for
+    stragglers: int = 0  # episodes that were ended as too slow
 
 
 class Scheduler:
@@ -78,9 +75,7 @@ class Scheduler:
             plan, engine=engine, chat=chat, make_env=make_env, running=self.running, limit_of=self._limit_s
         )
         self.failures, self.forks = self._runner.failures, self._runner.forks
-        self._wasted = self._mixed = self._replaced = self._stragglers = 0
-        self._dropped: Counter[str] = Counter()
-        self._ages: Counter[int] = Counter()
+        self.counters = Counters()
         self._changed = asyncio.Event()
         self._order, self._learned = self._ordered(), 0
         journal.describe(plan.audited())
@@ -97,19 +92,14 @@ class Scheduler:
         return self._admission.version
 
     @property
-    def counters(self) -> Counters:
-        """What has happened so far."""
-        return Counters(
-            wasted_tokens=self._wasted,
-            staleness=dict(sorted(self._ages.items())),
-            mixed=self._mixed,
-            dropped=dict(self._dropped),
-            replaced=self._replaced,
-            stragglers=self._stragglers,
-            concurrency_limit=self._runner.gate.limit,
-            running=self.running(),
-            waiting=self._runner.gate.waiting,
-        )
+    def concurrency_limit(self) -> int:
+        """Episodes that may run now."""
+        return self._runner.gate.limit
+
+    @property
+    def waiting(self) -> int:
+        """Episodes that wait for a place."""
+        return self._runner.gate.waiting
 
     def admit(self, version: int) -> None:
         """Open admission for `version`: start what the staleness rule allows, what a crash left behind first.
@@ -261,9 +251,9 @@ class Scheduler:
             if self.journal.record(place, trajectory, outcome, finished.packed):
                 extras = self._groups.replaced(place)
                 self._groups.record(place, member, outcome)
-                self._replaced += self._groups.replaced(place) - extras
-                self._stragglers += finished.straggler
-                self._wasted += outcome.tokens if trajectory.failure is not None else 0
+                self.counters.replaced += self._groups.replaced(place) - extras
+                self.counters.stragglers += finished.straggler
+                self.counters.wasted_tokens += outcome.tokens if trajectory.failure is not None else 0
                 self._start(place)
                 if not self._groups.missing(place):  # it is complete
                     self._judge()
@@ -276,8 +266,8 @@ class Scheduler:
         """Drop the groups that dynamic sampling drops; others may be issued for them."""
         for place, reason in self._groups.drops():
             self.journal.drop(place, reason)
-            self._wasted += self._groups.drop(place, reason)
-            self._dropped[reason.value] += 1
+            self.counters.wasted_tokens += self._groups.drop(place, reason)
+            self.counters.dropped[reason.value] += 1
             if place < self._next:
                 self._admission = self._admission.drop(self.plan.members)
 
@@ -294,8 +284,8 @@ class Scheduler:
             self._next = self._first()
         for versions in (versions for place in taken for versions in self.journal.versions(place)):
             if versions:
-                self._ages[step - min(versions)] += 1
-                self._mixed += len(versions) > 1
+                self.counters.staleness[step - min(versions)] += 1
+                self.counters.mixed += len(versions) > 1
         return taken
 
     def _limit_s(self, key: Key) -> float:

@@ -198,7 +198,7 @@ class _Faces:
             self.control.draining,
             self.runs.under_way,
             self.runs.results.held_bytes,
-            scheduler.counters.staleness,
+            dict(sorted(scheduler.counters.staleness.items())),
         )
 
 

@@ -104,11 +104,11 @@ class Control:
             if clock() >= deadline:
                 break
             await asyncio.sleep(DRAIN_LOOK_S)
-        counters, balance = self._scheduler.counters, self._scheduler.journal.balance()
+        balance = self._scheduler.journal.balance()
         return DrainReport(
             self.drained,
-            counters.running,
-            counters.waiting,
+            self._scheduler.running(),
+            self._scheduler.waiting,
             self._runs.episodes_left,
             self._sessions_live,
             self.paused,
@@ -120,8 +120,8 @@ class Control:
     @property
     def drained(self) -> bool:
         """Whether the server drains and nothing is left of what it had started."""
-        counters = self._scheduler.counters
-        left = counters.running + counters.waiting + self._runs.episodes_left + self._sessions_live
+        scheduler = self._scheduler
+        left = scheduler.running() + scheduler.waiting + self._runs.episodes_left + self._sessions_live
         return self.draining and not left
 
     @property

@@ -9,7 +9,7 @@ import math
 from functools import partial
 
 from quintain.rollout.gateway.gateway import Gateway
-from quintain.rollout.scheduler import Counters, Scheduler
+from quintain.rollout.scheduler import Scheduler
 from quintain.rollout.server.control import Control
 from quintain.rollout.server.monitor import Monitor
 from quintain.rollout.server.task_runs import TaskRuns
@@ -24,10 +24,7 @@ def rollout_metrics(
 ) -> Metrics:
     """Everything that is measured, declared once."""
     metrics = Metrics("quintain_rollout_")
-    stats, engine = scheduler.engine.stats, monitor.engine
-
-    def counters() -> Counters:
-        return scheduler.counters
+    stats, engine, counters = scheduler.engine.stats, monitor.engine, scheduler.counters
 
     def kv_usage() -> float:
         return math.nan if (usage := stats().kv_usage) is None else usage
@@ -37,7 +34,7 @@ def rollout_metrics(
     counter("output_tokens_total", "Tokens sampled.", lambda: stats().output_tokens)
     counter("prompt_tokens_total", "Prompt tokens computed.", lambda: stats().prompt_tokens)
     gauge("tokens_per_second", "Tokens sampled a second, over the last minute.", lambda: engine.tokens_per_s)
-    counter("wasted_tokens_total", "Sampled tokens that no loss will see.", lambda: counters().wasted_tokens)
+    counter("wasted_tokens_total", "Sampled tokens that no loss will see.", lambda: counters.wasted_tokens)
 
     counter("engine_busy_seconds_total", "Time in which the engine computed.", lambda: stats().busy_s)
     gauge("engine_idle_fraction", "Share of the last minute it computed nothing in.", lambda: engine.idle_fraction)
@@ -52,20 +49,20 @@ def rollout_metrics(
     gauge("version", "Version that admission follows; -1 before the first publish.", lambda: scheduler.version)
     metrics.summary("publish_stall_seconds", "How long sampling stood still for a publish.")
     metrics.read_histogram(
-        "staleness", "Trajectories handed to the trainer, by age in versions.", AGES, lambda: counters().staleness
+        "staleness", "Trajectories handed to the trainer, by age in versions.", AGES, lambda: counters.staleness
     )
-    counter("mixed_trajectories_total", "Those of them sampled by several versions.", lambda: counters().mixed)
+    counter("mixed_trajectories_total", "Those of them sampled by several versions.", lambda: counters.mixed)
     metrics.counter("trainer_wait_seconds_total", "Time that calls for a batch waited for it.")
     metrics.counter("batches_total", "Batches handed to the trainer.")
 
-    gauge("episodes_running", "Episodes in flight.", lambda: counters().running)
-    gauge("episodes_waiting", "Episodes that wait for a place.", lambda: counters().waiting)
-    gauge("concurrency_limit", "Episodes that may run now.", lambda: counters().concurrency_limit)
+    gauge("episodes_running", "Episodes in flight.", scheduler.running)
+    gauge("episodes_waiting", "Episodes that wait for a place.", lambda: scheduler.waiting)
+    gauge("concurrency_limit", "Episodes that may run now.", lambda: scheduler.concurrency_limit)
     metrics.read("failures_total", "counter", "Failed episodes, by kind and stage.", lambda: _failures(scheduler))
     by("reason", "segments_forked_total", "Turns that do not extend the tokens so far.", lambda: scheduler.forks)
-    by("reason", "groups_dropped_total", "Groups that no step will consume.", lambda: counters().dropped)
-    counter("members_replaced_total", "Failed members that an extra stands in for.", lambda: counters().replaced)
-    counter("stragglers_total", "Episodes that were ended as too slow.", lambda: counters().stragglers)
+    by("reason", "groups_dropped_total", "Groups that no step will consume.", lambda: counters.dropped)
+    counter("members_replaced_total", "Failed members that an extra stands in for.", lambda: counters.replaced)
+    counter("stragglers_total", "Episodes that were ended as too slow.", lambda: counters.stragglers)
 
     gauge("runs", "Runs under way.", lambda: runs.under_way)
     gauge("result_bytes", "Finished groups of runs, kept to be fetched.", lambda: runs.results.held_bytes)

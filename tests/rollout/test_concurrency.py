@@ -220,18 +220,18 @@ def test_the_scheduler_follows_the_engine_and_counts_its_limit(tmp_path: Path) -
         made = scheduler(tmp_path, engine=engine, groups=8, max_concurrency=20, follow_engine=True)
         published = weights(tmp_path, 0)
         await made.publish(published, canary(published), admit=True)
-        assert made.counters.concurrency_limit == 3
-        assert (made.counters.running, made.counters.waiting) == (3, 21)
+        assert made.concurrency_limit == 3
+        assert (made.running(), made.waiting) == (3, 21)
         await asyncio.sleep(2.5)
-        assert made.counters.concurrency_limit == 12
-        assert made.counters.running == 12
+        assert made.concurrency_limit == 12
+        assert made.running() == 12
         engine.usage = 1.0
         await asyncio.sleep(1)
-        assert made.counters.concurrency_limit == 9
+        assert made.concurrency_limit == 9
         engine.usage = 0.1
         assert await made.batch(0, 1e6) is not None
         await asyncio.sleep(1)
-        assert made.counters.running == made.counters.waiting == 0
+        assert made.running() == made.waiting == 0
         await made.close()
 
     on_virtual_clock(main())
@@ -246,12 +246,12 @@ def test_an_evaluation_alone_makes_the_limit_follow_the_engine_too(tmp_path: Pat
         made = scheduler(tmp_path, engine=Roomy(words=128, token_s=1.0), max_concurrency=64, follow_engine=True)
         published = weights(tmp_path, 0)
         await made.publish(published, canary(published), admit=False)
-        assert made.counters.concurrency_limit == 3
+        assert made.concurrency_limit == 3
         groups = await asyncio.gather(
             *(made.run_task(f"g{i}", task_of("heldout", i), i, (1,), sampling=Sampling(8)) for i in range(60))
         )
         assert len(groups) == 60
-        assert made.counters.concurrency_limit >= 24
+        assert made.concurrency_limit >= 24
         await made.close()
 
     on_virtual_clock(main())

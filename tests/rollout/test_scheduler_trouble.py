@@ -89,7 +89,7 @@ def test_an_environment_that_hangs_keeps_no_other_episode_from_running(tmp_path:
         await publish(made, tmp_path, 0)
         assert await made.batch(0, 100.0) is None
         assert [(p.place, p.member) for p in made.journal.pending()] == [(0, 0)]
-        assert (made.counters.running, made.counters.waiting) == (1, 0)
+        assert (made.running(), made.waiting) == (1, 0)
         await made.close()
 
     on_virtual_clock(main())
@@ -252,7 +252,7 @@ def test_a_trainer_that_never_takes_stops_the_sampling_and_nothing_piles_up_in_m
         await publish(made, tmp_path, 0)
         await asyncio.sleep(1e6)
         assert made.journal.balance().issued == (4 + 0 + 1) * 20
-        assert (made.counters.running, made.counters.waiting) == (0, 0)
+        assert (made.running(), made.waiting) == (0, 0)
         assert made.journal.balance().completed == 100
         assert alive() <= before, "trajectories wait on disk"
         await batch(made, 0)
@@ -320,7 +320,7 @@ def test_while_the_server_drains_nothing_new_is_issued(tmp_path: Path) -> None:
         await publish(made, tmp_path, 1)
         await asyncio.sleep(100.0)
         assert made.journal.balance().issued == 8
-        assert made.counters.running == 0
+        assert made.running() == 0
         await made.close()
 
     on_virtual_clock(main())
