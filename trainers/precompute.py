@@ -19,7 +19,7 @@ from quintain.trainers.datasets import cache_folder
 from quintain.trainers.examples import Example, example_rows
 from quintain.trainers.model.forward import PolicyForward, supports_tree
 from quintain.trainers.model.policy import load_policy
-from quintain.trainers.rows import Floats, Row
+from quintain.trainers.rows import Floats, Row, per_row
 from quintain.trainers.update import by_row
 
 
@@ -37,7 +37,7 @@ def with_reference(
         flat = np.concatenate(_scored(rows, config, check))
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, flat, allow_pickle=False)
-    parts = iter(np.split(flat, np.cumsum([row.tokens for row in rows])[:-1]))
+    parts = iter(per_row(flat, rows))
     return [replace(example, ref=tuple(next(parts) for _ in example.ids)) for example in examples]
 
 

@@ -187,17 +187,16 @@ class Rows:
         return [replace(self, rows=rows, totals=self.totals.of(rows)) for rows in dealt if rows]
 
 
-def episode_rows(
-    groups: Sequence[Group], config: OnlineConfig, *, version: int, longest: int, mask_truncated: bool = False
-) -> Rows:
+def episode_rows(groups: Sequence[Group], config: OnlineConfig, *, version: int, longest: int) -> Rows:
     """One row for each segment of `groups`, without credit; `version` is the trainer's, `longest` a turn's limit, the
     L_max of Totals.
 
     Credit is given for the rewards that `config` names, or for the episode's reward as it is; what it takes off for
-    length is taken off. mask_truncated: rows that a limit cut short are masked. QuintainError where the environment
+    length is taken off. Rows that a limit cut short are masked where it says so. QuintainError where the environment
     does not give a reward that is named.
     """
     names, cache = tuple(config.reward_weights or ()), config.soft_punish_cache
+    mask_truncated = getattr(config, "mask_truncated_completions", False)
     members = credited(groups)
     if cache is not None:
         members = [(g, punished(row, longest, cache)) for g, row in members]
@@ -249,6 +248,11 @@ def turns_of(row: Row) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     at = np.flatnonzero(row.segment.mask)
     turn = (np.cumsum(np.diff(at, prepend=-2) > 1) - 1).astype(np.int64)
     return turn, np.bincount(turn, weights=row.segment.rewards[at]).astype(np.float64)
+
+
+def per_row(values: NDArray[Any], rows: Sequence[Row]) -> list[NDArray[Any]]:
+    """`values` of the tokens of rows that follow each other, as those [T] of each."""
+    return np.split(values, np.cumsum([row.tokens for row in rows], dtype=np.int64))[:-1]
 
 
 def episode_spans(rows: Sequence[Row]) -> dict[int, slice]:

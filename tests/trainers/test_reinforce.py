@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,3 +74,21 @@ def test_advantages_are_the_published_ones(options: dict[str, Any], baseline: bo
             np.testing.assert_allclose(
                 row.columns["advantage"], expected[i, : lengths[i]], rtol=1e-5, atol=1e-6, err_msg=f"seed {seed}"
             )
+
+
+def test_a_batch_that_a_limit_cut_short_everywhere_gives_no_advantage_and_ends_no_run() -> None:
+    groups, _, _ = batch(np.random.default_rng(0))
+    cut = [
+        replace(
+            group,
+            trajectories=tuple(
+                replace(x, turns=tuple(replace(turn, finish=Finish.LENGTH) for turn in x.turns))
+                for x in group.trajectories
+            ),
+        )
+        for group in groups
+    ]
+    algorithm = ReinforcePlusPlus(ReinforceConfig(mask_truncated_completions=True), longest=LONGEST)
+    rows = algorithm.credit(algorithm.rows(cut, version=0)).rows
+    assert len(rows) == GROUPS * MEMBERS
+    assert all(row.masked and not row.columns["advantage"].any() for row in rows)

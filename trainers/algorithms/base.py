@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from quintain.config import TrainerConfig
+from quintain.config.trainer import OnlineConfig
 from quintain.trainers.examples import Example, example_rows
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Metrics
-from quintain.trainers.rows import Row, Rows, Totals
+from quintain.trainers.rows import Row, Rows, Totals, episode_rows
+from quintain.trajectory import Group
 
 Data = TypeVar("Data", contravariant=True)
 """A batch: `Sequence[Group]` where it was sampled, a sequence of examples where it comes from a dataset."""
+Options = TypeVar("Options", bound=TrainerConfig)
+OnlineOptions = TypeVar("OnlineOptions", bound=OnlineConfig)
 
 
 class Pass(StrEnum):
@@ -50,15 +55,15 @@ class Remembers(Protocol):
         """Change `state` by the figures of a step that is done."""
 
 
-class DatasetAlgorithm:
-    """What most algorithms on a data set have in common: one model, no credit, and every row counts."""
+class BasicAlgorithm(Generic[Options]):
+    """What most algorithms have in common: one model, no passes, no credit, and every row counts; `longest` is the
+    completion limit in tokens."""
 
     passes: frozenset[Pass] = frozenset()
     trains: tuple[str, ...] = ("policy",)
 
-    def rows(self, data: Sequence[Example], *, version: int) -> Rows:
-        """A row for each sequence of each example, which is a unit."""
-        return example_rows(data)
+    def __init__(self, config: Options, *, longest: int) -> None:
+        self.config, self.longest = config, longest
 
     def credit(self, rows: Rows) -> Rows:
         """The rows as they are."""
@@ -67,6 +72,22 @@ class DatasetAlgorithm:
     def inert(self, row: Row) -> bool:
         """No row is."""
         return False
+
+
+class DatasetAlgorithm(BasicAlgorithm[Options]):
+    """Those on a data set."""
+
+    def rows(self, data: Sequence[Example], *, version: int) -> Rows:
+        """A row for each sequence of each example, which is a unit."""
+        return example_rows(data)
+
+
+class EpisodeAlgorithm(BasicAlgorithm[OnlineOptions]):
+    """Those on what the policy samples."""
+
+    def rows(self, data: Sequence[Group], *, version: int) -> Rows:
+        """A row for each segment."""
+        return episode_rows(data, self.config, version=version, longest=self.longest)
 
 
 class Algorithm(Protocol[Data]):

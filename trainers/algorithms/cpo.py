@@ -15,11 +15,8 @@ from quintain.trainers.losses.preference import cpo_losses, pair_metrics_of
 from quintain.trainers.rows import Rows, Totals
 
 
-class CPO(DatasetAlgorithm):
+class CPO(DatasetAlgorithm[CPOConfig]):
     """The loss that `config` names."""
-
-    def __init__(self, config: CPOConfig, *, longest: int) -> None:
-        self.config = config
 
     def rows(self, data: Sequence[Example], *, version: int) -> Rows:
         """Two rows for each pair, chosen and rejected; the tokens that are counted are the chosen's."""

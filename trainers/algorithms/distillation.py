@@ -17,23 +17,21 @@ from torch import Tensor
 from quintain.config import DistillationConfig
 from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
-from quintain.trainers.algorithms.base import Pass
+from quintain.trainers.algorithms.base import BasicAlgorithm, Pass
 from quintain.trainers.estimators import discounted
 from quintain.trainers.examples import Example, example_rows
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import policy_loss, reduce
-from quintain.trainers.rows import Row, Rows, Totals, episode_rows, episode_spans
+from quintain.trainers.rows import Rows, Totals, episode_rows, episode_spans, per_row
 from quintain.trajectory import Group
 
 
-class Distillation:
-    """What a teacher says of the policy's tokens as their credit; `longest` is the completion limit in tokens."""
-
-    trains = ("policy",)
+class Distillation(BasicAlgorithm[DistillationConfig]):
+    """What a teacher says of the policy's tokens as their credit."""
 
     def __init__(self, config: DistillationConfig, *, longest: int) -> None:
-        self.config, self.longest = config, longest
+        super().__init__(config, longest=longest)
         self.passes = frozenset({Pass.OLD, Pass.TEACHER} if config.beta is None else ())
         self._loss = LossOptions(loss_type="dapo", epsilon=config.epsilon, epsilon_high=config.epsilon_high)
 
@@ -71,12 +69,8 @@ class Distillation:
         if self.config.gamma > 0:
             for span in episode_spans(rows.rows).values():
                 advantage[span] = discounted(advantage[span], self.config.gamma)
-        parts = np.split(advantage.astype(np.float32), np.cumsum([row.tokens for row in rows.rows])[:-1])
+        parts = per_row(advantage.astype(np.float32), rows.rows)
         return rows.having([{"advantage": part} for part in parts], logged)
-
-    def inert(self, row: Row) -> bool:
-        """No row is: a policy that differs nowhere is none that is trained."""
-        return False
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """The clipped policy loss, or the divergence, a mean over the batch's tokens."""

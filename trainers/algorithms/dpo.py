@@ -21,11 +21,11 @@ from quintain.trainers.losses.preference import pair_losses, pair_metrics, pairs
 from quintain.trainers.rows import Rows, Totals
 
 
-class DPO(DatasetAlgorithm):
+class DPO(DatasetAlgorithm[DPOConfig]):
     """The losses on pairs that `config` names."""
 
     def __init__(self, config: DPOConfig, *, longest: int) -> None:
-        self.config = config
+        super().__init__(config, longest=longest)
         self.passes = frozenset() if config.precompute_ref_log_probs else frozenset({Pass.REF})
 
     def rows(self, data: Sequence[Example], *, version: int) -> Rows:

@@ -5,9 +5,9 @@ What this file decides is the credit: which row gets which advantage, and which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,30 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quintain.config import GRPOConfig, ReinforceConfig
-from quintain.trainers.algorithms.base import Pass
+from quintain.trainers.algorithms.base import EpisodeAlgorithm, Pass
 from quintain.trainers.estimators import covariant_tokens, discounted, group_advantages, pass_at_k_advantages
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.offpolicy import entropy_threshold
 from quintain.trainers.losses.policy import entropy_bonus, policy_loss, reduce
-from quintain.trainers.rows import ENVIRONMENT, Row, Rows, Totals, episode_rows, turns_of
-from quintain.trajectory import Group
+from quintain.trainers.rows import ENVIRONMENT, Row, Rows, Totals, turns_of
 
 Options = TypeVar("Options", bound=GRPOConfig | ReinforceConfig)
 
 
-class PolicyLoss(Generic[Options]):
-    """Rows of episodes and the loss that `config` says, for those that differ in the credit; `longest` is the
-    completion limit in tokens.
+class PolicyLoss(EpisodeAlgorithm[Options]):
+    """The loss that `config` says, for those that differ in the credit.
 
     `state` is what it remembers from batch to batch, where the entropy has a target: the weight that follows it, and
     the one that counts in the next step.
     """
 
-    trains = ("policy",)
-
     def __init__(self, config: Options, *, longest: int) -> None:
-        self.config, self.longest = config, longest
+        super().__init__(config, longest=longest)
         self._all_tokens = config.top_entropy_quantile >= 1.0
         adaptive = config.entropy_target is not None
         self.state = {"entropy_coef": config.entropy_coef, "entropy_bonus": 0.0} if adaptive else {}
@@ -48,11 +44,6 @@ class PolicyLoss(Generic[Options]):
             Pass.OLD: config.covariance != "none",
         }
         self.passes = frozenset(name for name, needed in wanted.items() if needed)
-
-    def rows(self, data: Sequence[Group], *, version: int) -> Rows:
-        """A row for each segment."""
-        masked = self.config.mask_truncated_completions
-        return episode_rows(data, self.config, version=version, longest=self.longest, mask_truncated=masked)
 
     def selected(self, rows: Rows) -> Rows:
         """`rows`, credited, with what follows from all of their tokens: which are covariant, and the least entropy; and

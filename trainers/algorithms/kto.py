@@ -52,11 +52,11 @@ def log_ratios(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     return inputs.row_sum(inputs.logp - inputs.ref_logp), inputs.row_mean(inputs.columns["desirable"]) > 0.5
 
 
-class KTO(DatasetAlgorithm):
+class KTO(DatasetAlgorithm[KTOConfig]):
     """Kahneman-Tversky optimisation (arXiv 2402.01306), and APO-zero for single completions, which has no KL."""
 
     def __init__(self, config: KTOConfig, *, longest: int) -> None:
-        self.config = config
+        super().__init__(config, longest=longest)
         self._has_kl = config.loss_type == "kto"
         reference = set() if config.precompute_ref_log_probs else {Pass.REF}
         self.passes = frozenset(reference | ({Pass.OLD} if self._has_kl else set()))
@@ -104,11 +104,11 @@ def _mismatched(example: Example, other: Example, unit: int, prefix: int) -> Row
     return replace(row, prefix=prefix).having({"kl_of": 1.0, "desirable": 0.0, "margin": 0.0})
 
 
-class BCO(DatasetAlgorithm):
+class BCO(DatasetAlgorithm[BCOConfig]):
     """Binary classifier optimisation (arXiv 2404.04656): is a completion's reward above the mean so far?"""
 
     def __init__(self, config: BCOConfig, *, longest: int) -> None:
-        self.config = config
+        super().__init__(config, longest=longest)
         self.state = {"delta": 0.0, "rewards": 0.0}
         self.passes = frozenset({Pass.OLD} | (set() if config.precompute_ref_log_probs else {Pass.REF}))
 

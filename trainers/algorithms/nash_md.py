@@ -7,34 +7,25 @@ each with its importance (π_ref / π)^α in the group; a tie counts half. At α
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from quintain.config import NashMDConfig
-from quintain.trainers.algorithms.base import Pass
+from quintain.trainers.algorithms.base import EpisodeAlgorithm, Pass
 from quintain.trainers.estimators import win_rates
 from quintain.trainers.losses.inputs import LossInputs, cleaned
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import always_logged
-from quintain.trainers.rows import Row, Rows, Totals, episode_rows
-from quintain.trajectory import Group
+from quintain.trainers.rows import Row, Rows, Totals
 
 
-class NashMD:
-    """REINFORCE on the chance of winning; `longest` is the completion limit in tokens."""
-
-    trains = ("policy",)
+class NashMD(EpisodeAlgorithm[NashMDConfig]):
+    """REINFORCE on the chance of winning."""
 
     def __init__(self, config: NashMDConfig, *, longest: int) -> None:
-        self.config, self.longest = config, longest
+        super().__init__(config, longest=longest)
         self.passes = frozenset({Pass.REF} if config.needs_reference else ())
         if config.mixture_coef > 0:
             self.passes |= {Pass.OLD}
-
-    def rows(self, data: Sequence[Group], *, version: int) -> Rows:
-        """A row for each segment."""
-        return episode_rows(data, self.config, version=version, longest=self.longest)
 
     def credit(self, rows: Rows) -> Rows:
         """P(win) − 1/2, the half being what an answer like the others' has."""

@@ -17,26 +17,22 @@ import torch
 from torch import Tensor
 
 from quintain.config import OnlineDPOConfig
-from quintain.trainers.algorithms.base import Pass
+from quintain.trainers.algorithms.base import EpisodeAlgorithm, Pass
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.preference import pair_losses, pair_metrics, pairs_of
-from quintain.trainers.rows import BatchEpisodes, Floats, Row, Rows, Totals, episode_rows
+from quintain.trainers.rows import BatchEpisodes, Floats, Row, Rows, Totals
 from quintain.trajectory import Group
 
 
-class OnlineDPO:
-    """Pairs by reward and the losses on pairs that `config` names; `longest` is the completion limit in tokens."""
+class OnlineDPO(EpisodeAlgorithm[OnlineDPOConfig]):
+    """Pairs by reward and the losses on pairs that `config` names."""
 
-    trains = ("policy",)
     passes = frozenset({Pass.REF})
-
-    def __init__(self, config: OnlineDPOConfig, *, longest: int) -> None:
-        self.config, self.longest = config, longest
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """The rows of both sides of each pair; the tokens that are counted are the chosen's."""
-        all_rows = episode_rows(data, self.config, version=version, longest=self.longest)
+        all_rows = super().rows(data, version=version)
         reward = all_rows.episodes.total(self.config.reward_weights)
         pairs = list(self.pairs(reward, all_rows.episodes))
         of_episode: dict[int, list[Row]] = {}
@@ -69,14 +65,6 @@ class OnlineDPO:
             else:
                 candidates = [(a, b) for i, a in enumerate(best_first) for b in best_first[i + 1 :]]
             yield from ((a, b) for a, b in candidates if reward[a] - reward[b] > self.config.pair_margin)
-
-    def credit(self, rows: Rows) -> Rows:
-        """The rows as they are."""
-        return rows
-
-    def inert(self, row: Row) -> bool:
-        """No row is."""
-        return False
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """The mean over pairs."""

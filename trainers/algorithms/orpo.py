@@ -17,11 +17,8 @@ from quintain.trainers.losses.preference import odds_ratio_losses, pair_metrics_
 from quintain.trainers.rows import Rows, Totals
 
 
-class ORPO(DatasetAlgorithm):
+class ORPO(DatasetAlgorithm[ORPOConfig]):
     """Odds ratio preference optimisation (arXiv 2403.07691)."""
-
-    def __init__(self, config: ORPOConfig, *, longest: int) -> None:
-        self.config = config
 
     def rows(self, data: Sequence[Example], *, version: int) -> Rows:
         """Two rows for each pair; the prompt of the chosen is trained on too, `answer` says what is not prompt."""

@@ -18,34 +18,34 @@ from quintain.config import PPOConfig
 from quintain.config.loss import LossOptions
 from quintain.config.ppo import CRITIC
 from quintain.failure import QuintainError
-from quintain.trainers.algorithms.base import NEXT_VALUE, Pass
+from quintain.trainers.algorithms.base import NEXT_VALUE, EpisodeAlgorithm, Pass
 from quintain.trainers.estimators import Floats, explained_variance, gae, group_advantages, whitened
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import policy_loss, reduce
-from quintain.trainers.rows import Row, Rows, Totals, credited, episode_rows, episode_spans
+from quintain.trainers.rows import Row, Rows, Totals, credited, episode_spans, per_row
 from quintain.trajectory import Ending, Group
 
 KL_STEP = 0.2
 """Largest relative error of the KL that its weight follows (arXiv 1909.08593, 2.2)."""
 
 
-class PPO:
-    """Advantages over a critic's values; `longest` is the completion limit in tokens.
+class PPO(EpisodeAlgorithm[PPOConfig]):
+    """Advantages over a critic's values.
 
     `state` is what it remembers from batch to batch: the weight of the KL.
     """
 
     def __init__(self, config: PPOConfig, *, longest: int) -> None:
-        self.trains: tuple[str, ...] = ("policy",) if config.value_head else ("policy", CRITIC)
-        self.config, self.longest = config, longest
+        super().__init__(config, longest=longest)
+        self.trains = ("policy",) if config.value_head else ("policy", CRITIC)
         self.passes = frozenset({Pass.VALUE, *((Pass.OLD, Pass.REF) if config.needs_reference else ())})
         self.state = {"kl_coef": config.kl_coef}
         self._loss = LossOptions(loss_type="dapo", epsilon=config.cliprange)
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment, which says whether a limit ended its episode."""
-        rows = episode_rows(data, self.config, version=version, longest=self.longest)
+        rows = super().rows(data, version=version)
         cut = [float(each.ending is Ending.TRUNCATED) for _, each in credited(data)]
         return rows.having([{"truncated": cut[row.trajectory]} for row in rows.rows])
 
@@ -80,13 +80,8 @@ class PPO:
         if config.needs_reference:
             summed = float(kl.sum() / len(spans))
             logged |= {"kl": float(kl.mean()), "objective/kl": summed, "kl_coef": self.state["kl_coef"]}
-        ends = np.cumsum([row.tokens for row in rows.rows])[:-1]
-        columns = zip(*(np.split(x.astype(np.float32), ends) for x in (whitened(advantage), returns)), strict=True)
+        columns = zip(*(per_row(x.astype(np.float32), rows.rows) for x in (whitened(advantage), returns)), strict=True)
         return rows.having([{"advantage": of_policy, "return": of_critic} for of_policy, of_critic in columns], logged)
-
-    def inert(self, row: Row) -> bool:
-        """No row is: the critic learns from all of them."""
-        return False
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """The clipped policy loss or the clipped value loss, a mean over the batch's tokens; of one trunk, both."""

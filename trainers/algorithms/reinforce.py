@@ -6,15 +6,13 @@ the mean of the group from the rewards. The loss is one of those of the GRPO fam
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 
 from quintain.config import ReinforceConfig
 from quintain.trainers.algorithms.base import Pass
 from quintain.trainers.algorithms.grpo import PolicyLoss
 from quintain.trainers.estimators import discounted, group_advantages, whitened
-from quintain.trainers.rows import Rows
+from quintain.trainers.rows import Rows, episode_spans, per_row
 
 
 class ReinforcePlusPlus(PolicyLoss[ReinforceConfig]):
@@ -35,26 +33,12 @@ class ReinforcePlusPlus(PolicyLoss[ReinforceConfig]):
             episodes.reward, group, failed=episodes.failed, weights=weights, scale_rewards="none"
         )
         score = compared.advantage if has_baseline else np.nan_to_num(episodes.total(config.reward_weights))
-        of_episode: dict[int, list[int]] = defaultdict(list)
-        for i, row in enumerate(rows.rows):
-            if not row.masked:
-                of_episode[row.trajectory].append(i)
-        returns = [np.zeros(row.tokens) for row in rows.rows]
-        for n, indices in of_episode.items():
-            kls = [rows.rows[i].log_ratio_to_reference for i in indices]
-            parts = [
-                np.zeros(rows.rows[i].tokens) if kl is None else -config.kl_coef * kl.astype(np.float64)
-                for i, kl in zip(indices, kls, strict=True)
-            ]
-            reward = np.concatenate(parts)
-            reward[-1] += score[n]
-            ends = np.cumsum([len(part) for part in parts])[:-1]
-            for i, part in zip(indices, np.split(discounted(reward, config.gamma), ends), strict=True):
-                returns[i] = part
-        live = [i for indices in of_episode.values() for i in indices]
-        values = whitened(np.concatenate([returns[i] for i in live])) if live else np.zeros(0)
-        ends = np.cumsum([len(returns[i]) for i in live])[:-1]
-        for i, part in zip(live, np.split(values, ends), strict=True):
-            returns[i] = part
-        columns = [{"advantage": part.astype(np.float32)} for part in returns]
+        live = [row for row in rows.rows if not row.masked]
+        kls = [np.zeros(row.tokens) if (kl := row.log_ratio_to_reference) is None else kl for row in live]
+        returns = -config.kl_coef * np.concatenate([np.empty(0), *kls])
+        for n, span in episode_spans(live).items():
+            returns[span.stop - 1] += score[n]
+            returns[span] = discounted(returns[span], config.gamma)
+        parts = iter(per_row(whitened(returns).astype(np.float32), live))
+        columns = [{"advantage": np.float32(0) if row.masked else next(parts)} for row in rows.rows]
         return self.selected(rows.having(columns, compared.metrics))

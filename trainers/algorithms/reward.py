@@ -36,13 +36,10 @@ def _rows(rows: Sequence[Row], data: Sequence[Example]) -> Rows:
     return Rows(tuple(rows), counts_of(rows, sum(row.tokens for row in rows)), {"num_tokens": tokens})
 
 
-class RewardModel(DatasetAlgorithm):
+class RewardModel(DatasetAlgorithm[RewardConfig]):
     """The Bradley-Terry loss on pairs."""
 
     trains = ("reward",)
-
-    def __init__(self, config: RewardConfig, *, longest: int) -> None:
-        self.config = config
 
     def rows(self, data: Sequence[Example], *, version: int) -> Rows:
         """Two rows for each pair, judged at their last tokens."""
@@ -73,13 +70,10 @@ class RewardModel(DatasetAlgorithm):
         return losses.sum() / max(totals.units, 1), fetched(drafts)
 
 
-class ProcessRewardModel(DatasetAlgorithm):
+class ProcessRewardModel(DatasetAlgorithm[PRMConfig]):
     """Cross-entropy on the label of each step (arXiv 2211.14275)."""
 
     trains = ("reward",)
-
-    def __init__(self, config: PRMConfig, *, longest: int) -> None:
-        self.config = config
 
     def rows(self, data: Sequence[Example], *, version: int) -> Rows:
         """A row for each example, judged at the last token of each of its steps."""

@@ -6,35 +6,25 @@ clipped is one for each row, the product over its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from quintain.config import RLOOConfig
-from quintain.trainers.algorithms.base import Pass
+from quintain.trainers.algorithms.base import EpisodeAlgorithm, Pass
 from quintain.trainers.estimators import leave_one_out
 from quintain.trainers.losses.cores import row_draft
 from quintain.trainers.losses.inputs import LossInputs, bounded_exp, cleaned
 from quintain.trainers.losses.metrics import Kind, Metrics, fetched
 from quintain.trainers.losses.policy import always_logged
-from quintain.trainers.rows import Row, Rows, Totals, episode_rows
-from quintain.trajectory import Group
+from quintain.trainers.rows import Row, Rows, Totals
 
 
-class RLOO:
-    """Leave-one-out advantages; `longest` is the completion limit in tokens."""
-
-    trains = ("policy",)
+class RLOO(EpisodeAlgorithm[RLOOConfig]):
+    """Leave-one-out advantages."""
 
     def __init__(self, config: RLOOConfig, *, longest: int) -> None:
-        self.config, self.longest = config, longest
+        super().__init__(config, longest=longest)
         self.passes = frozenset({Pass.OLD, Pass.REF} if config.needs_reference else ())
-
-    def rows(self, data: Sequence[Group], *, version: int) -> Rows:
-        """A row for each segment."""
-        masked = self.config.mask_truncated_completions
-        return episode_rows(data, self.config, version=version, longest=self.longest, mask_truncated=masked)
 
     def credit(self, rows: Rows) -> Rows:
         """Every token of an episode gets its advantage over the others of its group."""

@@ -19,11 +19,11 @@ from torch import Tensor
 from quintain.arrays import Ints
 from quintain.config import SDPOConfig
 from quintain.rollout.chat.base import Chat
-from quintain.trainers.algorithms.base import Pass
+from quintain.trainers.algorithms.base import EpisodeAlgorithm, Pass
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs, cleaned
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import always_logged
-from quintain.trainers.rows import Row, Rows, Totals, credited, episode_rows
+from quintain.trainers.rows import Row, Rows, Totals, credited
 from quintain.trajectory import Group, Segment, Trajectory
 
 SOLUTION = "\nCorrect solution:\n\n{}\n\n"
@@ -32,18 +32,18 @@ TOLD = "{}{}{}\n\nCorrectly solve the original question.\n"
 """The paper's words, through TRL: the prompt's last message, an attempt that succeeded, what the environment said."""
 
 
-class SDPO:
-    """Self-distillation from feedback; `longest` is the completion limit in tokens, `chat` gives what renders."""
+class SDPO(EpisodeAlgorithm[SDPOConfig]):
+    """Self-distillation from feedback; `chat` gives what renders. What the teacher says of tokens is in its column."""
 
-    trains = ("policy",)
     passes = frozenset({Pass.OLD, Pass.TEACHER})
 
     def __init__(self, config: SDPOConfig, *, longest: int, chat: Callable[[], Chat]) -> None:
-        self.config, self.longest, self.chat = config, longest, chat
+        super().__init__(config, longest=longest)
+        self.chat = chat
 
     def rows(self, data: Sequence[Group], *, version: int) -> Rows:
         """A row for each segment, with the teacher's where there is something to tell it."""
-        rows = episode_rows(data, self.config, version=version, longest=self.longest)
+        rows = super().rows(data, version=version)
         members = [member for _, member in credited(data)]
         told = self._told(members, rows)
         made = tuple(replace(row, teacher=self._teacher(row, members[row.trajectory], told)) for row in rows.rows)
@@ -92,10 +92,6 @@ class SDPO:
         added = len(ids) - len(segment.ids)
         rest = {f.name: getattr(segment, f.name) for f in fields(segment) if f.name != "ids"}
         return Segment(ids, **{name: _longer(values, len(first), added) for name, values in rest.items()})
-
-    def credit(self, rows: Rows) -> Rows:
-        """The rows as they are: what the teacher says of their tokens is in its column."""
-        return rows
 
     def inert(self, row: Row) -> bool:
         """A row without a teacher has no loss."""

@@ -11,11 +11,8 @@ from quintain.trainers.losses.metrics import Metrics, fetched, token_metrics
 from quintain.trainers.rows import Totals
 
 
-class SFT(DatasetAlgorithm):
+class SFT(DatasetAlgorithm[SFTConfig]):
     """Supervised fine-tuning with the options `config`."""
-
-    def __init__(self, config: SFTConfig, *, longest: int) -> None:
-        self.config = config
 
     def loss(self, model: str, inputs: LossInputs, totals: Totals) -> tuple[Tensor, Metrics]:
         """The mean over all tokens of −ℓ, or of −sg(p)·ℓ (DFT, arXiv 2508.05629)."""
