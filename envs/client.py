@@ -18,9 +18,9 @@ import contextlib
 import math
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Self, TypeVar, overload
 
 from quintain.calling.caller import Caller
@@ -60,8 +60,8 @@ class EnvClient:
     """A server's address, or those of several of the same, and pools of connections that all episodes share.
 
     Calling it makes an episode. `url` may be several, in a sequence or with commas in between; `token` is that of all.
-    `timeout_s` bounds every call, `patience_s` how long an unreachable server is asked again. Waits between
-    tries are drawn from `seed`. Raises QuintainError for what is no address.
+    `timeout_s` bounds every call, `patience_s` how long an unreachable server is asked again. Raises QuintainError for
+    what is no address.
     """
 
     def __init__(
@@ -72,7 +72,6 @@ class EnvClient:
         timeout_s: float = 300.0,
         patience_s: float = 10.0,
         max_connections: int = 256,
-        seed: int = 0,
     ) -> None:
         self._policy = RetryPolicy(timeout_s, patience_s)
         urls = url.split(",") if isinstance(url, str) else url
@@ -84,7 +83,7 @@ class EnvClient:
                     server="environment server",
                     policy=self._policy,
                     max_connections=max_connections,
-                    seed=seed + number,
+                    seed=number,
                     multiplexed=True,
                 )
             )
@@ -320,35 +319,24 @@ Fetch = Callable[[str, int, int], TaskPage]
 
 def remote_tasks(split: str, fetch: Fetch) -> TaskSource:
     """The tasks of `split`, read with `fetch(split, start, count)`, which may raise FailureError."""
-    pages = _Pages(split, fetch)
-    size = pages.page(0).size
-    return EndlessTasks(pages.task) if size is None else RemoteTasks(pages, size)
 
+    @lru_cache(PAGES_KEPT)
+    def page(number: int) -> TaskPage:
+        return fetch(split, number * PAGE, PAGE)
 
-class _Pages:
-    def __init__(self, split: str, fetch: Fetch) -> None:
-        self._split, self._fetch = split, fetch
-        self._kept: OrderedDict[int, TaskPage] = OrderedDict()
-
-    def page(self, number: int) -> TaskPage:
-        if number not in self._kept:
-            self._kept[number] = self._fetch(self._split, number * PAGE, PAGE)
-            if len(self._kept) > PAGES_KEPT:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.move_to_end(number)
-        return self._kept[number]
-
-    def task(self, index: int) -> Task:
+    def task(index: int) -> Task:
         number, at = divmod(index, PAGE)
-        return self.page(number).tasks[at].task()
+        return page(number).tasks[at].task()
+
+    size = page(0).size
+    return EndlessTasks(task) if size is None else RemoteTasks(task, size)
 
 
 class RemoteTasks(Sequence[Task]):
-    """A finite split of a server."""
+    """A finite split of a server, of which `task` gives each."""
 
-    def __init__(self, pages: _Pages, size: int) -> None:
-        self._pages, self._size = pages, size
+    def __init__(self, task: Callable[[int], Task], size: int) -> None:
+        self._task, self._size = task, size
 
     def __len__(self) -> int:
         return self._size
@@ -359,7 +347,7 @@ class RemoteTasks(Sequence[Task]):
     def __getitem__(self, index: slice) -> list[Task]: ...
     def __getitem__(self, index: int | slice) -> Task | list[Task]:
         if isinstance(index, slice):
-            return [self._pages.task(i) for i in range(*index.indices(self._size))]
+            return [self._task(i) for i in range(*index.indices(self._size))]
         if not -self._size <= index < self._size:
             raise IndexError(f"there are {self._size} tasks: no index {index}")
-        return self._pages.task(index % self._size)
+        return self._task(index % self._size)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Final
 
@@ -37,18 +36,9 @@ BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EnvInfo:
-    """One environment that can be had by name."""
-
-    name: str
-    spec: str
-    description: str
-
-
-def list_envs() -> list[EnvInfo]:
-    """The environments that `resolve` knows by name, sorted. One that cannot be imported says so instead."""
-    return [EnvInfo(name, spec, _description(spec)) for name, spec in sorted(_named().items())]
+def list_envs() -> dict[str, str]:
+    """The environments that `resolve` knows by name, sorted, and what they are. One that cannot be imported says so."""
+    return {name: _description(spec) for name, spec in sorted(_named().items())}
 
 
 def resolve(spec: str) -> type[Environment]:

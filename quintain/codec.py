@@ -50,9 +50,9 @@ def _exact(schema: Any) -> Any:
     return out | {"strict": True} if schema.get("type") in ("int", "float", "bool", "str") else out
 
 
-def to_builtins(value: Any, kind: Any = None) -> Any:
+def to_builtins(value: Any) -> Any:
     """`value` as JSON-ready dicts, lists, strings and numbers."""
-    return _adapter(kind or type(value)).dump_python(value, mode="json")
+    return _adapter(type(value)).dump_python(value, mode="json")
 
 
 def from_builtins(data: Any, kind: type[T]) -> T:
@@ -60,10 +60,10 @@ def from_builtins(data: Any, kind: type[T]) -> T:
     return _validate(kind, lambda adapter: adapter.validate_python(data))
 
 
-def to_json(value: Any, kind: Any = None) -> str:
+def to_json(value: Any) -> str:
     """`value` as JSON text, or `QuintainError` with the field and the type that JSON has no form for."""
     try:
-        return _adapter(kind or type(value)).dump_json(value).decode()
+        return _adapter(type(value)).dump_json(value).decode()
     except (PydanticSerializationError, UnicodeError) as error:
         raise QuintainError(f"cannot write as JSON {_culprit(value, type(value).__name__) or f'it: {error}'}") from None
 
@@ -73,10 +73,10 @@ def from_json(text: str | bytes, kind: type[T]) -> T:
     return _validate(kind, lambda adapter: adapter.validate_json(text))
 
 
-def pack(value: Any, kind: Any = None) -> bytes:
+def pack(value: Any) -> bytes:
     """`value` as msgpack bytes, arrays as raw bytes; or `QuintainError` with the field and type that has no form."""
     try:
-        builtins = _adapter(kind or type(value)).dump_python(value, mode="python")
+        builtins = _adapter(type(value)).dump_python(value, mode="python")
         packed: bytes = msgpack.packb(builtins, default=_raw)
     except (PydanticSerializationError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise QuintainError(f"cannot pack {_culprit(value, type(value).__name__) or f'it: {error}'}") from None
@@ -87,7 +87,7 @@ def unpack(data: bytes, kind: type[T]) -> T:
     """The `kind` that the msgpack bytes `data` hold, or `QuintainError` with the field's path."""
     try:
         builtins = msgpack.unpackb(data, strict_map_key=False, ext_hook=_unusual)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:  # TypeError: a map is a map's key
         raise QuintainError(f"expected msgpack, got {len(data)} bytes that are none ({type(error).__name__})") from None
     return _validate(kind, lambda adapter: adapter.validate_python(builtins))
 

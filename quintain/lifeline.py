@@ -48,37 +48,37 @@ class Lifeline:
             os.close(self.fd)
 
 
-def inherited(fd: int | None = None) -> int | None:
-    """The descriptor of this process's lifeline, `fd` or the environment's, or None where it has none.
+def inherited() -> int | None:
+    """The descriptor of this process's lifeline, or None where it has none.
 
     It is taken: this process's own children neither inherit the descriptor nor see the variable.
     """
     named = os.environ.pop(LIFELINE_ENV, None)
-    if fd is None and named is None:
+    if named is None:
         return None
     try:
-        fd = int(named or "") if fd is None else fd
+        fd = int(named)
         is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
     except (OSError, ValueError):
         is_pipe = False
-    if fd is None or not is_pipe:
+    if not is_pipe:
         from quintain.failure import QuintainError  # here: a guard stays as small as it can be
 
         raise QuintainError(
-            f"the lifeline must be an open pipe, but descriptor {named if fd is None else fd} is none: pass it with"
-            f" pass_fds, or unset {LIFELINE_ENV}"
+            f"the lifeline must be an open pipe, but descriptor {named} is none: pass it with pass_fds, or unset"
+            f" {LIFELINE_ENV}"
         )
     os.set_inheritable(fd, False)
     return fd
 
 
-def hold_lifeline(fd: int | None = None, *, grace_s: float = 5.0) -> bool:
+def hold_lifeline(*, grace_s: float = 5.0) -> bool:
     """End this process when its launcher is gone; False where it has no lifeline to hold.
 
     A thread waits for the end of the pipe, then sends this process SIGTERM so that it can tidy up, and
     `grace_s` later ends it. Raises QuintainError where the descriptor is not an open pipe.
     """
-    fd = inherited(fd)
+    fd = inherited()
     if fd is None:
         return False
 
@@ -93,7 +93,7 @@ def hold_lifeline(fd: int | None = None, *, grace_s: float = 5.0) -> bool:
     return True
 
 
-def guard(fd: int | None = None) -> None:
+def guard() -> None:
     """Go on as the child of a small guard, in a process group of their own (Linux). Call it first, with one
     thread.
 
@@ -101,7 +101,7 @@ def guard(fd: int | None = None) -> None:
     code that blocks the child's interpreter, and processes that this code has started, are ended too. Killing
     the group from outside (its id is the guard's process id) does the same.
     """
-    fd = inherited(fd)
+    fd = inherited()
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     child = os.fork()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from quintain.failure import QuintainError
@@ -51,8 +51,8 @@ class TaskOrigin:
 class Task:
     """What one episode is about. `info` is plain data, and so is a `reference` that a client sends (see `plain`).
 
-    `reference` is what verifies the answer and is hidden from every client: `public()` strips it. `prompt` may be
-    empty where the environment makes its own first observation from `seed` or `info`.
+    `reference` is what verifies the answer and is hidden from every client. `prompt` may be empty where the environment
+    makes its own first observation from `seed` or `info`.
     """
 
     id: str
@@ -72,10 +72,6 @@ class Task:
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "info", plain(self.info, "a task's info"))
         object.__setattr__(self, "reference", plain(self.reference, "a task's reference", opaque=True))
-
-    def public(self, origin: TaskOrigin | None = None) -> Task:
-        """This task without its reference, marked with the place where the server finds it."""
-        return replace(self, reference=None, origin=origin or self.origin)
 
 
 class EndlessTasks:

@@ -44,20 +44,19 @@ def serve_env(
     workers: int | None = None,
     limits: EnvironmentLimits | None = None,
     json_ready: bool = False,
-    lifeline_fd: int | None = None,
 ) -> None:
     """Serve the environment `spec` (see `quintain.envs.registry`) and return after SIGTERM or SIGINT.
 
     `port` 0 picks a free one. `token` (or the variable QUINTAIN_ENV_TOKEN) is what clients must send, or several, one a
     line as name:secret, as in `token_file`; without one only loopback is bound. `workers` is the number of processes
     that run environment code (default: up to 4, one a processor; 0: this process, without protection from code that
-    blocks). `json_ready` prints `{"event": "ready", "url": ..., "pid": ...}` instead of a sentence. `lifeline_fd`, or
-    the environment's lifeline (`quintain.lifeline`), ends the server with its launcher. Raises QuintainError, one line,
-    where it cannot begin.
+    blocks). `json_ready` prints `{"event": "ready", "url": ..., "pid": ...}` instead of a sentence. The environment's
+    lifeline (`quintain.lifeline`) ends the server with its launcher. Raises QuintainError, one line, where it cannot
+    begin.
     """
     from quintain.lifeline import hold_lifeline
 
-    hold_lifeline(lifeline_fd, grace_s=GRACE_S + 5.0)
+    hold_lifeline(grace_s=GRACE_S + 5.0)
     inherited = os.environ.pop(TOKEN_ENV, None)  # so that no environment's code finds it there
     tokens = Tokens.gathered(token or inherited or "", f"the token or the variable {TOKEN_ENV}", token_file)
     with listening(host, port, has_token=bool(tokens), token_from=f"{TOKEN_ENV} or a file of tokens") as (sock, url):

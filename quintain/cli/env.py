@@ -136,7 +136,7 @@ def list_command(as_json: bool) -> None:
 
     known = list_envs()
     if as_json:
-        click.echo(json.dumps([{"name": env.name, "description": env.description} for env in known], indent=2))
+        click.echo(json.dumps([{"name": name, "description": about} for name, about in known.items()], indent=2))
         return
-    for env in known:
-        click.echo(f"{env.name:12} {env.description}")
+    for name, about in known.items():
+        click.echo(f"{name:12} {about}")

@@ -81,11 +81,11 @@ def command(
     console = console_for(stderr=as_json)
     about = {"verifier": spec, "options": chosen, "version": verifier.version}
     with console.status(f"0/{len(rows)} trajectories") as status:
-        found = reverify.rescore_sync(
+        found = reverify.rescore(
             rows,
             references,
-            lambda: verifier,
-            answer=answer,
+            verifier,
+            answer="all" if answer == "all" else "last",
             reward=reward,
             told=lambda done: status.update(f"{done}/{len(rows)} trajectories"),
         )

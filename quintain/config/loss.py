@@ -7,14 +7,13 @@ same with the prefix `vllm_`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from quintain.config.section import Fraction, Rate, Section
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "gmpo", "dppo_tv", "dppo_kl"]
-LOSS_TYPES: tuple[LossType, ...] = get_args(LossType)
 CLIPPED: frozenset[LossType] = frozenset(("grpo", "bnpo", "dr_grpo", "dapo", "luspo"))
 """The loss types whose core is PPO's clipped ratio; they differ in the reduction only."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,7 +25,6 @@ PairLossType = Literal[
     "sft",
     "sigmoid_norm",
 ]
-PAIR_LOSS_TYPES: tuple[PairLossType, ...] = get_args(PairLossType)
 BY_DIFFERENCE: frozenset[PairLossType] = frozenset(
     ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 )

@@ -114,7 +114,7 @@ def answer_of(row: Trajectory, answer: AnswerFrom) -> str:
     return "\n\n".join(texts) if answer == "all" else texts[-1] if texts else ""
 
 
-async def rescore(
+def rescore(
     rows: Sequence[Stored],
     references: Sequence[Any],
     verifier: Verifier,
@@ -125,29 +125,22 @@ async def rescore(
 ) -> list[Rescored]:
     """Score `rows` again, in order; `reward` names the part of the old reward to compare with, None the whole.
 
-    `told` gets the number that is done. Closes nothing.
+    `told` gets the number that is done. Closes the verifier.
     """
     before = [_old_reward(row.trajectory, reward) for row in rows]
     asked = [place for place, old in enumerate(before) if old is not None]
     verdicts: dict[int, Verdict] = {}
-    for start in range(0, len(asked), ITEMS_AT_ONCE):
-        places = asked[start : start + ITEMS_AT_ONCE]
-        items = [Item(answer_of(rows[place].trajectory, answer), references[place]) for place in places]
-        verdicts.update(zip(places, await verifier.verify(items), strict=True))
-        told(len(verdicts))
+
+    async def ask() -> None:
+        async with verifier:
+            for start in range(0, len(asked), ITEMS_AT_ONCE):
+                places = asked[start : start + ITEMS_AT_ONCE]
+                items = [Item(answer_of(rows[place].trajectory, answer), references[place]) for place in places]
+                verdicts.update(zip(places, await verifier.verify(items), strict=True))
+                told(len(verdicts))
+
+    asyncio.run(ask())
     return [Rescored(row, before[place], verdicts.get(place)) for place, row in enumerate(rows)]
-
-
-def rescore_sync(
-    rows: Sequence[Stored], references: Sequence[Any], make: Callable[[], Verifier], **options: Any
-) -> list[Rescored]:
-    """`rescore` for scripts, with a verifier that is made and closed here."""
-
-    async def run() -> list[Rescored]:
-        async with make() as verifier:
-            return await rescore(rows, references, verifier, **options)
-
-    return asyncio.run(run())
 
 
 def _old_reward(row: Trajectory, part: str | None) -> float | None:

@@ -69,10 +69,6 @@ def start_ranks(supervisor: Supervisor, config: ExperimentConfig, run: RunFolder
         supervisor.start(spec)
 
 
-def _command(port: int) -> list[str]:
-    return python_module("quintain.launch.ranks")
-
-
 def is_follower(environ: Mapping[str, str]) -> bool:
     """Whether a launcher started this process as another rank than the first."""
     return int(environ.get("RANK", "0")) > 0

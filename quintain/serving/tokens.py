@@ -66,11 +66,6 @@ class Tokens:
         return bool(self.secrets)
 
     @classmethod
-    def single(cls, secret: str | None) -> Tokens:
-        """One token, or none."""
-        return cls({DEFAULT: secret} if secret else {})
-
-    @classmethod
     def parsed(cls, text: str, source: str) -> Tokens:
         """One token a line, `name:secret`, `name@trainer:secret` or a secret alone; `#` begins a comment.
 

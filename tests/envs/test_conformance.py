@@ -217,7 +217,7 @@ async def test_remote_tasks_are_the_class_tasks_without_their_references(servers
             own, remote = cls.tasks(split), servers[name].client().tasks(split)
             for index in (0, 1, 4):
                 assert own[index].reference is not None
-                assert remote[index] == own[index].public(remote[index].origin)
+                assert remote[index] == replace(own[index], reference=None, origin=remote[index].origin)
                 assert (remote[index].origin.split, remote[index].origin.index) == (split, index)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from quintain.config import parse_config
 from quintain.config.algorithms import AlgorithmConfig
-from quintain.config.loss import LOSS_TYPES
+from quintain.config.loss import LossType
 from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.learner import Learner
 
@@ -36,7 +36,7 @@ def test_the_page_names_every_algorithm_and_every_loss() -> None:
     named = [
         name for options in get_args(AlgorithmConfig) for name in get_args(options.model_fields["algorithm"].annotation)
     ]
-    assert [name for name in (*named, *LOSS_TYPES) if f"`{name}`" not in PAGE] == []
+    assert [name for name in (*named, *get_args(LossType)) if f"`{name}`" not in PAGE] == []
 
 
 def test_the_algorithm_of_the_page_makes_the_best_answers_likelier_and_needs_forty_lines(

@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quintain.frames import MAX_FRAME_BYTES, FrameError, FrameReader, framed
@@ -46,6 +46,7 @@ def test_a_frame_beyond_the_limit_is_refused_before_it_is_read() -> None:
 
 
 @given(st.binary(min_size=1, max_size=50))
+@example(b"\x81\x80\x00")
 def test_nonsense_is_a_frame_error_or_a_message(body: bytes) -> None:
     frame = struct.pack(">I", len(body)) + body
     try:

@@ -182,7 +182,7 @@ async def test_a_step_asked_for_again_gives_the_same_groups(tmp_path: Path) -> N
     made = scheduler(tmp_path)
     await publish(made, tmp_path, 0)
     first = await batch(made, 0)
-    assert pack(await batch(made, 0), list[Group]) == pack(first, list[Group])
+    assert list(map(pack, await batch(made, 0))) == list(map(pack, first))
     await made.close()
 
 

@@ -60,7 +60,7 @@ async def test_every_page_and_every_metric_exists_and_is_on_it(tmp_path: Path) -
 
 def test_the_client_s_example_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    with served(tmp_path, app={"tokens": Tokens.single("t")}) as url:
+    with served(tmp_path, app={"tokens": Tokens({"default": "t"})}) as url:
         names: dict[str, Any] = {"token": "t"}
         exec(code.replace("http://127.0.0.1:8200", url), names)
         assert len(names["groups"]) == 64

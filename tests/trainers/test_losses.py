@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl.experimental.gmpo import GMPOTrainer
 
-from quintain.config.loss import BY_SEQUENCE, LossOptions
-from quintain.config.loss import LOSS_TYPES as ALL_LOSS_TYPES
+from quintain.config.loss import BY_SEQUENCE, LossOptions, LossType
 from quintain.trainers.losses.metrics import metric_values
 from quintain.trainers.losses.policy import entropy_bonus
 
@@ -37,7 +36,7 @@ torch.set_num_threads(1)
 
 OURS = ("gmpo", "dppo_tv", "dppo_kl")
 """Loss types that TRL's GRPOTrainer does not have: against its GMPOTrainer, and in closed form."""
-LOSS_TYPES = [name for name in ALL_LOSS_TYPES if name not in OURS]
+LOSS_TYPES = [name for name in get_args(LossType) if name not in OURS]
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},

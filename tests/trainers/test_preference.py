@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, KTOTrainer, RewardTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from quintain.config.preference import PAIR_LOSS_TYPES, SORTED, CPOOptions, PreferenceOptions
+from quintain.config.preference import SORTED, CPOOptions, PairLossType, PreferenceOptions
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import fetched
 from quintain.trainers.losses.preference import (
@@ -33,6 +33,7 @@ from .trl_oracle import Accelerator
 
 PAIRS, LONGEST = 5, 9
 
+PAIR_LOSS_TYPES = get_args(PairLossType)
 OPTIONS: dict[str, dict[str, Any]] = {
     **{kind: {"loss_type": [kind]} for kind in PAIR_LOSS_TYPES if kind != "exo_pair"},
     **{f"{kind}, smoothed": {"loss_type": [kind], "label_smoothing": 0.1} for kind in ("robust", "aot", "exo_pair")},

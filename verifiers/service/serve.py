@@ -34,19 +34,17 @@ def serve_verifiers(
     policy: AccessPolicy | None = None,
     limits: ServiceLimits | None = None,
     json_ready: bool = False,
-    lifeline_fd: int | None = None,
 ) -> None:
     """Serve all verifiers that `policy` allows, and return after SIGTERM or SIGINT.
 
     `port` 0 picks a free one. Clients send one of the `tokens`; without any only loopback is bound. `json_ready`
-    prints `{"event": "ready", "url": ..., "pid": ...}` instead of a sentence. `lifeline_fd`, or the environment's
-    lifeline (`quintain.lifeline`), ends the service with its launcher. Raises QuintainError, one line, where it
-    cannot begin.
+    prints `{"event": "ready", "url": ..., "pid": ...}` instead of a sentence. The environment's lifeline
+    (`quintain.lifeline`) ends the service with its launcher. Raises QuintainError, one line, where it cannot begin.
     """
     from quintain.lifeline import hold_lifeline
 
     tokens, policy, limits = tokens or Tokens(), policy or AccessPolicy(), limits or ServiceLimits()
-    hold_lifeline(lifeline_fd, grace_s=limits.grace_s + ANSWER_S + 5.0)
+    hold_lifeline(grace_s=limits.grace_s + ANSWER_S + 5.0)
     with listening(host, port, has_token=bool(tokens), token_from=f"{TOKEN_ENV} or a file of tokens") as (sock, url):
         ready = json.dumps({"event": "ready", "url": url, "pid": os.getpid()}) if json_ready else f"verifiers: {url}"
         asyncio.run(_serve(sock, policy, limits, tokens, lambda: print(ready, flush=True)))

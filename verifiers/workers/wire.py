@@ -23,5 +23,5 @@ def messages(reader: FrameReader) -> Iterator[Any]:
     for body in reader.bodies():
         try:
             yield msgpack.unpackb(body, unicode_errors="surrogatepass", strict_map_key=False)
-        except (ValueError, msgpack.UnpackException) as error:
+        except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a map is a map's key
             raise FrameError(f"expected a msgpack message, got {len(body)} bytes that are none: {error}") from None
