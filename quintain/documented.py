@@ -1,5 +1,7 @@
 """Options as frozen pydantic models whose attributes' docstrings are the descriptions in the JSON schema.
 
+What always holds: an option that a subclass has anew is described by its base where the subclass has no words for it.
+
 pydantic reads such docstrings from the source as a class is made (`use_attribute_docstrings`), which is most of the
 time that such a class takes. Here they are read where a schema is asked for, and nowhere else.
 """
@@ -24,12 +26,12 @@ class DocumentedModel(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         schema = handler(core_schema)
-        properties = handler.resolve_ref_schema(schema).get("properties", {})
-        owners = {name: owner for owner in reversed(cls.__mro__) for name in inspect.get_annotations(owner)}
-        told = {owner: attribute_docs(owner) for owner in set(owners.values())}
-        for name, described in properties.items():
-            if name in owners and (text := told[owners[name]].get(name)):
-                described.setdefault("description", text)
+        told: dict[str, str] = {}
+        for owner in reversed(cls.__mro__):
+            told |= attribute_docs(owner) if issubclass(owner, DocumentedModel) else {}
+        for name, described in handler.resolve_ref_schema(schema).get("properties", {}).items():
+            if name in told:
+                described.setdefault("description", told[name])
         return schema
 
 

@@ -6,9 +6,9 @@ is then what a file that gives it to another is told. A new algorithm is a class
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from quintain.config.distillation import DistillationConfig
 from quintain.config.loss import ClipOptions, LossOptions
@@ -24,7 +24,7 @@ from quintain.config.offline import (
 )
 from quintain.config.ppo import PPOConfig
 from quintain.config.preference import SORTED, PreferenceOptions
-from quintain.config.section import Fraction, Positive, Rate
+from quintain.config.section import Above0, Fraction, Positive, Rate
 from quintain.config.trainer import GroupConfig, OnlineConfig
 
 DEFAULT_ALGORITHM: Final = "grpo"
@@ -34,7 +34,6 @@ class GRPOConfig(LossOptions, GroupConfig):
     """GRPO and its family: advantages relative to a group, and one of many losses. Names as in TRL's GRPOConfig."""
 
     algorithm: Literal["grpo"] = "grpo"
-    """Which algorithm makes rows and a loss out of data."""
     scale_rewards: Literal["group", "batch", "none", "mean"] = "group"
     """Divide centred rewards by the standard deviation of their group, of the batch, not at all, or by the mean of
     their group (MaxRL, for rewards that are not negative)."""
@@ -72,7 +71,6 @@ class RLOOConfig(ClipOptions, GroupConfig):
     """RLOO: the other members of a group are the baseline. Names and defaults as in TRL's RLOOConfig."""
 
     algorithm: Literal["rloo"] = "rloo"
-    """Which algorithm makes rows and a loss out of data."""
     beta: Rate = 0.05
     """Weight of the k1 estimate of KL(policy || reference), subtracted from the reward; 0 loads no reference."""
     normalize_advantages: bool = False
@@ -114,7 +112,6 @@ class OnlineDPOConfig(PreferenceOptions, GroupConfig):
     """Online DPO: pairs out of the groups that the policy samples, better against worse by verified reward."""
 
     algorithm: Literal["online_dpo"] = "online_dpo"
-    """Which algorithm makes rows and a loss out of data."""
     pairs: Literal["best_worst", "all"] = "best_worst"
     """Of a group: its best against its worst, or all pairs; only of rewards further apart than `pair_margin`."""
     pair_margin: Rate = 0.0
@@ -134,17 +131,11 @@ class OnlineDPOConfig(PreferenceOptions, GroupConfig):
         """Whether the loss reads the reference model's log-probabilities."""
         return True
 
-    @property
-    def needs_mass(self) -> bool:
-        """Whether the loss reads how concentrated the policy's distribution is."""
-        return self.use_weighting
-
 
 class NashMDConfig(GroupConfig):
     """Nash-MD: how often an answer beats the group's others, held to the reference. Names as in TRL's NashMDConfig."""
 
     algorithm: Literal["nash_md"] = "nash_md"
-    """Which algorithm makes rows and a loss out of data."""
     beta: Rate = 0.1
     """Weight of KL(policy || reference) in the loss; 0, with `mixture_coef` 0, loads no reference."""
     mixture_coef: Fraction = 0.0
@@ -161,13 +152,12 @@ class SDPOConfig(GroupConfig):
     """SDPO: the policy, told how its attempt went, is its own teacher. Names as in TRL's SDPOConfig."""
 
     algorithm: Literal["sdpo"] = "sdpo"
-    """Which algorithm makes rows and a loss out of data."""
     success_reward_threshold: float = 1.0
     """From this reward on an attempt is shown to the teachers of the group's others."""
     include_environment_feedback: bool = True
     """Tell the teacher of an attempt without success what the environment said at the end (the last observation, and
     `feedback` in the episode's info)."""
-    distillation_is_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    distillation_is_clip: Above0 = 2.0
     """Upper bound of the ratio to the policy that sampled."""
     max_reprompt_len: Positive = 10240
     """Most tokens of the teacher's prompt; an episode whose would be longer teaches nothing."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from quintain.config.section import Positive, Section
+from quintain.config.section import Above0, Positive, Section
 
 FIELDS: Final = ("reward", "environment", "verdict", "turns", "tokens", "step", "ending")
 """What `where` may ask of a trajectory, besides `rewards.NAME`."""
@@ -46,7 +46,7 @@ class DatasetConfig(Section):
     """Read the rows while they are trained on, and hold few; a run that is resumed reads up to its step again."""
     shuffle_buffer: Positive = 1024
     """With `streaming`, how many rows that follow each other are in an order of their own; 1 is as they are stored."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    weight: Above0 | None = None
     """Share of the mixture; null weighs all rows of all data sets alike."""
 
     @property

@@ -16,12 +16,10 @@ class DistillationConfig(ClipOptions, DataOptions, OnlineConfig):
     """On-policy distillation: the policy samples, and a teacher says of every token how likely it was."""
 
     rows: ClassVar[str] = "text"
+    learns_from_rewards: ClassVar[bool] = False  # a teacher says what is better
     algorithm: Literal["distillation"] = "distillation"
-    """Which algorithm makes rows and a loss out of data."""
     prompts_per_step: Positive = 64
-    """Groups of a batch."""
     num_generations: Positive = 1
-    """Trajectories of a group (G)."""
     teacher: str | None = None
     """A folder with the teacher, which has the policy's tokenizer. Give this or `teacher_url`."""
     teacher_url: MayChange[Url | None] = None
@@ -44,11 +42,6 @@ class DistillationConfig(ClipOptions, DataOptions, OnlineConfig):
 
     lmbda: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The share of a step's sequences that the policy samples; the others are of `dataset` (GKD). Needs beta."""
-
-    @property
-    def learns_from_rewards(self) -> bool:
-        """A teacher says what is better."""
-        return False
 
     @property
     def examples_per_step(self) -> int:

@@ -7,11 +7,11 @@ same with the prefix `vllm_`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from quintain.config.section import Fraction, Rate, Section
+from quintain.config.section import Above0, Fraction, Rate, Section
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "gmpo", "dppo_tv", "dppo_kl"]
 CLIPPED: frozenset[LossType] = frozenset(("grpo", "bnpo", "dr_grpo", "dapo", "luspo"))
@@ -20,8 +20,6 @@ CLIPPED: frozenset[LossType] = frozenset(("grpo", "bnpo", "dr_grpo", "dapo", "lu
 Correction = Literal["none", "tis", "icepop", "sequence_truncate", "sequence_mask", "geometric_mask", "decoupled"]
 BY_SEQUENCE: frozenset[Correction] = frozenset(("sequence_truncate", "sequence_mask", "geometric_mask"))
 """The corrections that are one number for a row."""
-
-Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ClipOptions(Section):

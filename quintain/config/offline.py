@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from quintain.config.preference import Above0, CPOOptions, PreferenceOptions
-from quintain.config.section import Fraction, Positive, Rate
+from quintain.config.preference import CPOOptions, PreferenceOptions
+from quintain.config.section import Above0, Fraction, Positive, Rate
 from quintain.config.trainer import TrainerConfig
 
 
@@ -80,9 +80,7 @@ class SFTConfig(OfflineConfig):
 
     rows: ClassVar[str] = "text"
     algorithm: Literal["sft"] = "sft"
-    """Which algorithm makes rows and a loss out of data."""
     learning_rate: Rate = 2e-5
-    """Peak learning rate of AdamW."""
     loss_type: Literal["nll", "dft"] = "nll"
     """Negative log-likelihood, or the same weighted by the policy's own probability (DFT)."""
     completion_only_loss: bool | None = None
@@ -112,12 +110,6 @@ class DPOConfig(PreferenceOptions, ReferenceConfig):
 
     rows: ClassVar[str] = "pair"
     algorithm: Literal["dpo"] = "dpo"
-    """Which algorithm makes rows and a loss out of data."""
-
-    @property
-    def needs_mass(self) -> bool:
-        """Whether the loss reads log Σ p² of the policy's distributions."""
-        return self.use_weighting
 
 
 class CPOConfig(CPOOptions, OfflineConfig):
@@ -125,7 +117,6 @@ class CPOConfig(CPOOptions, OfflineConfig):
 
     rows: ClassVar[str] = "pair"
     algorithm: Literal["cpo"] = "cpo"
-    """Which algorithm makes rows and a loss out of data."""
 
 
 class ORPOConfig(OfflineConfig):
@@ -133,7 +124,6 @@ class ORPOConfig(OfflineConfig):
 
     rows: ClassVar[str] = "pair"
     algorithm: Literal["orpo"] = "orpo"
-    """Which algorithm makes rows and a loss out of data."""
     beta: Above0 = 0.1
     """Weight of the odds ratio."""
 
@@ -143,7 +133,6 @@ class KTOConfig(ReferenceConfig):
 
     rows: ClassVar[str] = "labelled"
     algorithm: Literal["kto"] = "kto"
-    """Which algorithm makes rows and a loss out of data."""
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
     """KTO, or APO-zero for single completions, which has no KL term."""
     beta: Above0 = 0.1
@@ -169,9 +158,7 @@ class BCOConfig(ReferenceConfig):
 
     rows: ClassVar[str] = "labelled"
     algorithm: Literal["bco"] = "bco"
-    """Which algorithm makes rows and a loss out of data."""
     learning_rate: Rate = 5e-7
-    """Peak learning rate of AdamW."""
     beta: Above0 = 0.1
     """How strongly the policy is held to the reference."""
 
@@ -180,33 +167,21 @@ class RewardConfig(OfflineConfig):
     """A reward model: which of two answers is the better one."""
 
     rows: ClassVar[str] = "pair"
+    head: ClassVar[Literal["lm", "score", "steps"]] = "score"
     algorithm: Literal["reward"] = "reward"
-    """Which algorithm makes rows and a loss out of data."""
     learning_rate: Rate = 1e-4
-    """Peak learning rate of AdamW."""
     center_rewards_coefficient: Rate | None = None
     """Weight of the squared sum of a pair's rewards, which centres them (0.01 is published)."""
-
-    @property
-    def head(self) -> Literal["lm", "score", "steps"]:
-        """What the trained model says of a token."""
-        return "score"
 
 
 class PRMConfig(OfflineConfig):
     """A process reward model: which steps are right."""
 
     rows: ClassVar[str] = "steps"
+    head: ClassVar[Literal["lm", "score", "steps"]] = "steps"
     algorithm: Literal["prm"] = "prm"
-    """Which algorithm makes rows and a loss out of data."""
     learning_rate: Rate = 1e-5
-    """Peak learning rate of AdamW."""
     step_separator: str = "\n"
     """Put after each step; its last token is where the step is judged."""
     train_on_last_step_only: bool = False
     """Train on the last step's label alone."""
-
-    @property
-    def head(self) -> Literal["lm", "score", "steps"]:
-        """What the trained model says of a token."""
-        return "steps"

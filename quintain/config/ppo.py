@@ -7,11 +7,11 @@ trunk.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from quintain.config.section import Count, Fraction, Positive, Rate
+from quintain.config.section import Above0, Count, Fraction, Positive, Rate
 from quintain.config.trainer import OnlineConfig
 
 CRITIC: Final = "critic"
@@ -24,20 +24,16 @@ class PPOConfig(OnlineConfig):
     """PPO: what came is compared with what a critic expected."""
 
     algorithm: Literal["ppo"] = "ppo"
-    """Which algorithm makes rows and a loss out of data."""
     prompts_per_step: Positive = 64
-    """Groups of a batch."""
     num_generations: Positive = 1
-    """Trajectories of a group (G)."""
     num_iterations: Positive = 4
-    """How often a batch is gone over (mu of the GRPO paper, PPO's epochs)."""
     critic: str | None = None
     """A folder with the model that the critic begins as, a reward model say; null: the policy's, with a head that
     says 0. It has the policy's tokenizer, is trained in full, and is saved in each checkpoint's folder `critic`."""
     value_head: bool = False
     """The critic is a head on the policy's own trunk and not a model of its own: half the memory and time, and both
     learn from one loss."""
-    vf_coef: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    vf_coef: Above0 = 0.1
     """With value_head: the weight of the critic's loss in it."""
     critic_learning_rate: Rate | None = None
     """Peak learning rate of the critic; null is ten times the policy's."""
@@ -58,7 +54,7 @@ class PPOConfig(OnlineConfig):
     reference."""
     kl_estimator: Literal["k1", "k3"] = "k1"
     """k1: log(policy / reference), unbiased. k3: never negative, of less variance."""
-    kl_target: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    kl_target: Above0 | None = None
     """Let the weight begin at kl_coef and follow this KL per episode (arXiv 1909.08593, 2.2); null keeps it."""
     kl_horizon: Positive = 10_000
     """With kl_target: in so many episodes the weight changes by up to a fifth, e-fold."""

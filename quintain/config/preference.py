@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from quintain.config.section import Fraction, Rate, Section
+from quintain.config.section import Above0, Fraction, Rate, Section
 
 PairLossType = Literal[
     "sigmoid",
@@ -32,8 +32,6 @@ BY_DIFFERENCE: frozenset[PairLossType] = frozenset(
 SORTED: frozenset[PairLossType] = frozenset(("aot", "aot_unpaired"))
 """The loss types that sort a step's pairs, which are then in one micro-batch however many tokens they have."""
 
-Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
 
 class PreferenceOptions(Section):
     """The loss on pairs of a chosen and a rejected completion."""
@@ -56,6 +54,11 @@ class PreferenceOptions(Section):
     """Weigh pairs by how likely the policy is to write them (WPO)."""
     discopop_tau: Above0 = 0.05
     """Temperature of discopop."""
+
+    @property
+    def needs_mass(self) -> bool:
+        """Whether the loss reads log Σ p² of the policy's distributions."""
+        return self.use_weighting
 
     @field_validator("loss_type", mode="before")
     @classmethod

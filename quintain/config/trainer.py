@@ -5,7 +5,7 @@ Names follow TRL's trainers where the meaning is the same. Those of one algorith
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,8 @@ from quintain.config.section import Count, Fraction, MayChange, Positive, Rate, 
 class TrainerConfig(Section):
     """How a model learns, whatever it learns from."""
 
+    head: ClassVar[Literal["lm", "score", "steps"]] = "lm"
+    """What the trained model says of a token: a distribution, a number, or one of two labels."""
     algorithm: str
     """Which algorithm makes rows and a loss out of data."""
     max_steps: MayChange[Positive] = 100
@@ -116,11 +118,6 @@ class TrainerConfig(Section):
         return False
 
     @property
-    def head(self) -> Literal["lm", "score", "steps"]:
-        """What the trained model says of a token: a distribution, a number, or one of two labels."""
-        return "lm"
-
-    @property
     def balances_experts(self) -> bool:
         """Whether the loss on how a model's experts are used may be added."""
         return self.head == "lm"
@@ -156,6 +153,8 @@ class TrainerConfig(Section):
 class OnlineConfig(TrainerConfig):
     """How a policy learns from what it samples."""
 
+    learns_from_rewards: ClassVar[bool] = True
+    """Whether rewards that are all the same teach nothing."""
     prompts_per_step: Positive = 8
     """Groups of a batch."""
     num_generations: Positive = 8
@@ -187,11 +186,6 @@ class OnlineConfig(TrainerConfig):
         return self.num_mini_batches
 
     @property
-    def learns_from_rewards(self) -> bool:
-        """Whether rewards that are all the same teach nothing."""
-        return True
-
-    @property
     def rewards_apart(self) -> bool:
         """Whether named rewards are compared one by one, and not their weighted sum."""
         return False
@@ -201,4 +195,3 @@ class GroupConfig(OnlineConfig):
     """How a policy learns from the differences within a group."""
 
     num_generations: Annotated[int, Field(ge=2)] = 8
-    """Trajectories of a group (G)."""

@@ -133,12 +133,12 @@ class Wider(Plain):
     """Not this."""
 
 
-def test_a_description_is_the_docstring_of_the_class_that_defines_the_option() -> None:
+def test_a_description_is_the_docstring_of_the_nearest_class_that_has_one() -> None:
     def told(section: type[Section]) -> dict[str, str | None]:
         return {name: about.get("description") for name, about in section.model_json_schema()["properties"].items()}
 
     assert told(Plain) == {"size": "How large.", "depth": "How deep,\nin metres."}
-    assert told(Wider) == {"size": None, "depth": "How deep,\nin metres.", "width": "How wide."}
+    assert told(Wider) == {"size": "How large.", "depth": "How deep,\nin metres.", "width": "How wide."}
 
 
 def test_every_field_has_a_description() -> None:
