@@ -159,6 +159,12 @@ def invalid(message: str, stage: Stage = Stage.STEP) -> FailureError:
     return FailureError(Failure.of(FailureKind.INVALID, stage, message))
 
 
+def out_of_turn(*, begun: bool) -> FailureError:
+    """The error of a step before the first reset or, where it has `begun`, after the end of the episode."""
+    when = "after the end of the episode" if begun else "before the first reset"
+    return FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first"))
+
+
 def _plain(info: Mapping[str, Any], what: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = plain(info, what)

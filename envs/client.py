@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar, overload
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
 from quintain.codec import to_json
-from quintain.envs.base import Action, Environment, Observation, Step
+from quintain.envs.base import Action, Environment, Observation, Step, out_of_turn
 from quintain.envs.serving.wire import (
     CreateEpisode,
     EpisodeCreated,
@@ -266,8 +266,7 @@ class RemoteEnv(Environment):
     async def step(self, action: Action) -> Step:
         """Play a turn on the server. Raises FailureError."""
         if self._episode is None:
-            message = "a step before the first reset: reset first"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, message))
+            raise out_of_turn(begun=False)
         answer = await self._client.step(self._episode, StepRequest(self._turn, action))
         self._turn = answer.turn
         self._ended = answer.terminated or answer.truncated

@@ -25,6 +25,7 @@ from quintain.cores import cores
 from quintain.envs.base import Action, Observation, invalid
 from quintain.envs.relay import LENGTH
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.frames import framed
 from quintain.messages import user
 from quintain.nearest import one_of
 from quintain.verifiers.sandbox.interface import MEBI, Limits, Program, Running, Session, Status
@@ -210,5 +211,4 @@ def framed_answer(action: Action) -> bytes:
     except QuintainError:
         message = "an agent program plays this episode: only a rollout server can answer it, in its own API"
         raise invalid(message) from None
-    data = action.content.encode()
-    return LENGTH.pack(len(data)) + data
+    return framed(action.content.encode())

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Self
 
-from quintain.envs.base import Action, Environment, Observation, Step
+from quintain.envs.base import Action, Environment, Observation, Step, out_of_turn
 from quintain.envs.options import bind
 from quintain.envs.serving.episode import Episode, PlayTurn
 from quintain.envs.serving.limits import EnvironmentLimits
@@ -95,10 +95,11 @@ class LocalEnv(Environment):
     async def step(self, action: Action) -> Step:
         """Play a turn. Raises FailureError."""
         if self._episode is None:
-            raise _refused("a step before the first reset: reset first")
+            raise out_of_turn(begun=False)
         decision = self._episode.ask(self._episode.turn + self._episode.busy, action)
         if not isinstance(decision, PlayTurn):
-            raise _refused(getattr(decision, "reason", "a turn is being played"))
+            reason = getattr(decision, "reason", "a turn is being played")
+            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, reason))
         try:
             step = await self._host.step(self._id, action, time.monotonic() + self._limits.step_s)
         except FailureError as error:
@@ -116,7 +117,3 @@ class LocalEnv(Environment):
                 await self._host.close(self._id, time.monotonic() + self._limits.close_s)
             except FailureError as error:  # as a server does: the episode's result stands
                 log.warning("an environment was not closed: %s", error, exc_info=error.__cause__)
-
-
-def _refused(message: str) -> FailureError:
-    return FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, message))

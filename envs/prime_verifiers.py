@@ -28,6 +28,7 @@ from quintain.envs.base import Action, Environment, Observation, Step
 from quintain.envs.harness import PROGRAM, ProgramCall, framed_answer
 from quintain.envs.relay import LENGTH
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.frames import framed
 from quintain.messages import user
 from quintain.task import Task, TaskSource
 
@@ -64,7 +65,7 @@ class VerifiersEnvironment(Environment):
     ) -> TaskSource:
         """The tasks of `split`. Raises QuintainError, one line, where the package cannot be loaded."""
         with host_of(id, python, dict(config or {}), most) as asking:
-            asking.sendall(_framed({}))
+            asking.sendall(framed(b"{}"))
             with asking.makefile("rb") as file:
                 told = json.loads(file.read(*LENGTH.unpack(file.read(LENGTH.size))))["tasks"]
         if not 0 <= heldout < len(told):
@@ -85,7 +86,7 @@ class VerifiersEnvironment(Environment):
             self._reader, self._writer = await asyncio.open_unix_connection(sock=connection)
         except (OSError, QuintainError) as error:
             raise _broken(str(error), Stage.RESET) from None
-        self._writer.write(_framed({"task": task.info["task"]}))
+        self._writer.write(framed(json.dumps({"task": task.info["task"]}).encode()))
         return (await self._next(Stage.RESET)).observation
 
     async def step(self, action: Action) -> Step:
@@ -164,11 +165,6 @@ def _wrong_with(command: list[str]) -> str | None:
     if wrong is not None:
         os.close(ours)
     return wrong
-
-
-def _framed(frame: Mapping[str, Any]) -> bytes:
-    data = json.dumps(frame).encode()
-    return LENGTH.pack(len(data)) + data
 
 
 def _broken(why: str, stage: Stage) -> FailureError:

@@ -23,9 +23,9 @@ import inspect
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from quintain.envs.base import Action, Observation, Step
+from quintain.envs.base import Action, Observation, Step, out_of_turn
 from quintain.envs.judging import JudgingEnv
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError
 from quintain.messages import system
 from quintain.task import Task
 from quintain.verdict import Verdict
@@ -73,8 +73,7 @@ class SingleTurnEnv(JudgingEnv):
     def _playing(self) -> Task:
         """The task that is played. Raises FailureError (rejected) where none is."""
         if self._task is None or self._asked:
-            when = "before the first reset" if self._task is None else "after the end of the episode"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first"))
+            raise out_of_turn(begun=self._task is not None)
         return self._task
 
     def score(self, answer: str, reference: Any) -> Score | Awaitable[Score]:

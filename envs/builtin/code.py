@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from quintain.envs.base import Action, Observation, Step
+from quintain.envs.base import Action, Observation, Step, out_of_turn
 from quintain.envs.builtin.code_tasks import EXPECTED, NoProblem, problem_of
 from quintain.envs.builtin.numbered import draw
 from quintain.envs.judging import JudgingEnv
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, QuintainError
 from quintain.messages import system, user
 from quintain.records import read_rows
 from quintain.task import Task, TaskSource
@@ -68,8 +68,7 @@ class CodeEnv(JudgingEnv):
     async def step(self, action: Action) -> Step:
         """Judge an attempt. Raises FailureError where the sandbox breaks, or the episode is over."""
         if self._task is None or self._left == 0:
-            when = "before the first reset" if self._task is None else "after the end of the episode"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first"))
+            raise out_of_turn(begun=self._task is not None)
         visible = self._task.reference["visible"]
         if self._left > 1 and visible is not None:
             tried = _settled(await self.judge("code", action.content, visible, self._code | {"partial_credit": True}))

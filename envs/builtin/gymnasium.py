@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from quintain.codec import to_json
-from quintain.envs.base import Action, Environment, Observation, Step
+from quintain.envs.base import Action, Environment, Observation, Step, out_of_turn
 from quintain.envs.builtin.numbered import numbered
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.failure import QuintainError, one_line
 from quintain.messages import system, user
 from quintain.task import Task, TaskSource, plain
 
@@ -84,8 +84,7 @@ class GymnasiumEnv(Environment):
     async def step(self, action: Action) -> Step:
         """Play the action that is said. Raises FailureError after the end."""
         if not self._left:
-            when = "after the end of the episode" if self._played else "before the first reset"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first"))
+            raise out_of_turn(begun=self._played)
         self._left -= 1
         said = self._action(action.content)
         if said is None:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from quintain.envs.base import Action, Environment, Observation, Step, invalid
+from quintain.envs.base import Action, Environment, Observation, Step, invalid, out_of_turn
 from quintain.envs.builtin.numbered import numbered
 from quintain.envs.chat import UserModel
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.failure import QuintainError, Stage, one_line
 from quintain.messages import user
 from quintain.task import POLICY, Task, TaskSource
 from quintain.thinking import text_after_thinking
@@ -71,8 +71,7 @@ class TextArenaEnv(Environment):
     async def step(self, action: Action) -> Step:
         """Play what is said. Raises FailureError after the end, and where an opponent does not answer."""
         if not self._left:
-            when = "before the first reset" if self._game is None else "after the end of the episode"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first"))
+            raise out_of_turn(begun=self._game is not None)
         self._left -= 1
         done, _ = self._drawing(lambda: self._game.step(action.content))
         acted = self._player

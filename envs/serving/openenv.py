@@ -22,7 +22,7 @@ from typing import Any, Final
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from quintain.codec import to_builtins
-from quintain.envs.base import Action
+from quintain.envs.base import Action, out_of_turn
 from quintain.envs.serving.mcp import FAILED, PARAMS, RpcError, mcp_result, rpc_answer
 from quintain.envs.serving.sessions import Sessions
 from quintain.envs.serving.wire import CreateEpisode, StepRequest
@@ -243,8 +243,7 @@ class OpenEnvSession:
 
     async def _step(self, data: Mapping[str, Any]) -> dict[str, Any]:
         if self._episode is None:
-            message = "a step before the first reset: reset first"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, message))
+            raise out_of_turn(begun=False)
         turn = self._sessions.status(self._episode).turn
         if data.get("type") == "call_tool":  # which is how MCPToolClient steps
             name, arguments = str(data.get("tool_name")), data.get("arguments") or {}
