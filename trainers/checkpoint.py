@@ -3,16 +3,22 @@
 Invariants: a checkpoint folder is complete or absent (written beside, synced, renamed); the newest complete one
 wins; the oldest are removed only after a new one is in place; nothing that is not finite is written; nothing that is
 read is run. The journal's frontier is the step: the rollout server gives the same groups for a step again.
+
+Weights are a folder that transformers loads, which rank 0 writes. What the optimisers know is twice as much, and a
+distributed checkpoint of torch's: every rank writes what it has and reads what it is to have, however many they are.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +29,11 @@ from torch import Tensor, nn
 
 from quintain.failure import QuintainError
 from quintain.trainers.model.policy import check_saved, restore_policy, save_policy, to_save
-from quintain.trainers.ranks import ALONE, Ranks, mine, placed, whole
+from quintain.trainers.ranks import ALONE, Ranks, mine
 
 _STATE = "trainer.json"
-_TENSORS = "state.pt"
+_RANDOM = "state.pt"
+_OPTIMIZERS = "optimizers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +77,19 @@ def save_checkpoint(
     final = root / f"step-{progress.step:06d}"
     draft = root / f".draft-{progress.step:06d}"
     try:
-        _check_finite(models, ranks)
+        _begin(draft, models, ranks)
+        tensors, rest = _known(models)
+        _save_tensors(tensors, draft / _OPTIMIZERS, ranks)
         saved = {name: to_save(model) for name, (model, _) in models.items()}
-        optimizers = {name: _optimizer_state(*pair) for name, pair in models.items()}
-        state = {"optimizers": optimizers, "rng": ranks.gathered(_rng_state())}
+        shapes = {name: list(value.shape) for name, value in tensors.items()}
+        state = {"rng": ranks.gathered(_rng_state()), "rest": rest, "tensors": shapes}
         if not ranks.leads:
             return
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
         for name, folder in _folders(draft, models).items():
             save_policy(models[name][0], tokenizer, folder, saved[name])
             if prove:
                 check_saved(models[name][0], folder, saved[name])
-        torch.save(state, draft / _TENSORS)
+        torch.save(state, draft / _RANDOM)
         (draft / _STATE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
         _sync(draft)
         if final.exists():  # of the same step: what is complete stays until what replaces it is
@@ -123,15 +129,19 @@ def restore(checkpoint: Path, models: Models, ranks: Ranks = ALONE) -> Progress:
     cannot be read.
     """
     try:
-        state = torch.load(checkpoint / _TENSORS, weights_only=True, map_location="cpu")
+        state = torch.load(checkpoint / _RANDOM, weights_only=True, map_location="cpu")
         progress = load_progress(checkpoint)
         for name, folder in _folders(checkpoint, models).items():
-            model, optimizer = models[name]
-            restore_policy(model, folder)
-            _restore_optimizer(model, optimizer, state["optimizers"][name])
+            restore_policy(models[name][0], folder)
+        tensors = _read_tensors(checkpoint / _OPTIMIZERS, state["tensors"], models, ranks)
+        for _, optimizer in models.values():
+            optimizer.state.clear()
+        for name, value in (tensors | state["rest"]).items():
+            optimizer, parameter, what = _place(models, name)
+            optimizer.state.setdefault(parameter, {})[what] = value
         for rng in state["rng"][ranks.rank : ranks.rank + 1]:
             _set_rng_state(rng)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise QuintainError(f"cannot read the checkpoint {checkpoint}: {str(error).splitlines()[0]}") from None
     return progress
 
@@ -141,33 +151,92 @@ def _folders(checkpoint: Path, models: Models) -> dict[str, Path]:
     return {name: checkpoint / name if at else checkpoint for at, name in enumerate(models)}
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """What the optimiser knows of each parameter, by its name: the same however the model is spread over ranks."""
-    known = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
-    return {
-        name: {key: whole(value) if isinstance(value, Tensor) else value for key, value in of.items()}
-        for name, of in known.items()
-        if of
+def _begin(draft: Path, models: Models, ranks: Ranks) -> None:
+    """Make the empty folder `draft`. QuintainError or OSError, on every rank, where that cannot be, or where a trained
+    weight or something that its optimiser knows of it is not finite."""
+    found: Exception | None = None
+    if (broken := _not_finite(models)) is not None:
+        found = QuintainError(f"{broken} is not finite: training has diverged before this step")
+    elif ranks.leads:
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        except OSError as error:
+            found = error
+    if (first := next(filter(None, ranks.gathered(found)), None)) is not None:
+        raise first
+
+
+def _known(models: Models) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the optimisers know, tensors and the rest, by "model/parameter/what": the same names on any number of
+    ranks."""
+    known = {
+        f"{model}/{name}/{what}": value
+        for model, (module, optimizer) in models.items()
+        for name, parameter in module.named_parameters()
+        for what, value in optimizer.state.get(parameter, {}).items()
     }
+    tensors = {name: value for name, value in known.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in known.items() if name not in tensors}
 
 
-def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
-    """Give the optimiser what `_optimizer_state` said. KeyError where `model` has no such parameter."""
-    parameters = dict(model.named_parameters())
-    optimizer.state.clear()
-    for name, known in state.items():
-        like = parameters[name]
-        optimizer.state[like] = {
-            key: placed(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
-            for key, value in known.items()
-        }
+def _save_tensors(known: dict[str, Tensor], folder: Path, ranks: Ranks) -> None:
+    """Write what every rank has of `known`. OSError, on all of them, where one's disk refuses."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    if known:  # as safetensors: the pickles of torch's own format are run when they are read
+        with _plain_errors():
+            writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+            save(known, storage_writer=writer, no_dist=not ranks.several)
 
 
-def _check_finite(models: Models, ranks: Ranks) -> None:
-    """QuintainError, on every rank, unless every trained weight and all that its optimiser knows of it is finite."""
-    found = next(filter(None, ranks.gathered(_not_finite(models))), None)
-    if found is not None:
-        raise QuintainError(f"{found} is not finite: training has diverged before this step")
+def _read_tensors(folder: Path, shapes: Mapping[str, list[int]], models: Models, ranks: Ranks) -> dict[str, Tensor]:
+    """What `_save_tensors` wrote, of these shapes: those of a parameter's own are spread over the ranks as it is.
+
+    ValueError where a part is missing, AttributeError where a model has no such parameter.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    if not shapes:
+        return {}
+    reader = HuggingFaceStorageReader(str(folder))
+    written, tensors = reader.read_metadata().state_dict_metadata, {}
+    for name, shape in shapes.items():
+        saved: Any = written.get(name)
+        if saved is None or sum(chunk.sizes.numel() for chunk in saved.chunks) != math.prod(shape):
+            raise ValueError(f"{folder.name}/ has not all of {name}")
+        _, like, _ = _place(models, name)
+        dtype = saved.properties.dtype
+        if like.shape == torch.Size(shape):
+            tensors[name] = torch.zeros_like(like, dtype=dtype)
+        else:
+            device = like.device if shape else "cpu"  # where an optimiser counts its steps
+            tensors[name] = torch.zeros(shape, dtype=dtype, device=device)
+    with _plain_errors():
+        load(tensors, storage_reader=reader, no_dist=not ranks.several)
+    return tensors
+
+
+def _place(models: Models, name: str) -> tuple[torch.optim.Optimizer, nn.Parameter, str]:
+    """The optimiser, the parameter, and what is known of it, that a name of `_known` is about."""
+    model, parameter, what = name.split("/")
+    module, optimizer = models[model]
+    return optimizer, module.get_parameter(parameter), what
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What went wrong on a rank, instead of a list of all ranks' errors; and no warning that there is but one."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
 
 
 def _not_finite(models: Models) -> str | None:

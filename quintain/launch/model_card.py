@@ -21,7 +21,7 @@ from quintain.failure import QuintainError, one_line
 from quintain.launch.report import read_metrics
 from quintain.launch.run_folder import RunFolder
 
-UNPUBLISHED: Final = ("state.pt", "trainer.json", "value_head.safetensors", "critic/*", "reference/*")
+UNPUBLISHED: Final = ("state.pt", "trainer.json", "optimizers/*", "value_head.safetensors", "critic/*", "reference/*")
 """Of a checkpoint: what the model itself does not need."""
 PACKAGES: Final = ("quintain", "torch", "transformers", "accelerate", "peft", "datasets")
 TASKS: Final[Mapping[str, tuple[str, str]]] = {

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from quintain.config import parse_config
@@ -211,6 +213,24 @@ def test_reading_a_checkpoint_runs_nothing_of_it(made: Made, tmp_path: Path) -> 
     with pytest.raises(QuintainError, match="cannot read the checkpoint"):
         learner.restore(newest)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lost", ["the folder", "a rank's part"])
+def test_a_checkpoint_that_lacks_what_the_optimiser_knew_is_refused(made: Made, lost: str) -> None:
+    learner = made()
+    learner.update(groups(1), step=0)
+    learner.save(DONE)
+    newest = latest_checkpoint(learner.checkpoints)
+    assert newest is not None
+    (part,) = (newest / "optimizers").iterdir()
+    if lost == "the folder":
+        shutil.rmtree(part.parent)
+    else:
+        with safe_open(part, "pt") as file:
+            names = sorted(file.keys())
+            save_file({name: file.get_tensor(name) for name in names[1:]}, part)
+    with pytest.raises(QuintainError, match="cannot read the checkpoint"):
+        learner.restore(newest)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
