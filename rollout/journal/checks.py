@@ -17,11 +17,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from quintain.codec import from_json
 from quintain.failure import QuintainError
 from quintain.rollout.journal import schema
-from quintain.rollout.rules.curriculum import CurriculumRules
 from quintain.rollout.rules.groups import MemberOutcome, MemberStatus, complete, left_out, rewards_of, teaches, wanted
 from quintain.rollout.rules.order import TaskOrder, TaskSplit, derive_seed
 
@@ -103,8 +102,8 @@ def read_places(path: Path) -> list[Place]:
 def _places(db: sqlite3.Connection) -> Iterator[Place]:
     identity = dict(db.execute("SELECT key, value FROM meta")).get("identity", "{}")
     members = int(json.loads(identity).get("members", 0))
-    plans = [(at, json.loads(text)) for at, text in db.execute("SELECT * FROM plans ORDER BY from_place DESC")]
-    known = [(at, _rules_of(plan)) for at, plan in plans]
+    plans = db.execute("SELECT * FROM plans ORDER BY from_place DESC")
+    known = [(at, from_json(text, IssuedRules)) for at, text in plans]
     query = "SELECT place, task_index, issued_at, consumed_at, dropped FROM groups ORDER BY place"
     for place, index, issued_at, consumed_at, why in db.execute(query):
         rules = next((rules for at, rules in known if at <= place), None)
@@ -115,23 +114,11 @@ def _places(db: sqlite3.Connection) -> Iterator[Place]:
         yield Place(place, index, issued_at, consumed_at, why, members, oversample, rules, recorded)
 
 
-def _rules_of(plan: dict[str, Any]) -> IssuedRules:
-    splits = tuple(_split_of(split) for split in plan["splits"])
-    return IssuedRules(splits, **{name: plan[name] for name in IssuedRules.__slots__ if name != "splits"})
-
-
-def _split_of(split: dict[str, Any]) -> TaskSplit:
-    rules = split.pop("curriculum", None)
-    if rules is not None:
-        rules = CurriculumRules(**{**rules, "shares": tuple(rules["shares"])})
-    return TaskSplit(**split, curriculum=rules)
-
-
 def _recorded(db: sqlite3.Connection, place: int) -> Iterator[tuple[int, Recorded]]:
     for member, facts, spare, *outcome in db.execute(
         f"SELECT member, facts, left_out, {schema.OUTCOME} FROM trajectories WHERE place = ? ORDER BY member", (place,)
     ):
-        yield member, Recorded(schema.outcome_from(*outcome), bool(spare), schema.Facts.read(facts))
+        yield member, Recorded(schema.outcome_from(*outcome), bool(spare), from_json(facts, schema.Facts))
 
 
 def _the_rules(places: list[Place]) -> IssuedRules | None:

@@ -5,7 +5,7 @@ Invariants:
 - a group is consumed at exactly one step or dropped for one reason, never both; groups are consumed in the order of
   issue, and asking again for a step gives the same groups (so a trainer that starts again from a checkpoint replays
   what it had);
-- after a crash, `pending` is exactly what was issued, is still needed and has not been recorded.
+- after a crash, what `window` leaves open is exactly what was issued, is still needed and has not been recorded.
 
 SQLite in WAL mode with `synchronous=NORMAL`: safe against the death of the process, not against a power cut.
 Trajectories live here and not in memory, however slow the trainer is: packed once, when they are recorded, and handed
@@ -22,21 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quintain.codec import pack
+from quintain.codec import from_json, pack, to_json
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.journal import schema
 from quintain.rollout.rules.groups import Drop, MemberOutcome, OpenGroup, complete, left_out, outcome_of, wanted
 from quintain.rollout.wire import packed_group
 from quintain.trajectory import Trajectory
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A trajectory that was issued and has not been recorded."""
-
-    place: int
-    task_index: int
-    member: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +38,7 @@ class Balance:
     completed: int
     consumed: int
     trajectories: int
-    steps: int
-    dropped: int = 0
+    dropped: int
 
 
 class Journal:
@@ -106,7 +96,7 @@ class Journal:
 
         False if this member was recorded before: the first record stands.
         """
-        member, facts = trajectory.member, schema.Facts.of(trajectory).written()
+        member, facts = trajectory.member, to_json(schema.Facts.of(trajectory))
         columns = schema.columns_of(outcome or outcome_of(trajectory))
         payload = packed or pack(trajectory)
         with self._transaction():
@@ -192,16 +182,6 @@ class Journal:
         rows = [self._outcomes(place) for place in self._waiting(count)]
         return sum(len(found) - len(wanted(found, self.members, self.oversample)) + self.members for found in rows)
 
-    def pending(self) -> list[Pending]:
-        """What was issued, is needed and is not recorded, in the order of issue."""
-        out = []
-        for group in self.window():
-            if group.dropped is None:
-                needed = wanted(group.outcomes, self.members, self.oversample)
-                missing = [member for member in needed if member not in group.outcomes]
-                out += [Pending(group.place, group.task_index, member) for member in missing]
-        return out
-
     def window(self) -> list[OpenGroup]:
         """Every group after the last one consumed, in the order of issue."""
         return self._groups("place > (SELECT coalesce(max(place), -1) FROM groups WHERE consumed_at IS NOT NULL)")
@@ -213,14 +193,12 @@ class Journal:
 
     def balance(self) -> Balance:
         """Counts that must reconcile: consumed + dropped <= completed <= issued."""
-        (consumed, dropped, steps) = self._db.execute(
-            "SELECT count(consumed_at), count(dropped), count(DISTINCT consumed_at) FROM groups"
-        ).fetchone()
+        consumed, dropped = self._db.execute("SELECT count(consumed_at), count(dropped) FROM groups").fetchone()
         ready = sum(
             complete(group.outcomes, self.members, self.oversample) for group in self.window() if group.dropped is None
         )
         (trajectories,) = self._db.execute("SELECT count(*) FROM trajectories").fetchone()
-        return Balance(self._next_place(), consumed + dropped + ready, consumed, trajectories, steps, dropped)
+        return Balance(self._next_place(), consumed + dropped + ready, consumed, trajectories, dropped)
 
     def used(self) -> list[tuple[int, int, int | None]]:
         """(place, task index, step or None) of every group issued, in order."""
@@ -255,7 +233,7 @@ class Journal:
 
     def _used(self, db: sqlite3.Connection, place: int) -> list[schema.Facts]:
         query = "SELECT facts FROM trajectories WHERE place = ? AND left_out = 0 ORDER BY member"
-        return [schema.Facts.read(text) for (text,) in db.execute(query, (place,))]
+        return [from_json(text, schema.Facts) for (text,) in db.execute(query, (place,))]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

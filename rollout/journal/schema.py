@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -69,16 +69,6 @@ class Facts:
         failure = None if row.failure is None else f"{row.failure.kind}/{row.failure.stage}"
         versions = tuple(sorted(versions_of(row)))
         return cls(row.group, row.index, row.seed, row.member, row.output_tokens, failure, versions)
-
-    @classmethod
-    def read(cls, text: str) -> Facts:
-        """Those in a column."""
-        found = json.loads(text)
-        return cls(**{**found, "versions": tuple(found["versions"])})
-
-    def written(self) -> str:
-        """As a column."""
-        return json.dumps(asdict(self))
 
 
 def check_version(db: sqlite3.Connection, path: Path) -> bool:

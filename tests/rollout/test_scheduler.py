@@ -18,6 +18,7 @@ from quintain.trajectory import Ending, Finish, Group, Trajectory, extends, to_s
 
 from ..fake_engine import FakeEngine, crash_on, hang_on
 from .stage import CHAT, Words, batch_of, canary, scheduler, weights
+from .test_journal import pending
 
 
 async def publish(made: Scheduler, folder: Path, version: int, *, admit: bool = True) -> None:
@@ -166,7 +167,7 @@ async def test_what_was_in_flight_at_a_crash_is_run_again_and_equals_a_run_witho
     await broken.close()  # what a crash leaves is what is in the file
 
     again = scheduler(tmp_path / "crash")
-    assert 1 <= len(again.journal.pending()) < 6
+    assert 1 <= len(pending(again.journal)) < 6
     await publish(again, tmp_path, 0)
     found = await batch(again, 0)
     assert [outputs(g) for g in found] == [outputs(g) for g in expected]

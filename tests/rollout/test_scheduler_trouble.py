@@ -21,6 +21,7 @@ from quintain.trajectory import Group, Trajectory, versions_of
 
 from ..fake_engine import FakeEngine, hang_on
 from .stage import CHAT, IDENTITY, batch_of, canary, plan, weights
+from .test_journal import pending
 from .world import on_virtual_clock
 
 Script = Callable[[Task, int], float]
@@ -88,7 +89,7 @@ def test_an_environment_that_hangs_keeps_no_other_episode_from_running(tmp_path:
         made = made_of(tmp_path, hanging(0), groups=4, max_concurrency=2)
         await publish(made, tmp_path, 0)
         assert await made.batch(0, 100.0) is None
-        assert [(p.place, p.member) for p in made.journal.pending()] == [(0, 0)]
+        assert pending(made.journal) == [(0, 0)]
         assert (made.running(), made.waiting) == (1, 0)
         await made.close()
 
