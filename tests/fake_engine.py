@@ -140,7 +140,7 @@ class FakeEngine:
         self._tasks: set[asyncio.Task[Completion]] = set()
         self._running = 0
         self._prompt_tokens = self._output_tokens = 0
-        self._busy_since = self._busy_s = self._load_s = 0.0
+        self._busy_since = self._busy_s = 0.0
 
     @property
     def max_length(self) -> int:
@@ -187,7 +187,6 @@ class FakeEngine:
     async def load(self, weights: Weights) -> None:
         """Take the weights' bytes and their version together; a `stale` engine takes the version alone."""
         self._refuse_if_closed()
-        start = self._clock()
         try:
             model = FakeModel.of(weights.path, self.model.words)
         except OSError as error:
@@ -196,7 +195,6 @@ class FakeEngine:
         if not self._stale:
             self.model = model
         self._version = weights.version
-        self._load_s = self._clock() - start
 
     def kick(self) -> None:
         """Nothing: the fake engine never waits for a cohort."""
@@ -210,7 +208,6 @@ class FakeEngine:
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
             busy_s=self._busy_s + (self._clock() - self._busy_since if self._running else 0.0),
-            load_s=self._load_s,
         )
 
     async def close(self) -> None:

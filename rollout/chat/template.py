@@ -39,7 +39,6 @@ TOKENIZER: Final = "tokenizer"
 whole message for one call that is malformed, so it is taken where none of our formats is what the template writes."""
 CALL_FORMATS: Final = ("auto", *FORMATS, "whole", TOKENIZER, "none")
 CHANNELS: Final = "the template writes more before an assistant's words than its generation prompt ({head!r})"
-_BLANKS: Final = re.compile(r"\s*")
 TAIL: Final = 64
 """So many tokens of a prompt say how an answer begins."""
 _DATE: Final = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")

@@ -72,7 +72,6 @@ class EngineStats:
     prompt_tokens: int
     output_tokens: int
     busy_s: float  # wall time spent computing
-    load_s: float = 0.0  # wall time of the last weight load
     kv_usage: float | None = None  # share of the KV cache in use, 0..1; None: this engine has none to report
     preemptions: int = 0  # requests put back because the KV cache was full
     prefix_hits: int = 0  # prompt tokens found in the prefix cache ...

@@ -6,7 +6,6 @@ The loop's lag is how much later than asked a short sleep returns: what every re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -99,9 +98,7 @@ class Monitor:
         """End."""
         for job in self._jobs:
             job.cancel()
-        for job in self._jobs:
-            with contextlib.suppress(asyncio.CancelledError):
-                await job
+        await asyncio.gather(*self._jobs, return_exceptions=True)
 
     async def _watch_lag(self) -> None:
         while True:

@@ -16,9 +16,8 @@ computed in, so a batch made of whoever has arrived already is a race, and a coh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from quintain.rollout.engines.embedded.kv import padded_rows, padded_tokens
 
@@ -74,9 +73,6 @@ def _reading(batch: list[tuple[int, ...]], sharing: dict[tuple[int, ...], list[i
     return Reading(tuple(batch), tuple(row for row, _ in pairs), tuple(index for _, index in pairs))
 
 
-T = TypeVar("T")
-
-
 @dataclass(slots=True)
 class Cohort:
     """The gate of a lockstep engine. `expected` is the newest count of sessions that are able to submit."""
@@ -90,8 +86,3 @@ class Cohort:
         More than expected counts as all of them.
         """
         return running == 0 and waiting > 0 and (waiting >= self.expected or still_s >= self.patience_s)
-
-
-def in_order(waiting: Iterable[T], key: Callable[[T], tuple[str, bytes, int]]) -> list[T]:
-    """`waiting` by session name, then by what they ask (prompt, seed) where one session asks twice at once."""
-    return sorted(waiting, key=key)

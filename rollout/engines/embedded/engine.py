@@ -32,7 +32,7 @@ from quintain.arrays import Floats, Ints, as_floats, as_ints
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows
-from quintain.rollout.engines.embedded.batcher import BatchLimits, Cohort, in_order
+from quintain.rollout.engines.embedded.batcher import BatchLimits, Cohort
 from quintain.rollout.engines.embedded.checkpoint import read_weights
 from quintain.rollout.engines.embedded.decoder import Decoder, DecodeRow, failure_of
 from quintain.rollout.engines.embedded.network import device_of, open_network, placed
@@ -110,7 +110,7 @@ class EmbeddedEngine:
             torch.set_num_threads(threads)
         self._device = device_of(device)
         opened = open_network(model, dtype, max_length, self._device)
-        self._max_length = opened.max_length
+        self.max_length = opened.max_length
         self._words = opened.network.words
         limits = BatchLimits(max_batch, max(1, cache_bytes // opened.token_bytes), prefill_tokens)
         self._decoder = Decoder(opened.network, limits)
@@ -124,7 +124,6 @@ class EmbeddedEngine:
         self._paused = False
         self._stopping = False
         self._busy_s = 0.0
-        self._load_s = 0.0
         self._prepared: tuple[Weights, Any] | None = None  # new weights, built and not yet in use
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._ended: Failure | None = None
@@ -134,11 +133,6 @@ class EmbeddedEngine:
         self._thread = threading.Thread(target=self._run, args=counted, name="embedded-engine", daemon=True)
         self._thread.start()
 
-    @property
-    def max_length(self) -> int:
-        """Most tokens, prompt and output together, that one request may hold."""
-        return self._max_length
-
     async def generate(self, prompt_ids: Ints, sampling: Sampling, *, session: str) -> Completion:
         """Sample one turn. Cancelling the awaiting task frees its slot at the next step.
 
@@ -146,7 +140,7 @@ class EmbeddedEngine:
         `cancelled` (the engine was closed), all at `generate`.
         """
         prompt = as_ints(prompt_ids)
-        limit = check_request(prompt, sampling, max_length=self._max_length, words=self._words)
+        limit = check_request(prompt, sampling, max_length=self.max_length, words=self._words)
         reply = _Reply.here()
         row = DecodeRow(prompt.tolist(), sampling, limit, owner=reply)
         expected = self._expected() if self._expected else 0
@@ -165,7 +159,7 @@ class EmbeddedEngine:
         Computed between two steps, also while paused.
         """
         checked = [as_ints(row) for row in rows]
-        check_rows(checked, max_length=self._max_length, words=self._words)
+        check_rows(checked, max_length=self.max_length, words=self._words)
         return await self._ask(lambda: self._score(checked), Stage.GENERATE)
 
     async def pause(self) -> None:
@@ -209,7 +203,6 @@ class EmbeddedEngine:
             prompt_tokens=self._decoder.prompt_tokens,
             output_tokens=self._decoder.output_tokens,
             busy_s=self._busy_s,
-            load_s=self._load_s,
         )
 
     async def close(self) -> None:
@@ -280,8 +273,7 @@ class EmbeddedEngine:
                     f"{waiting} of {self._cohort.expected} episodes are sampled without the others, which did not come"
                     f" within {still_s:.0f} s (an environment is slow, or full): another run of this seed may differ"
                 )
-            ordered = in_order(self._gathering, lambda pair: _rank(*pair))
-            self._ready.extend(row for _, row in ordered)
+            self._ready.extend(row for _, row in sorted(self._gathering, key=_rank))
             self._gathering = []
         return bool(len(self._decoder) or self._ready)
 
@@ -327,11 +319,9 @@ class EmbeddedEngine:
         return scored
 
     def _load(self, weights: Weights, built: Any) -> None:
-        start = time.perf_counter()
         self._decoder.network.use(self._build(weights) if built is None else built)
         self._decoder.version = weights.version
         self._decoder.restart()
-        self._load_s = time.perf_counter() - start
 
     def _settle_all(self, failure: Failure) -> None:
         owed: Iterable[_Reply | None] = [
@@ -349,5 +339,7 @@ class EmbeddedEngine:
                 reply.settle(failure=failure)
 
 
-def _rank(session: str, row: DecodeRow) -> tuple[str, bytes, int]:
+def _rank(asked: tuple[str, DecodeRow]) -> tuple[str, bytes, int]:
+    """By session name, then by what they ask (prompt, seed) where one session asks twice at once."""
+    session, row = asked
     return session, np.array(row.prompt, dtype=np.int32).tobytes(), row.sampling.seed

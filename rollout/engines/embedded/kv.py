@@ -45,9 +45,6 @@ class KVCache:
         self._values = torch.empty(0)
         self._index = torch.empty(0, dtype=torch.int64)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     @property
     def rows(self) -> int:
         """The padded batch size."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from quintain.rollout.engines.embedded.kv import KVCache
 from quintain.rollout.engines.embedded.modules import layout_of
-from quintain.rollout.engines.embedded.network import Layout, Prefilled, flat_pairs, target_logprobs
+from quintain.rollout.engines.embedded.network import Prefilled, flat_pairs, target_logprobs
 from quintain.rollout.engines.embedded.packing import Linear, pack
 
 _TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"} | {
@@ -72,8 +72,9 @@ class LlamaNetwork:
         self._inner = config.intermediate_size
         self._eps = config.rms_norm_eps
         self._rotary = type(model.model.rotary_emb)(config=config)  # its own: a cast model has rounded frequencies
-        self._layout = layout_of(model)
+        self.layout = layout_of(model)
         self._weights = self.build(model.state_dict())
+        self.words = len(self._weights.embedding)
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -82,16 +83,6 @@ class LlamaNetwork:
         if _TYPES.get(config.model_type) != type(model).__name__ or config.hidden_act != "silu":
             return False
         return set(model.state_dict()) <= _known_names(config.num_hidden_layers)
-
-    @property
-    def words(self) -> int:
-        """The size of the vocabulary V."""
-        return len(self._weights.embedding)
-
-    @property
-    def layout(self) -> Layout:
-        """What new weights must look like."""
-        return self._layout
 
     def prefill(self, ids: Tensor, lengths: Sequence[int]) -> Prefilled:
         """Read the prompts `ids` [n, S] of `lengths`."""

@@ -94,19 +94,10 @@ class ModuleNetwork:
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self._model = _cast(model, dtype)
+        self.words, self.layout = int(model.get_input_embeddings().weight.shape[0]), layout_of(model)
         self._layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self._separable = _head_is_separable(model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    @property
-    def words(self) -> int:
-        """The size of the vocabulary V."""
-        return int(self._model.get_input_embeddings().weight.shape[0])
-
-    @property
-    def layout(self) -> Layout:
-        """What new weights must look like."""
-        return layout_of(self._model)
 
     def prefill(self, ids: Tensor, lengths: Sequence[int]) -> Prefilled:
         """Read the prompts `ids` [n, S] of `lengths`."""

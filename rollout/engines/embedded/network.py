@@ -12,7 +12,7 @@ Shapes: n prompts padded on the right to S tokens, B rows of a decode step, V wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +114,11 @@ def open_network(model: Any, dtype: str, max_length: int | None, device: torch.d
         length = longest(loaded, max_length)
         probe = torch.arange(_PROBE_TOKENS) * 7919 % loaded.config.get_text_config().vocab_size
         reference = loaded(input_ids=probe[None], use_cache=False).logits[0].float()
-        networks: Iterator[Callable[[], Network]] = iter(
-            ([lambda: LlamaNetwork(loaded, kind)] if LlamaNetwork.fits(loaded) else [])
-            + [lambda: ModuleNetwork(loaded, kind)]
-        )
-        for make in networks:
-            network = make()
+        makers: list[Callable[[Any, torch.dtype], Network]] = [ModuleNetwork]
+        if LlamaNetwork.fits(loaded):
+            makers.insert(0, LlamaNetwork)
+        for make in makers:
+            network = make(loaded, kind)
             error, token_bytes = _probe(network, probe, reference)
             if error <= TOLERANCE[dtype]:
                 return LoadedNetwork(network, length, token_bytes)

@@ -40,19 +40,14 @@ class VLLMEngine:
     """
 
     def __init__(self, fleet: Fleet, *, words: int, max_length: int, dtype: str) -> None:
-        self._fleet, self._words, self._max_length = fleet, words, max_length
+        self._fleet, self._words, self.max_length = fleet, words, max_length
         self._agreement = 2 * TOLERANCE[dtype]
         self._tasks: set[asyncio.Task[Completion]] = set()
         self._closed = False
         self._prompt_tokens = self._output_tokens = 0
-        self._busy_since = self._busy_s = self._load_s = 0.0
+        self._busy_since = self._busy_s = 0.0
         self._open = True
         self._scoring = asyncio.Lock()
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens, prompt and output together, that one request may hold."""
-        return self._max_length
 
     @property
     def lost(self) -> str | None:
@@ -66,7 +61,7 @@ class VLLMEngine:
         `crashed` (several replicas in a row failed it), `unreachable` (no replica is left) or `cancelled`.
         """
         prompt = as_ints(prompt_ids)
-        limit = check_request(prompt, sampling, max_length=self._max_length, words=self._words)
+        limit = check_request(prompt, sampling, max_length=self.max_length, words=self._words)
         self._begin()
         task = asyncio.ensure_future(
             self._answer(PartialCompletion(prompt, self._known_stops(sampling), limit), session)
@@ -93,7 +88,7 @@ class VLLMEngine:
         """
         self._begin()
         checked = [as_ints(row) for row in rows]
-        check_rows(checked, max_length=self._max_length - 1, words=self._words)
+        check_rows(checked, max_length=self.max_length - 1, words=self._words)
         if not self._fleet.holdings.adapters:
             return await self._score(checked, at_once=len(checked))
         async with self._scoring:
@@ -127,9 +122,7 @@ class VLLMEngine:
             finally:
                 await self.resume()
             return
-        start = time.monotonic()
         await self._fleet.load(weights)
-        self._load_s = time.monotonic() - start
 
     async def resume(self) -> None:
         """Go on sampling."""
@@ -154,7 +147,6 @@ class VLLMEngine:
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
             busy_s=self._busy_s + (time.monotonic() - self._busy_since if self._tasks else 0.0),
-            load_s=self._load_s,
             kv_usage=load.kv_usage,
             preemptions=load.preemptions,
             prefix_hits=load.prefix_hits,

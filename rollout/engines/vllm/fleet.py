@@ -170,12 +170,7 @@ class Fleet:
     async def pause(self) -> None:
         """Close the gate and stop sampling; when this returns, nothing is sampled."""
         self._open = False
-
-        async def stop(member: Member) -> None:
-            await member.replica.pause(keep=self._keep)
-            member.frozen = True
-
-        await self.on_all(self.up, stop)
+        await self.on_all(self.up, self._freeze)
         attempts = [attempt for member in self.members for attempt in member.attempts]
         if self._keep:
             for attempt in attempts:
@@ -292,7 +287,7 @@ class Fleet:
         await self.on_all([member for member in members if member.up], lambda member: new.tidy(member.replica))
 
     async def _freeze(self, member: Member) -> None:
-        await member.replica.pause(keep=True)
+        await member.replica.pause(keep=self._keep)
         member.frozen = True
 
     async def _interrupt(self, attempts: Sequence[ReplicaRequest]) -> None:

@@ -59,11 +59,3 @@ class Router:
         and must not be once it is up again."""
         if self._load.get(replica, 0) > 0:
             self._load[replica] -= 1
-
-    def load(self, replica: int) -> int:
-        """How many requests `replica` has."""
-        return self._load.get(replica, 0)
-
-    def home(self, session: str) -> int | None:
-        """Where the session's next request would go for its cached prefix."""
-        return self._home.get(session)

@@ -22,7 +22,7 @@ from quintain.failure import QuintainError
 from quintain.lifeline import Lifeline
 from quintain.rollout.engines.vllm.engine import VLLMEngine
 from quintain.rollout.engines.vllm.fleet import Fleet, Member
-from quintain.rollout.engines.vllm.probe import OLDEST, Found, Wanted, probe
+from quintain.rollout.engines.vllm.probe import OLDEST, Wanted, probe
 from quintain.rollout.engines.vllm.process import Process, ServerLaunch
 from quintain.rollout.engines.vllm.replica import LOOK_S, Replica
 from quintain.rollout.engines.vllm.weights import Holdings
@@ -67,16 +67,26 @@ def open_vllm(config: ExperimentConfig, *, logs: Path, report: Report) -> VLLMEn
         for index, url in enumerate(urls):
             _await_health(url, processes[index] if processes else None, options.start_s, report)
         found = [probe(url, wanted, api_key=key, report=report) for url in urls]
-        holdings = Holdings(version=0, adapters=wanted.adapters, direct=not wanted.folder, patience_s=options.start_s)
+        holdings = Holdings(adapters=wanted.adapters, direct=not wanted.folder, patience_s=options.start_s)
         for url in urls:
             _set_label(url, holdings.label, key)
     except BaseException:
         for process in processes:
             process.kill()
         raise
+    replicas = [
+        Replica(
+            url,
+            model=one.model,
+            dialect=one.dialect,
+            api_key=key,
+            interval=options.stream_interval,
+            patience_s=options.hang_s,
+        )
+        for url, one in zip(urls, found, strict=True)
+    ]
     members = [
-        Member(index, _replica(url, found[index], options, key), processes[index] if processes else None)
-        for index, url in enumerate(urls)
+        Member(index, replica, processes[index] if processes else None) for index, replica in enumerate(replicas)
     ]
     fleet = Fleet(
         members,
@@ -211,17 +221,6 @@ def _set_label(url: str, label: str, api_key: str | None) -> None:
             http.post("/update_weight_version", json={"new_version": label}).raise_for_status()
     except httpx.HTTPError as error:
         raise QuintainError(f"vLLM at {url} refuses a name for its weights: {error}") from None
-
-
-def _replica(url: str, found: Found, options: VLLMConfig, key: str | None) -> Replica:
-    return Replica(
-        url,
-        model=found.model,
-        dialect=found.dialect,
-        api_key=key,
-        interval=options.stream_interval,
-        patience_s=options.hang_s,
-    )
 
 
 def _vocabulary(path: str) -> int:

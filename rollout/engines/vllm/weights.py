@@ -23,25 +23,20 @@ ADAPTER = "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """`version` is in force: that of the last of `base` and `adapter` that came. None: what the servers began with."""
+    """`version` is in force: of the last of `base` and `adapter` that came. None: what the servers began with, 0."""
 
-    version: int
+    version: int = 0
     base: Weights | None = None
     adapter: Weights | None = None
     adapters: bool = False  # whether the servers take any
     tag: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-    first: int | None = None  # the version that the servers began with
     direct: bool = False  # the trainer sends the base weights itself (`gpu`): they are waited for, never read
     patience_s: float = 120.0
-
-    def __post_init__(self) -> None:
-        if self.first is None:
-            object.__setattr__(self, "first", self.version)
 
     @property
     def label(self) -> str:
         """What the servers call the base weights."""
-        return f"{self.tag}-{self.base.version if self.base is not None else self.first}"
+        return f"{self.tag}-{0 if self.base is None else self.base.version}"
 
     @property
     def adapter_name(self) -> str | None:
