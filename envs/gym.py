@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import string
-import threading
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from quintain.envs.base import Action, Environment, Observation
 from quintain.envs.local import LocalClient
 from quintain.envs.registry import resolve
 from quintain.failure import QuintainError
+from quintain.loop_thread import LoopThread
 from quintain.task import POLICY, size_of
 
 T = TypeVar("T")
@@ -112,32 +112,8 @@ class GymEnv(gymnasium.Env[str, str]):
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
-            self._loop = LoopThread(within=self._within)
+            self._loop = LoopThread("quintain-gym", within=self._within)
         return self._loop.run(work)
-
-
-class LoopThread:
-    """An event loop in a thread of its own, so that it works in a notebook, which has one running already; or the loop
-    `within`, which somebody else runs."""
-
-    def __init__(self, name: str = "quintain-gym", *, within: asyncio.AbstractEventLoop | None = None) -> None:
-        self._loop = within or asyncio.new_event_loop()
-        self._thread: threading.Thread | None = None
-        if within is None:
-            self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-            self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` gives, done there."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def stop(self) -> None:
-        """End the loop and its thread, where it has one."""
-        if self._thread is None:
-            return
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 def _text(observation: Observation) -> str:

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from quintain.envs.base import Action, Environment, Step
-from quintain.envs.gym import LoopThread
 from quintain.envs.local import LocalClient
 from quintain.envs.registry import resolve
 from quintain.failure import FailureError, QuintainError
+from quintain.loop_thread import LoopThread
 from quintain.messages import FunctionSpec
 from quintain.task import size_of
 

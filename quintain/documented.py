@@ -44,12 +44,7 @@ def attribute_docs(cls: type) -> dict[str, str]:
     assert isinstance(defined, ast.ClassDef)
     found = {}
     for attribute, text in pairwise(defined.body):
-        if (
-            isinstance(attribute, ast.AnnAssign)
-            and isinstance(attribute.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-            and isinstance(text.value.value, str)
-        ):
-            found[attribute.target.id] = inspect.cleandoc(text.value.value)
+        match attribute, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                found[name] = inspect.cleandoc(said)
     return found

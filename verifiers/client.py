@@ -15,7 +15,6 @@ is asked again, and only that; what cannot be had within the time is a `FailureE
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, TypeVar, Unpack
 
@@ -23,6 +22,7 @@ from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
 from quintain.closing import Closing
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.loop_thread import LoopThread
 from quintain.verdict import Verdict
 from quintain.verifiers.service.batches import Items, batches, head_of
 from quintain.verifiers.service.wire import MAX_ITEMS, NDJSON, StreamedVerdict, VerifierInfo, VerifierList, VerifyAnswer
@@ -195,7 +195,7 @@ class VerifierClient(Closing):
     def __init__(self, url: str, token: str | None = None, **options: Any) -> None:
         self._client = AsyncVerifierClient(url, token, **options)
         self.url = self._client.url
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: LoopThread | None = None
 
     def verify(
         self, verifier: str, items: Items, options: Mapping[str, Any] | None = None, **bounds: Unpack[VerifyBounds]
@@ -224,26 +224,12 @@ class VerifierClient(Closing):
 
     def close(self) -> None:
         """Close the connections, and end the thread. The next call begins anew."""
-        loop = self._loop
-        if loop is not None:
-            self._run(self._client.aclose())
+        if self._loop is not None:
+            self._loop.run(self._client.aclose())
+            self._loop.stop()
             self._loop = None
-            loop.call_soon_threadsafe(loop.stop)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=_turn, args=(self._loop,), name="verifier-client", daemon=True).start()
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # an interrupted caller asks for no more
-            raise
-
-
-def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
+            self._loop = LoopThread("verifier-client")
+        return self._loop.run(work)

@@ -16,7 +16,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -56,11 +56,11 @@ SCHEMA: Final[Mapping[str, Any]] = {
 class OpenEnvSessions:
     """The sessions that OpenEnv's clients begin, and those of them that have a name and are found again by it.
 
-    A named session that nobody uses for a lease gives its place up. `clock` (seconds) is for that only.
+    A named session that nobody uses for a lease gives its place up.
     """
 
-    def __init__(self, sessions: Sessions, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._sessions, self._clock = sessions, clock
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
         self._named: dict[str, OpenEnvSession] = {}
 
     def find(self, name: str) -> OpenEnvSession:
@@ -68,7 +68,7 @@ class OpenEnvSessions:
         session = self._named.get(name)
         if session is None:
             raise refused(f"Unknown session_id: {name[:64]}", Stage.REQUEST, FailureKind.LOST)
-        session.touched = self._clock()
+        session.touched = time.monotonic()
         return session
 
     def unnamed(self, holder: str) -> OpenEnvSession:
@@ -119,7 +119,7 @@ class OpenEnvSessions:
                 if (answer := await session.answer(said.get("text") or "")) is None:
                     await socket.close()
                     break
-                session.touched = self._clock()
+                session.touched = time.monotonic()
                 code = (answer["data"] or {}).get("code", answer["type"])
                 tell("request", route="WS /ws", id=name, holder=session.holder, status=code)
                 await socket.send_text(json.dumps(answer))
@@ -133,7 +133,7 @@ class OpenEnvSessions:
                 await self._close(name)
 
     def _create(self, holder: str) -> str:
-        limits, now = self._sessions.limits, self._clock()
+        limits, now = self._sessions.limits, time.monotonic()
         for name, session in list(self._named.items()):
             if not session.alone.locked() and now - session.touched >= limits.lease_s:
                 self._named.pop(name).close()

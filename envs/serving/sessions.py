@@ -141,7 +141,8 @@ class Sessions:
             raise refused(message, Stage.RESET, status=409)
         else:
             self._metrics.add("replays_total")
-        await self._settled(record)
+        if record.work is not None:  # it goes on though the one who waits is gone
+            await asyncio.wait({record.work})
         if record.episode.state is EpisodeState.CLOSED:
             raise self._conflict(Stage.RESET, "the episode is closed")
         if not record.opened:
@@ -409,11 +410,6 @@ class Sessions:
         if ticket is not None:
             self._held[record.holder] -= 1
             self._slots.give_back(ticket)
-
-    async def _settled(self, record: _Record) -> None:
-        """Wait until what the record is doing is done; it goes on though the one who waits is gone."""
-        if record.work is not None:
-            await asyncio.wait({record.work})
 
     async def _timed(self, request: Request, within_s: float) -> Reply:
         began = time.monotonic()

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,12 +64,11 @@ class Asked:
     key_env: str | None = None
 
 
-def evaluate(config: ExperimentConfig, *, as_json: bool, asked: Asked | None = None) -> int:
+def evaluate(config: ExperimentConfig, *, as_json: bool, asked: Asked) -> int:
     """Run the evaluation that `config` describes and print what came out; the exit code.
 
     Raises QuintainError and FailureError, with what has finished kept in `asked.output`.
     """
-    asked = asked or Asked()
     config = _with_evaluation(config, asked.samples)
     share_cores()
     if asked.endpoint is None:
@@ -81,9 +81,8 @@ def evaluate(config: ExperimentConfig, *, as_json: bool, asked: Asked | None = N
         if asked.endpoint is None:
             config = _with_dtypes(config, folder, console)
         with EpisodeLog(folder, identity_of(config, asked.endpoint)) as log:
-            supervisor = Supervisor(
-                restarts=config.rollout.restarts, report=lambda text: console.print(text, highlight=False)
-            )
+            report = partial(console.print, highlight=False)
+            supervisor = Supervisor(restarts=config.rollout.restarts, report=report)
             try:
                 return _Session(config, asked, log, supervisor, console).run(as_json=as_json)
             except KeyboardInterrupt:
@@ -171,9 +170,7 @@ def _with_dtypes(config: ExperimentConfig, folder: Path, console: Console) -> Ex
     if (folder / EVALUATION).is_file() and (folder / "config.yaml").is_file():
         config = with_choices_of(config, load_config(folder / "config.yaml"))
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
+    say = partial(console.print, highlight=False, soft_wrap=True)
     return settle_dtypes(config, say=say, phase=say)
 
 

@@ -180,9 +180,8 @@ class Display(Closing):
 
 def before_after(before: Evaluation | None, after: Evaluation, *, shown: int) -> Sequence[Table]:
     """The tables at the end: the held-out figure, and a handful of the same questions before and after."""
-    figure = Table(title="Held-out rows" if after.metrics else "Held-out tasks", title_justify="left")
-    for column in ("", "before", "after"):
-        figure.add_column(column)
+    held_out = "Held-out rows" if after.metrics else "Held-out tasks"
+    figure = Table("", "before", "after", title=held_out, title_justify="left")
     if after.metrics:
         for name, value in after.metrics.items():
             earlier_value = before.metrics.get(name) if before else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 from quintain.config import ExperimentConfig
@@ -43,16 +44,13 @@ def serve_rollout(
     share_cores()
     check_bind(host, bool(tokens), f"{ROLLOUT_TOKEN_ENV} or a file of tokens")
     check_model(config)
-    console = console_for(stderr=True)
+    report = partial(console_for(stderr=True).print, highlight=False, soft_wrap=True)
     run, config = resumed_run(config, run_dir) if resume else (new_run(config, run_dir), config)
-    console.print(f"run directory: {run.path}", highlight=False, soft_wrap=True)
+    report(f"run directory: {run.path}")
 
     def ready(url: str) -> None:
         line = {"event": "ready", "url": url, "pid": os.getpid(), "run": str(run.path)}
         print(json.dumps(line) if as_json else f"rollouts: {url}", flush=True)
-
-    def report(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
 
     supervisor = Supervisor(restarts=config.rollout.restarts, report=report)
     try:
