@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quintain.codec import from_json, to_json
@@ -50,7 +50,7 @@ class AgentCalls:
             if (count := COUNTS.get(page)) is not None:
                 prompt = count.read(call.body.encode())
                 ids = self._session.conversations.prompt(prompt.messages, prompt.tools).ids
-                return _said(ProgramAnswer(200, "application/json", json.dumps(count.told(len(ids)))))
+                return _said(count.told(len(ids)))
             if page not in DIALECTS:
                 raise no_such_page(call.path)
             asked = dialect.read(call.body.encode())
@@ -65,12 +65,11 @@ class AgentCalls:
                 raise
             refusal = as_api_error(error)
             self._refused = refusal.failure.message
-            body = json.dumps(dialect.refused(refusal))
-            return _said(ProgramAnswer(refusal.status or 400, "application/json", body))
+            return _said(dialect.refused(refusal), refusal.status or 400)
         if asked.stream:
             body = b"".join(dialect.pieces(answer, asked, int(time.time()))).decode()
-            return _said(ProgramAnswer(200, "text/event-stream", body))
-        return _said(ProgramAnswer(200, "application/json", json.dumps(dialect.whole(answer, asked, int(time.time())))))
+            return Action.text(to_json(ProgramAnswer(200, "text/event-stream", body)))
+        return _said(dialect.whole(answer, asked, int(time.time())))
 
     def check_asked(self) -> None:
         """Raises FailureError where the program has ended without an answer of the policy's."""
@@ -101,5 +100,5 @@ class AgentCalls:
         return self._session.conversations.recorded
 
 
-def _said(answer: ProgramAnswer) -> Action:
-    return Action.text(to_json(answer))
+def _said(body: Mapping[str, Any], status: int = 200) -> Action:
+    return Action.text(to_json(ProgramAnswer(status, "application/json", json.dumps(body))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from quintain.failure import Failure, FailureError, FailureKind, Stage
 from quintain.messages import ToolCall
@@ -20,12 +20,8 @@ from quintain.rollout.gateway.conversations import Prompt, RecordedTurn
 from quintain.rollout.gateway.session import AgentSession
 from quintain.trajectory import Finish
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sample:
-    completion: Completion
-    began_s: float
-    ended_s: float
+_Sample = tuple[Completion, float, float]
+"""With when it began and ended, in seconds."""
 
 
 class Calls:
@@ -69,15 +65,14 @@ class Calls:
     async def _sample(self, session: str, prompt: Prompt, sampling: Sampling, stops: tuple[str, ...]) -> _Sample:
         began_s = self._clock()
         completion = await self._engine.generate(prompt.ids, self._chat.ends(sampling, stops), session=session)
-        return _Sample(completion, began_s, self._clock())
+        return completion, began_s, self._clock()
 
     def _record(self, session: AgentSession, asked: ChatRequest, prompt: Prompt, sample: _Sample) -> Choice:
-        tools, ids = asked.tools if asked.may_call else (), sample.completion.output_ids
+        completion, began_s, ended_s = sample
+        tools, ids = asked.tools if asked.may_call else (), completion.output_ids
         message = self._chat.read(ids, prompt_ids=prompt.ids, tools=tools, stop=asked.stops)
         message = replace(message, tool_calls=tuple(_numbered(session, call) for call in message.tool_calls))
-        said = session.conversations.record(
-            prompt, sample.completion, message, began_s=sample.began_s, ended_s=sample.ended_s
-        )
+        said = session.conversations.record(prompt, completion, message, began_s=began_s, ended_s=ended_s)
         session.output_tokens += len(ids)
         return Choice(said.number, message, _reason(said), self._logprobs(said, asked), said.turn.fork, len(ids))
 

@@ -58,9 +58,7 @@ def as_api_error(error: FailureError) -> ApiError:
         return ApiError(failure, 400, code="context_length_exceeded", param="messages")
     if failure.stage is Stage.RENDER and failure.kind is FailureKind.REJECTED:
         return ApiError(failure, 400, code="template_refused", param="messages")
-    if failure.retryable:
-        return ApiError(failure, 503, code=failure.kind)
-    return ApiError(failure, 500, code=failure.kind)
+    return ApiError(failure, 503 if failure.retryable else 500, code=failure.kind)
 
 
 def error_of(error: ApiError) -> dict[str, Any]:

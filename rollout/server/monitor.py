@@ -11,7 +11,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from quintain.rollout.engines.base import EngineStats
 
@@ -40,45 +39,37 @@ class Quantiles:
         return sorted(self._values)[max(0, math.ceil(q * len(self._values)) - 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    at: float
-    output_tokens: int
-    busy_s: float
-
-
 class EngineWindow:
     """Rates of an engine from samples of its counters over the last `window_s`."""
 
     def __init__(self, window_s: float = WINDOW_S) -> None:
         self._window_s = window_s
-        self._samples: deque[_Sample] = deque()
+        self._samples: deque[tuple[float, EngineStats]] = deque()  # each with its time
 
     def add(self, now: float, stats: EngineStats) -> None:
         """The counters at time `now`. Counters that went back (an engine that started again) begin a new window."""
-        sample = _Sample(now, stats.output_tokens, stats.busy_s)
-        last = self._samples[-1] if self._samples else sample
-        if sample.output_tokens < last.output_tokens or sample.busy_s < last.busy_s:
+        _, last = self._samples[-1] if self._samples else (now, stats)
+        if stats.output_tokens < last.output_tokens or stats.busy_s < last.busy_s:
             self._samples.clear()
-        self._samples.append(sample)
-        while len(self._samples) > 2 and self._samples[1].at <= now - self._window_s:
+        self._samples.append((now, stats))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - self._window_s:
             self._samples.popleft()
 
     @property
     def tokens_per_s(self) -> float:
         """Sampled tokens a second."""
-        return self._rate(lambda sample: sample.output_tokens)
+        return self._rate(lambda stats: stats.output_tokens)
 
     @property
     def idle_fraction(self) -> float:
         """The share of the time in which the engine computed nothing, 0 to 1; 1 while nothing is known."""
-        return min(1.0, max(0.0, 1.0 - self._rate(lambda sample: sample.busy_s)))
+        return min(1.0, max(0.0, 1.0 - self._rate(lambda stats: stats.busy_s)))
 
-    def _rate(self, read: Callable[[_Sample], float]) -> float:
+    def _rate(self, read: Callable[[EngineStats], float]) -> float:
         if len(self._samples) < 2:
             return 0.0
-        first, last = self._samples[0], self._samples[-1]
-        return (read(last) - read(first)) / max(last.at - first.at, 1e-9)
+        (began, first), (ended, last) = self._samples[0], self._samples[-1]
+        return (read(last) - read(first)) / max(ended - began, 1e-9)
 
 
 class Monitor:

@@ -241,11 +241,8 @@ def main() -> int:
         theirs = [token or None for token in os.environ.pop(TOKEN_ENV, "").split("\n")]
         environments = list(zip_longest(args.environment, theirs[: len(args.environment)]))
         serve(args.run, environments=environments, host=args.host, port=args.port, tokens=tokens)
-    except QuintainError as error:
+    except (QuintainError, FailureError) as error:
         print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except FailureError as error:
-        print(f"Error: {error.failure}", file=sys.stderr)
         return 2
     return 0
 
