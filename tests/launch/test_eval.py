@@ -19,7 +19,7 @@ from .runs import ROOT, running, wait_for
 from .warm import Program
 
 ENVS = Path(__file__).with_name("envs_for_tests.py")
-SMALL = ["rollout.dtype=float32", "rollout.max_completion_length=64", "rollout.threads=1", "rollout.max_batch=2"]
+SMALL = ["rollout.dtype=float32", "rollout.max_completion_length=32", "rollout.threads=1", "rollout.max_batch=2"]
 ASK = ["--samples=4", "--k=2", "--pass-at=0.845", "--temperature=1", "--seed=7"]
 
 

@@ -135,6 +135,8 @@ def environ(config: ExperimentConfig, options: VLLMConfig, index: int, *, cpu: b
         out["HF_HUB_OFFLINE"] = "1"
     if cpu:
         out |= {"VLLM_CPU_KVCACHE_SPACE": str(options.cpu_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # The worker in its engine's process: one import of vLLM less, and no two processes that spin for each other.
+        out["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         threads = config.rollout.threads or max(1, (os.cpu_count() or 1) // max(1, options.count))
         out["OMP_NUM_THREADS"] = str(threads)
     if options.devices:

@@ -159,6 +159,8 @@ def test_each_replica_has_its_devices_and_nothing_of_a_cpu_on_a_gpu() -> None:
     seen = environ(config(), options, 1, cpu=False)
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["A"], seen["VLLM_SERVER_DEV_MODE"]) == ("2,3", "b", "1")
     assert not any(name.startswith("VLLM_CPU") for name in seen)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in seen
+    assert environ(config(), options, 0, cpu=True)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
 @pytest.mark.parametrize(
