@@ -1,7 +1,7 @@
 """From rewards to advantages: who did better than the others of the group, and by how much.
 
-Invariants: a failed trajectory enters no mean, no standard deviation and no metric, its advantage is 0 and it is
-reported as excluded; no advantage is ever NaN; where all of a group's rewards are equal, and where a group has one
+Invariants: a failed trajectory enters no mean, no standard deviation and no metric, its advantage is 0, and its
+share is a metric; no advantage is ever NaN; where all of a group's rewards are equal, and where a group has one
 member left, its advantages are exactly 0 (so that the trainer may skip those rows); computed in float64, given as
 float32. "Batch" is whatever is passed: pass all trajectories of an optimiser step, from all ranks, at once.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,10 +32,9 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """`advantage` [N] float32; `excluded` [N] bool: failed, so 0 by definition; `metrics`: to log."""
+    """`advantage` [N] float32, 0 of those that failed; `metrics`: to log."""
 
     advantage: NDArray[np.float32]
-    excluded: Bools
     metrics: dict[str, float]
 
 
@@ -64,16 +63,9 @@ def group_advantages(
     of trajectories whose std, of group or batch as used above, is 0; the group's at none),
     `frac_reward_excluded`. A batch with nothing but failures has the last one only.
 
-    Raises ValueError, one line, on wrong shapes, unknown options and rewards that are not finite.
+    Raises ValueError, one line, on wrong shapes and rewards that are not finite.
     """
     table, labels, valid = _checked(rewards, group, failed)
-    if scale_rewards not in get_args(ScaleRewards):
-        raise ValueError(f"scale_rewards: expected group, batch, none or mean; got {scale_rewards!r}")
-    if multi_objective_aggregation not in get_args(MultiObjectiveAggregation):
-        raise ValueError(
-            "multi_objective_aggregation: expected sum_then_normalize or normalize_then_sum; "
-            f"got {multi_objective_aggregation!r}"
-        )
     scale = _checked_weights(weights, table.shape[1])
     if names is not None and len(names) != table.shape[1]:
         raise ValueError(f"names: expected one per reward component ({table.shape[1]}); got {len(names)}")
@@ -308,4 +300,4 @@ def _result(
             metrics[name if name == "reward" else f"{name}/mean"] = float(mean[0])
             metrics["reward_std" if name == "reward" else f"{name}/std"] = float(spread[0])
         metrics["frac_reward_zero_std"] = float(np.mean(std[valid] == 0))
-    return Advantages(np.where(valid, advantage, 0.0).astype(np.float32), ~valid, metrics)
+    return Advantages(np.where(valid, advantage, 0.0).astype(np.float32), metrics)

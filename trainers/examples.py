@@ -15,9 +15,9 @@ import numpy as np
 from quintain.arrays import Floats, Ints, as_ints
 from quintain.failure import FailureError, QuintainError
 from quintain.rollout.chat.base import Chat
+from quintain.trainers.batches.tree import shared_prefix
 from quintain.trainers.data_items import DataItem, Text
-from quintain.trainers.rows import Row, Rows, Totals
-from quintain.trajectory import Segment
+from quintain.trainers.rows import Row, Rows, Totals, unsampled
 
 Span = tuple[int, int]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -71,8 +71,7 @@ def counts_of(rows: Sequence[Row], tokens: int) -> Totals:
 
 def sequence_row(ids: Ints, mask: Mask, unit: int, columns: Mapping[str, Floats]) -> Row:
     """The row of a sequence that nobody sampled: `mask` [L] says which of `ids` [L] are trained on."""
-    nothing = np.zeros(len(ids), np.float32)
-    return Row(Segment(ids, mask, nothing, np.full(len(ids), -1, np.int32), nothing), unit, unit, columns=columns)
+    return Row(unsampled(ids, mask), unit, unit, columns=columns)
 
 
 def mask_of(ids: Ints, spans: Sequence[Span]) -> Mask:
@@ -158,13 +157,13 @@ class Renderer:
         if isinstance(answer, str):
             prompt = item.prompt if isinstance(item.prompt, str) else ""
             ids = self._encode(prompt + self._ended(answer))
-            return ids, _shared(self._encode(prompt), ids) if prompt else 0, ()
+            return ids, shared_prefix(self._encode(prompt), ids) if prompt else 0, ()
         chat = self.chat
         before = item.prompt if isinstance(item.prompt, tuple) else ()
         whole = (*before, *answer)
         ids, spans = chat.spans(whole, item.tools)
         said = tuple((s.start, s.end) for s in spans if whole[s.message].role == "assistant" and s.end > s.start)
-        return ids, _shared(chat.first(before, item.tools), ids) if before else 0, said
+        return ids, shared_prefix(chat.first(before, item.tools), ids) if before else 0, said
 
     def _spans(self, item: DataItem, ids: Ints, at: int, said: tuple[Span, ...]) -> tuple[Span, ...]:
         options = self._options
@@ -229,13 +228,6 @@ def padding(tokenizer: Any) -> int | None:
     """What a classifier takes for padding: the tokenizer's own token for it, or its end of text where it has none."""
     found: int | None = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return found
-
-
-def _shared(left: Ints, right: Ints) -> int:
-    """How many ids `left` and `right` have in common at their beginning."""
-    size = min(len(left), len(right))
-    differs = np.flatnonzero(left[:size] != right[:size])
-    return int(differs[0]) if len(differs) else size
 
 
 def _cut(example: Example, limit: int, *, whole: bool) -> Example:

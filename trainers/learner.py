@@ -37,7 +37,14 @@ from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.examples import padding
 from quintain.trainers.losses.metrics import Metrics, combine, metric_values
-from quintain.trainers.model.forward import PolicyForward, TokenLogprobs, plain_model, routes, supports_tree
+from quintain.trainers.model.forward import (
+    ModelForward,
+    PolicyForward,
+    TokenLogprobs,
+    plain_model,
+    routes,
+    supports_tree,
+)
 from quintain.trainers.model.policy import ReferenceModel, add_value_head, load_policy, published
 from quintain.trainers.model.teacher import DistillingForward, RemoteTeacher, load_teacher
 from quintain.trainers.model.value import ValueForward, load_critic
@@ -333,7 +340,7 @@ class Learner(Generic[Data]):
             return PolicyForward(self.teacher, temperature=self.config.rollout.temperature)
         return self.teacher
 
-    def _sharded(self, forward: PolicyForward | ValueForward) -> Any:
+    def _sharded(self, forward: ModelForward) -> Any:
         """`forward` with its parameters sharded over the ranks."""
         shard(forward, plain_model(forward.model)._no_split_modules or ())
         return self.accelerator.prepare_model(forward, evaluation_mode=True)  # autocast, and no DDP
@@ -373,7 +380,7 @@ class Learner(Generic[Data]):
         self.notes.append(f"layout: padded rows, because {reason}")
         return "padded"
 
-    def _forward(self) -> PolicyForward | ValueForward:
+    def _forward(self) -> ModelForward:
         """The forward pass of the first trained model."""
         trainer, temperature = self.config.trainer, self.config.rollout.temperature
         if isinstance(trainer, DistillationConfig) and trainer.beta is not None:
@@ -382,7 +389,7 @@ class Learner(Generic[Data]):
         if trainer.head == "lm":
             return PolicyForward(
                 self.model,
-                temperature=self.config.rollout.temperature,
+                temperature=temperature,
                 mass=trainer.needs_mass,
                 noise=trainer.noise,
                 balance=trainer.router_aux_loss_coef > 0,
@@ -391,7 +398,7 @@ class Learner(Generic[Data]):
         plain_model(self.model).config.pad_token_id = self.tokenizer.pad_token_id = padding(self.tokenizer)
         return ValueForward(self.model)
 
-    def _prepared(self, model: nn.Module, forward: PolicyForward | ValueForward) -> Trained:
+    def _prepared(self, model: nn.Module, forward: ModelForward) -> Trained:
         """`model` with the optimiser of its own, both as Accelerate wraps them; `forward` runs it on a piece."""
         sharded = self._sharded(forward) if self._shards else None  # before the optimiser sees the parameters
         optimizer = optimizer_of(self.config.trainer, model)

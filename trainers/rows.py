@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quintain.arrays import Ints
 from quintain.config.trainer import OnlineConfig
 from quintain.failure import QuintainError
 from quintain.trajectory import Group, Segment, Trajectory, by_seat, to_segments
@@ -185,6 +186,12 @@ class Rows:
         part_of = {units[at]: place % parts for place, at in enumerate(order)}
         dealt = [tuple(row for row in self.rows if part_of[row.unit] == part) for part in range(parts)]
         return [replace(self, rows=rows, totals=self.totals.of(rows)) for rows in dealt if rows]
+
+
+def unsampled(ids: Ints, mask: NDArray[np.bool_]) -> Segment:
+    """A sequence that nobody sampled: `mask` [L] says which of `ids` [L] are looked at."""
+    nothing = np.zeros(len(ids), np.float32)
+    return Segment(ids, mask, nothing, np.full(len(ids), -1, np.int32), nothing)
 
 
 def episode_rows(groups: Sequence[Group], config: OnlineConfig, *, version: int, longest: int) -> Rows:

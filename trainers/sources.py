@@ -31,16 +31,10 @@ class Tells(Protocol):
     figures: dict[str, float]
 
 
-class Batches(Protocol):
-    """What a source of groups needs of the rollout server (`RolloutClient`)."""
-
-    def batch(self, step: int) -> list[Group]: ...
-
-
 class RolloutSource:
-    """Fresh groups, sampled by the policy."""
+    """Fresh groups, sampled by the policy: those of the rollout server (`RolloutClient`)."""
 
-    def __init__(self, rollout: Batches) -> None:
+    def __init__(self, rollout: BatchSource[Sequence[Group]]) -> None:
         self._rollout = rollout
 
     def batch(self, step: int) -> Sequence[Group]:

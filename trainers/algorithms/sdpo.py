@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quintain.arrays import Ints
 from quintain.config import SDPOConfig
 from quintain.rollout.chat.base import Chat
 from quintain.trainers.algorithms.base import EpisodeAlgorithm, Pass
+from quintain.trainers.batches.tree import shared_prefix
 from quintain.trainers.losses.inputs import LOG_BOUND, LossInputs, cleaned
 from quintain.trainers.losses.metrics import Kind, Metrics, draft, fetched
 from quintain.trainers.losses.policy import always_logged
@@ -78,7 +78,7 @@ class SDPO(EpisodeAlgorithm[SDPOConfig]):
         chat, *before, last = self.chat(), *member.prompt
         plain = chat.first(member.prompt)
         more = chat.first((*before, replace(last, content=told[row.trajectory])))
-        shared = _common(plain, more)
+        shared = shared_prefix(plain, more)
         tail = len(plain) - shared  # the end of the message, and what asks for an answer; tools stand before it
         cut = len(first) - tail
         if cut < 0 or not np.array_equal(first[cut:], plain[shared:]):
@@ -117,13 +117,6 @@ def _feedback(member: Trajectory) -> str:
     """What the environment said at the end, and what `info["feedback"]` says."""
     last = [message.text for message in member.turns[-1].observation]
     return "\n\n".join(text for text in (*last, str(member.info.get("feedback", ""))) if text.strip())
-
-
-def _common(one: Ints, other: Ints) -> int:
-    """How many tokens both begin with."""
-    length = min(len(one), len(other))
-    apart = np.flatnonzero(one[:length] != other[:length])
-    return int(apart[0]) if len(apart) else length
 
 
 def _longer(values: NDArray[Any], prompt: int, added: int) -> NDArray[Any]:

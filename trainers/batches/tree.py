@@ -24,6 +24,7 @@ import numpy as np
 from quintain.trajectory import Segment
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
+IntArray = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,12 +124,16 @@ def _fresh_tokens(paths: Sequence[Indices], order: Sequence[int]) -> list[int]:
     """How many tokens each path, in `order`, does not share with the one before it."""
     fresh, before = [], np.empty(0, np.int64)
     for k in order:
-        path = paths[k]
-        both = min(len(path), len(before))
-        differs = path[:both] != before[:both]
-        fresh.append(len(path) - (int(differs.argmax()) if differs.any() else both))
-        before = path
+        fresh.append(len(paths[k]) - shared_prefix(paths[k], before))
+        before = paths[k]
     return fresh
+
+
+def shared_prefix(one: IntArray, other: IntArray) -> int:
+    """How many ids both begin with."""
+    both = min(len(one), len(other))
+    differs = one[:both] != other[:both]
+    return int(differs.argmax()) if differs.any() else both
 
 
 def _filled(lengths: Sequence[int], fresh: Sequence[int], limit: int) -> list[list[int]]:

@@ -51,27 +51,19 @@ class PerToken:
     metrics: Metrics
 
 
-@dataclass(frozen=True, slots=True)
-class LossDefinition:
-    """A loss type is a core and a reduction."""
-
-    core: Core
-    reduction: Reduction
-
-
-LOSSES: Final[Mapping[LossType, LossDefinition]] = MappingProxyType(
+LOSSES: Final[Mapping[LossType, tuple[Core, Reduction]]] = MappingProxyType(
     {
-        "grpo": LossDefinition(clipped_core, row_mean_of_means),
-        "bnpo": LossDefinition(clipped_core, local_token_mean),
-        "dr_grpo": LossDefinition(clipped_core, sum_over_longest),
-        "dapo": LossDefinition(clipped_core, sum_over_tokens),
-        "luspo": LossDefinition(clipped_core, row_mean_of_sums),
-        "cispo": LossDefinition(cispo_core, sum_over_tokens),
-        "sapo": LossDefinition(sapo_core, row_mean_of_means),
-        "vespo": LossDefinition(vespo_core, sum_over_tokens),
-        "gmpo": LossDefinition(gmpo_core, row_mean_of_means),
-        "dppo_tv": LossDefinition(dppo_core, sum_over_tokens),
-        "dppo_kl": LossDefinition(dppo_core, sum_over_tokens),
+        "grpo": (clipped_core, row_mean_of_means),
+        "bnpo": (clipped_core, local_token_mean),
+        "dr_grpo": (clipped_core, sum_over_longest),
+        "dapo": (clipped_core, sum_over_tokens),
+        "luspo": (clipped_core, row_mean_of_sums),
+        "cispo": (cispo_core, sum_over_tokens),
+        "sapo": (sapo_core, row_mean_of_means),
+        "vespo": (vespo_core, sum_over_tokens),
+        "gmpo": (gmpo_core, row_mean_of_means),
+        "dppo_tv": (dppo_core, sum_over_tokens),
+        "dppo_kl": (dppo_core, sum_over_tokens),
     }
 )
 
@@ -89,7 +81,8 @@ def policy_loss(inputs: LossInputs, options: LossOptions, *, entropy_threshold: 
     else:
         ratio = bounded_exp(log_ratio)
     factor = offpolicy.correction(tokens, options)
-    loss, drafts = LOSSES[options.loss_type].core(CoreInputs(tokens, options, log_ratio, ratio, factor))
+    core, _ = LOSSES[options.loss_type]
+    loss, drafts = core(CoreInputs(tokens, options, log_ratio, ratio, factor))
 
     if options.off_policy_mask_threshold is not None:
         keep = offpolicy.off_policy_keep(tokens, options.off_policy_mask_threshold)
@@ -120,7 +113,8 @@ def policy_loss(inputs: LossInputs, options: LossOptions, *, entropy_threshold: 
 
 def reduce(per_token: PerToken, inputs: LossInputs, loss_type: LossType, totals: Totals) -> Tensor:
     """The micro-batch's part of the batch loss, a scalar with a gradient; the parts add up (`reduction`)."""
-    return LOSSES[loss_type].reduction(per_token.loss, inputs, totals)
+    _, reduction = LOSSES[loss_type]
+    return reduction(per_token.loss, inputs, totals)
 
 
 def entropy_bonus(inputs: LossInputs, totals: Totals) -> Tensor:

@@ -23,6 +23,7 @@ from quintain.trainers.model import attention
 from quintain.trainers.model.lm_head import LMHead, chunked_logprobs
 from quintain.trainers.model.policy import VALUE_HEAD
 from quintain.trainers.model.precision import keep_exact
+from quintain.trainers.rows import unsampled
 from quintain.trajectory import Segment
 
 
@@ -45,12 +46,31 @@ class TokenLogprobs:
     balance: Tensor | None = None
 
 
-class PolicyForward(nn.Module):
-    """The forward pass as one module, so that Accelerate, DDP and FSDP wrap exactly what is differentiated.
+class ModelForward(nn.Module):
+    """A model's forward pass as one module, so that Accelerate, DDP and FSDP wrap exactly what is differentiated.
 
     On a CPU a model that uses SDPA is switched to block attention (see `attention`), which is SDPA wherever it is
-    given no blocks. Raises ValueError for models whose logits are not an LM head on a decoder's hidden states.
+    given no blocks.
     """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        base = plain_model(model)
+        if base.device.type == "cpu":
+            keep_exact(base)
+            if base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation():
+                attention.install(base)
+
+    @property
+    def parity_tokens(self) -> int | None:
+        """What `micro_batches` should weigh the length of rows with."""
+        return None if in_blocks(plain_model(self.model)) else PARITY_TOKENS
+
+
+class PolicyForward(ModelForward):
+    """What a causal language model says of tokens. Raises ValueError for models whose logits are not an LM head on a
+    decoder's hidden states."""
 
     def __init__(
         self,
@@ -62,9 +82,6 @@ class PolicyForward(nn.Module):
         noise: float | None = None,
         balance: bool = False,
     ) -> None:
-        super().__init__()
-        self.model, self.temperature, self.entropy, self.mass, self.noise = model, temperature, entropy, mass, noise
-        self.balance = balance
         base = plain_model(model)
         if balance and not routes(base):
             raise ValueError(
@@ -72,16 +89,9 @@ class PolicyForward(nn.Module):
                 " it"
             )
         _decoder(base), _head(base)
-        usual = base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation()
-        if base.device.type == "cpu":
-            keep_exact(base)
-            if usual:
-                attention.install(base)
-
-    @property
-    def parity_tokens(self) -> int | None:
-        """What `micro_batches` should weigh the length of rows with."""
-        return None if in_blocks(plain_model(self.model)) else PARITY_TOKENS
+        super().__init__(model)
+        self.temperature, self.entropy, self.mass, self.noise = temperature, entropy, mass, noise
+        self.balance = balance
 
     def forward(
         self,
@@ -245,11 +255,7 @@ def _probe(vocabulary: int) -> list[Segment]:
     """Three rows that fork at two depths, so that ancestors, siblings and positions all matter."""
     ids = np.random.default_rng(0).integers(0, vocabulary, 24).astype(np.int32)
     rows = [ids[:16], np.concatenate([ids[:6], ids[16:]]), np.concatenate([ids[:11], ids[18:]])]
-    masks = [np.arange(len(row)) >= 6 for row in rows]
-    nothing = [np.zeros(len(row), np.float32) for row in rows]
-    return [
-        Segment(row, mask, zero, mask - np.int32(1), zero) for row, mask, zero in zip(rows, masks, nothing, strict=True)
-    ]
+    return [unsampled(row, np.arange(len(row)) >= 6) for row in rows]
 
 
 def _check_logits(base: Any, segments: list[Segment], logp: Tensor) -> None:

@@ -15,34 +15,21 @@ from torch import Tensor, nn
 
 from quintain.config import ExperimentConfig, PPOConfig
 from quintain.failure import QuintainError
-from quintain.trainers.batches.batch import PARITY_TOKENS, MicroBatch
-from quintain.trainers.model import attention
-from quintain.trainers.model.forward import TokenLogprobs, in_blocks, plain_model, predicting_states
+from quintain.trainers.batches.batch import MicroBatch
+from quintain.trainers.model.forward import ModelForward, TokenLogprobs, plain_model, predicting_states
 from quintain.trainers.model.policy import load_policy
-from quintain.trainers.model.precision import keep_exact
 from quintain.trajectory import Segment
 
 
-class ValueForward(nn.Module):
-    """The forward pass of a transformers classifier as one module. Of two labels the value is how far apart they are.
+class ValueForward(ModelForward):
+    """What a transformers classifier says of tokens. Of two labels the value is how far apart they are.
 
     Raises ValueError for a model whose numbers are not a linear head's on a decoder's hidden states.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        base = plain_model(model)
-        value_head(base)
-        if base.device.type == "cpu":
-            keep_exact(base)
-            if base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation():
-                attention.install(base)
-
-    @property
-    def parity_tokens(self) -> int | None:
-        """What `micro_batches` should weigh the length of rows with."""
-        return None if in_blocks(plain_model(self.model)) else PARITY_TOKENS
+        value_head(plain_model(model))
+        super().__init__(model)
 
     def forward(self, batch: MicroBatch) -> TokenLogprobs:
         """value [T] of the policy tokens of `batch`, float32 at least."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quintain.arrays import Floats, Ints, as_floats
+from quintain.arrays import Floats, as_floats
 from quintain.config import RolloutConfig
 from quintain.failure import QuintainError
 from quintain.rollout.client import RolloutClient
@@ -24,7 +24,8 @@ from quintain.rollout.wire import PublishAnswer
 from quintain.trainers.batches.batch import micro_batches
 from quintain.trainers.learner import Learner
 from quintain.trainers.publishing.weights import WeightStore
-from quintain.trajectory import Segment
+from quintain.trainers.rows import unsampled
+from quintain.trainers.update import by_row
 
 
 class PolicyPublisher:
@@ -64,19 +65,16 @@ class PolicyPublisher:
 
     def _logprobs(self) -> tuple[Floats, ...]:
         """What the trained model says of the canary's rows: [L] tokens, [L - 1] log-probabilities each."""
-        segments = [_scored_row(ids) for ids in self._rows]
+        segments = [unsampled(ids, np.arange(len(ids)) > 0) for ids in self._rows]
         pieces = micro_batches(segments, range(len(segments)), layout="padded", max_tokens=1 << 20)
-        out: dict[int, Floats] = {}
-        for piece in pieces:
-            logp = self._learner.score(piece, temperature=1.0).logp.float().cpu().numpy()
-            row = piece.row.cpu().numpy()
-            if not np.isfinite(logp).all():
-                raise QuintainError(
-                    "the trained weights give log-probabilities that are not finite: training has diverged; lower"
-                    " trainer.learning_rate, then go on with --resume"
-                )
-            out |= {index: as_floats(logp[row == at]) for at, index in enumerate(piece.segments)}
-        return tuple(out[index] for index in range(len(segments)))
+        scored = {at: self._learner.score(piece, temperature=1.0).logp for at, piece in enumerate(pieces)}
+        said = by_row(pieces, scored)
+        if not all(np.isfinite(logp).all() for logp in said.values()):
+            raise QuintainError(
+                "the trained weights give log-probabilities that are not finite: training has diverged; lower"
+                " trainer.learning_rate, then go on with --resume"
+            )
+        return tuple(as_floats(said[index]) for index in range(len(segments)))
 
 
 def _direct(learner: Learner[Any], config: RolloutConfig) -> DirectTransfer | None:
@@ -85,11 +83,3 @@ def _direct(learner: Learner[Any], config: RolloutConfig) -> DirectTransfer | No
     if options is None or options.transfer == "folder":
         return None
     return DirectTransfer(learner.weights, options.urls, backend=options.transfer, api_key=options.api_key(os.environ))
-
-
-def _scored_row(ids: Ints) -> Segment:
-    length = len(ids)
-    mask = np.ones(length, dtype=np.bool_)
-    mask[0] = False
-    zeros = as_floats(np.zeros(length))
-    return Segment(ids, mask, zeros, ids, zeros)
