@@ -32,7 +32,7 @@ from quintain.failure import QuintainError
 from quintain.rollout.chat.load import quiet_transformers
 from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.dtypes import torch_dtype
-from quintain.trainers.algorithms.base import Algorithm, Data, Pass, Remembers
+from quintain.trainers.algorithms.base import Algorithm, Data, Pass
 from quintain.trainers.batches.batch import Layout, MicroBatch, micro_batches
 from quintain.trainers.checkpoint import Progress, restore, save_checkpoint
 from quintain.trainers.examples import padding
@@ -68,7 +68,7 @@ class Learner(Generic[Data]):
     def __init__(
         self,
         config: ExperimentConfig,
-        algorithm: Algorithm[Data],
+        algorithm: Algorithm[Data, Any],
         *,
         checkpoints: Path,
         logs: Path,
@@ -180,8 +180,7 @@ class Learner(Generic[Data]):
                 self.reference.follow(share)
         self._count_skips(skipped.rows if skipped is not None else (), norm, step)
         figures = {**rows.metrics, **figures}
-        if isinstance(self.algorithm, Remembers):
-            self.algorithm.remember(figures)
+        self.algorithm.remember(figures)
         return figures
 
     def measure(self, data: Data) -> dict[str, float]:
@@ -235,8 +234,7 @@ class Learner(Generic[Data]):
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint. QuintainError where the disk refuses."""
-        if isinstance(self.algorithm, Remembers):
-            progress = replace(progress, state=dict(self.algorithm.state))
+        progress = replace(progress, state=dict(self.algorithm.state))
         self._tell("save", progress)
         save_checkpoint(
             self.checkpoints,
@@ -253,8 +251,7 @@ class Learner(Generic[Data]):
         """Go back to `checkpoint`."""
         self._tell("restore", checkpoint)
         progress = restore(checkpoint, self._saved(), self.ranks)
-        if isinstance(self.algorithm, Remembers):
-            self.algorithm.state.update(progress.state)
+        self.algorithm.state.update(progress.state)
         return progress
 
     def track(self, step: int, metrics: dict[str, float]) -> None:

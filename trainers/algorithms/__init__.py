@@ -44,10 +44,10 @@ ALGORITHMS: dict[str, Any] = {
 also of the `chat` that it tells its teacher by."""
 
 
-def algorithm_of(config: ExperimentConfig) -> Algorithm[Any]:
+def algorithm_of(config: ExperimentConfig) -> Algorithm[Any, Any]:
     """The algorithm that the experiment names."""
     more = {"chat": cache(partial(load_chat, config))} if isinstance(config.trainer, SDPOConfig) else {}
-    made: Algorithm[Any] = ALGORITHMS[config.trainer.algorithm](
+    made: Algorithm[Any, Any] = ALGORITHMS[config.trainer.algorithm](
         config.trainer, longest=config.rollout.max_completion_length, **more
     )
     return made

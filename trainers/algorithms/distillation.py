@@ -17,7 +17,7 @@ from torch import Tensor
 from quintain.config import DistillationConfig
 from quintain.config.loss import LossOptions
 from quintain.failure import QuintainError
-from quintain.trainers.algorithms.base import BasicAlgorithm, Pass
+from quintain.trainers.algorithms.base import Algorithm, Pass
 from quintain.trainers.estimators import discounted
 from quintain.trainers.examples import Example, example_rows
 from quintain.trainers.losses.inputs import LossInputs
@@ -27,7 +27,7 @@ from quintain.trainers.rows import Rows, Totals, episode_rows, episode_spans, pe
 from quintain.trajectory import Group
 
 
-class Distillation(BasicAlgorithm[DistillationConfig]):
+class Distillation(Algorithm[Sequence[Group | Example], DistillationConfig]):
     """What a teacher says of the policy's tokens as their credit."""
 
     def __init__(self, config: DistillationConfig, *, longest: int) -> None:

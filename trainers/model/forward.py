@@ -97,15 +97,14 @@ class PolicyForward(ModelForward):
         self,
         batch: MicroBatch,
         temperature: float | None = None,
-        entropy: bool | None = None,
         states: Tensor | None = None,
     ) -> TokenLogprobs:
-        """`token_logprobs` with this module's settings where an argument is None."""
+        """`token_logprobs` with this module's settings, the temperature among them unless given."""
         return token_logprobs(
             self.model,
             batch,
             temperature=self.temperature if temperature is None else temperature,
-            entropy=self.entropy if entropy is None else entropy,
+            entropy=self.entropy,
             mass=self.mass,
             noise=self.noise,
             balance=self.balance and torch.is_grad_enabled(),

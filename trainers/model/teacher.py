@@ -119,12 +119,11 @@ class DistillingForward(PolicyForward):
         self,
         batch: MicroBatch,
         temperature: float | None = None,
-        entropy: bool | None = None,
         states: Tensor | None = None,
     ) -> TokenLogprobs:
         """As `PolicyForward`, with `divergence` [T] where there is a gradient."""
         if not torch.is_grad_enabled():
-            return super().forward(batch, temperature, entropy)
+            return super().forward(batch, temperature)
         policy, teacher = plain_model(self.model), plain_model(self._teacher[0].model)
         batch = batch.to(policy.device)
         states = predicting_states(policy, batch)
@@ -134,5 +133,5 @@ class DistillingForward(PolicyForward):
             states, head_of(policy), theirs, head_of(teacher), beta=self.beta, temperature=self.temperature
         )
         with torch.no_grad():
-            scored = super().forward(batch, temperature, entropy, states)
+            scored = super().forward(batch, temperature, states)
         return replace(scored, divergence=apart[batch.predictor])

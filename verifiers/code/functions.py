@@ -145,9 +145,7 @@ class _Relay:
     async def _of_tests(self, grader: GuestProcess, frame: bytes | None) -> Finding:
         """What the end of the tests' process without a finding means: the values it was given may be the cause."""
         if frame is None:
-            execution = await grader.wait()
-            if execution.failure is not None:
-                raise FailureError(execution.failure)
+            execution = (await grader.wait()).unbroken()
             status: CaseStatus | None = OF_EXECUTION[execution.status]
             message = why(execution)
         else:
@@ -194,9 +192,7 @@ def _finding(body: bytes, nonce: str) -> Finding:
 
 def _of_solution(execution: Execution) -> Finding:
     """What the end of the solution's process means."""
-    if execution.failure is not None:
-        raise FailureError(execution.failure)
-    if execution.status is Status.OK:
+    if execution.unbroken().status is Status.OK:
         message = "the program ended before its tests did, with exit code 0"
         return Finding(CaseStatus.RUNTIME_ERROR, message, more=ISOLATION)
     finding = Finding(OF_EXECUTION[execution.status], why(execution), more=ISOLATION)

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from quintain.failure import FailureError
 from quintain.verifiers.code.compare import Policy, same
 from quintain.verifiers.code.findings import OF_EXECUTION, CaseStatus, Finding, excerpt, why
 from quintain.verifiers.code.options import LanguageOptions
@@ -94,16 +93,12 @@ async def prepare(
         sandboxes.permit(group),
         await sandboxes.main.open({language.file: text}, limits, group=group) as session,
     ):
-        done = await session.run(Program.command(*language.compile), limits=limits)
-        if done.failure is not None:
-            raise FailureError(done.failure)
+        done = (await session.run(Program.command(*language.compile), limits=limits)).unbroken()
         if done.status is not Status.OK:
             return Finding(CaseStatus.COMPILE_ERROR, f"{done.reason}: {excerpt(done.stderr)}", more=ISOLATION)
         # `head` and not `cat`: what the compiler left may be a pipe, or endless.
         fetched = await session.run(Program.command("head", "-c", f"{ARTIFACT_BYTES}", artifact), limits=fetching)
-    if fetched.failure is not None:
-        raise FailureError(fetched.failure)
-    if fetched.status is not Status.OK:
+    if fetched.unbroken().status is not Status.OK:
         return Finding(CaseStatus.COMPILE_ERROR, f"the compiler left no {artifact}: {why(fetched)}", more=ISOLATION)
     program = Program.command("sh", "-c", RUN_ARTIFACT, artifact, *language.run)
     return Launch(program, {artifact: fetched.stdout})
@@ -126,9 +121,7 @@ async def judge_case(
             )
         if not (done.status is Status.RUNTIME_ERROR and done.exit == KILLED):
             break  # else it may have been killed from outside: once that is forgiven
-    if done.failure is not None:
-        raise FailureError(done.failure)
-    status = status_of(done, case, comparison)
+    status = status_of(done.unbroken(), case, comparison)
     told: dict[str, Any] = {
         "index": number,
         "status": str(status),

@@ -185,8 +185,7 @@ def _case(outcome: object) -> dict[str, str]:
 
 def _ended(execution: Execution, more: Mapping[str, Any], *, begun: bool) -> Finding:
     """What the end of the runner without a report means."""
-    if execution.failure is not None:
-        raise FailureError(execution.failure)
+    execution.unbroken()
     if not begun:
         message = f"the runner of tests died: {why(execution)}"
         raise FailureError(Failure.of(FailureKind.CRASHED, Stage.VERIFY, message))

@@ -143,9 +143,7 @@ class Sandboxes:
                 continue
             probe = Program.command("sh", "-c", 'command -v -- "$1"', "sh", command)
             done = await self.main.run(probe)
-            if done.failure is not None:
-                raise FailureError(done.failure)
-            if done.status is not Status.OK:
+            if done.unbroken().status is not Status.OK:
                 message = f"programs in {name} need {command}, which is not in the sandbox: install it"
                 raise FailureError(Failure.of(FailureKind.REJECTED, Stage.VERIFY, message))
             self._found.add(command)
@@ -205,9 +203,7 @@ class Sandboxes:
         done = await sandbox.run(
             Program.python(COMPILER), stdin=json.dumps(modules).encode(), limits=Limits(output_bytes=8 << 20)
         )
-        if done.failure is not None:
-            raise FailureError(done.failure)
-        if done.status is not Status.OK:
+        if done.unbroken().status is not Status.OK:
             said = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
             message = one_line(f"the sandbox's Python does not compile our {name}: {done.reason} {said}")
             raise FailureError(Failure.of(FailureKind.CRASHED, Stage.SANDBOX, message))

@@ -79,12 +79,8 @@ class KeeperHandle:
         self.false_starts = 0
         self._said_ready = False
         self._given_up: QuintainError | None = None
-        self._begun: float | None = None
-
-    @property
-    def begun(self) -> float | None:
+        self.begun: float | None = None
         """When the program of the order began, by the loop's clock; None before."""
-        return self._begun
 
     @property
     def busy(self) -> bool:
@@ -103,7 +99,7 @@ class KeeperHandle:
         assert not self.busy, "a slot does one thing at a time"
         report = self._report = asyncio.get_running_loop().create_future()
         report.add_done_callback(_seen)  # whoever gave the order may have gone, and nobody else asks
-        self._begun = None
+        self.begun = None
         if self._sock is None:
             report.set_exception(KeeperGone("the sandbox process is gone"))
             return report
@@ -184,7 +180,7 @@ class KeeperHandle:
             if self.pid is not None:
                 self._rise()
         elif data == wire.BEGUN:
-            self._begun = loop.time()
+            self.begun = loop.time()
         elif self._report is not None and not self._report.done():
             self._report.set_result(data)
 

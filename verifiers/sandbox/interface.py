@@ -27,7 +27,7 @@ from pathlib import PurePosixPath
 from typing import Final, Self
 
 from quintain.closing import AsyncClosing
-from quintain.failure import Failure, FailureKind, QuintainError, Stage
+from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 
 Files = Mapping[str, bytes]
 """Relative paths and their contents."""
@@ -160,6 +160,12 @@ class Execution:
         """What there is to say where the sandbox broke."""
         return cls(Status.INFRA_ERROR, reason=failure.message, failure=failure)
 
+    def unbroken(self) -> Execution:
+        """This one, which says something about the program. Raises FailureError where the sandbox broke."""
+        if self.failure is not None:
+            raise FailureError(self.failure)
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Protection:
@@ -248,8 +254,6 @@ class Sandbox(AsyncClosing):
         `files` are relative paths and their contents. Runs wait for a free slot; those of different `group`s
         take turns, those of one group go in order. Cancelling the call ends the program.
         """
-        from quintain.failure import FailureError
-
         try:
             async with await self.open(files, limits, group=group) as session:
                 return await session.run(program, stdin=stdin, limits=limits)

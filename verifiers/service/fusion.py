@@ -104,7 +104,10 @@ class FusionPages:
 
     async def _run(self, asked: RunCodeRequest, steps: Steps, limits: Limits, holder: str) -> dict[str, Any]:
         try:
-            self._sandbox = self._sandbox or _default_sandbox()
+            if self._sandbox is None:
+                from quintain.verifiers.sandbox.namespaces import NamespaceSandbox
+
+                self._sandbox = NamespaceSandbox()
             await self._sandbox.start()
             async with await self._sandbox.open(steps.files, limits, group=holder) as session:
                 return await _run_in(session, asked, steps, limits)
@@ -227,9 +230,3 @@ def _checked(path: str, name: str) -> str:
 
 def _wrong(message: str) -> Refused:
     return refused(message, Stage.SANDBOX, status=400)
-
-
-def _default_sandbox() -> Sandbox:
-    from quintain.verifiers.sandbox.namespaces import NamespaceSandbox
-
-    return NamespaceSandbox()

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from quintain.failure import QuintainError
 from quintain.nearest import one_of
-from quintain.verifiers.base import Cost, Verifier
+from quintain.verifiers.base import Cost
+from quintain.verifiers.registry import available_verifiers, verifier_class
 from quintain.verifiers.service.limits import ServiceLimits
 
 OPERATOR_OPTIONS: Final = frozenset(
@@ -51,8 +52,6 @@ class AccessPolicy:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        from quintain.verifiers.registry import available_verifiers
-
         known = available_verifiers()
         for entry in (*self.allow, *self.presets):
             if entry.partition(".")[0] not in known:
@@ -83,7 +82,7 @@ class AccessPolicy:
     def _options(
         self, verifier: str, given: Mapping[str, Any], limits: ServiceLimits, parts_left: list[int]
     ) -> dict[str, Any]:
-        found = _class_of(verifier)
+        found = verifier_class(verifier)
         if found is not None and not self.allows(verifier, found.cost):
             raise QuintainError(
                 f"this server does not offer the verifier {verifier!r}: its operator may start it with"
@@ -144,14 +143,8 @@ def _check_bounds(given: Mapping[str, Any], limits: ServiceLimits) -> None:
 
 def option_names(verifier: str) -> tuple[str, ...]:
     """The names of the options of `verifier`, where its class tells them. Raises QuintainError for no verifier."""
-    found = _class_of(verifier)
+    found = verifier_class(verifier)
     options = None if found is None else found.options_type
     if options is not None and is_dataclass(options):
         return tuple(each.name for each in fields(options))
     return tuple(getattr(options, "model_fields", ()))
-
-
-def _class_of(verifier: str) -> type[Verifier] | None:
-    from quintain.verifiers.registry import verifier_class
-
-    return verifier_class(verifier)

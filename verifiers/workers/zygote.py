@@ -12,7 +12,7 @@ What always holds:
   time.
 
 Messages to the zygote: `init`, then `spawn` (with the worker's socket as a file descriptor) and `kill`, each
-with the pool's token for the worker. From it: `ready` or `error`, then `spawned` and `exited`.
+with the pool's token for the worker. From it: `ready` or `error`, then `exited`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,6 @@ class WorkerZygote:
             self._become_worker(sock)
         sock.close()
         self._pids[token] = pid
-        self._tell({"kind": "spawned", "token": token, "pid": pid})
 
     def _become_worker(self, sock: socket.socket) -> NoReturn:
         status = 1

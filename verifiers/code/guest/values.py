@@ -63,16 +63,6 @@ class NotTransferable(ValueError):
     """This cannot cross; the message says what and why."""
 
 
-def dumps(value: Any) -> str:
-    """`value` as text. Raises NotTransferable."""
-    return json.dumps(encode(value), separators=(",", ":"), allow_nan=False)
-
-
-def loads(text: str | bytes) -> Any:
-    """The value that `text` stands for. Raises NotTransferable."""
-    return decode(parse(text))
-
-
 def parse(text: str | bytes) -> Any:
     """JSON, without the liberties that Python's reader takes. Raises NotTransferable."""
     try:

@@ -66,7 +66,6 @@ def symbol(name: str) -> Node:
 
 ONE: Final = number(1)
 PI: Final = Node(Op.CONSTANT, (), "pi")
-I: Final = Node(Op.CONSTANT, (), "i")  # noqa: E741 - its name everywhere
 INFINITY: Final = Node(Op.CONSTANT, (), "inf")
 
 
