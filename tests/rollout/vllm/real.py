@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from quintain.config import ExperimentConfig
 from quintain.rollout.engines.base import Weights
@@ -29,6 +29,7 @@ from quintain.rollout.engines.vllm.process import Process
 from quintain.rollout.engines.vllm.start import open_vllm
 from quintain.rollout.vllm_plugin.access import KEY_VARIABLE
 
+from ...launch.runs import WORDS, make_model
 from ...tiny_llama import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,54 +48,49 @@ def vllm_python() -> str:
 
 
 @cache
-def llama(seed: int) -> LlamaForCausalLM:
-    """44M parameters, nearly all of them words: they cost a CPU little."""
-    model = tiny_llama(
+def llama(seed: int, words: int = WORDS) -> LlamaForCausalLM:
+    """A model whose heads are of a size that vLLM knows on CPUs; with more `words` it takes longer to say one."""
+    return tiny_llama(
         seed,
-        words=49152,
+        words=words,
         length=MAX_LENGTH,
-        hidden_size=768,
-        intermediate_size=768,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        initializer_range=0.05,
+        hidden_size=256,
+        intermediate_size=256,
+        initializer_range=0.09,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
     )
-    assert sum(parameter.numel() for parameter in model.parameters()) >= 40_000_000
-    return model
 
 
-def model_folder(folder: Path) -> Path:
-    """Save the model of seed 0 with SmolLM2's tokenizer."""
-    llama(0).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(ROOT / "models" / "SmolLM2-135M-Instruct").save_pretrained(folder)
+def model_folder(folder: Path, words: int = WORDS) -> Path:
+    """Save the model of seed 0 with the first words of SmolLM2's tokenizer."""
+    llama(0, words).save_pretrained(make_model(folder, words=words))
     return folder
 
 
-def publish(folder: Path, version: int, seed: int | None = None) -> Weights:
+def publish(folder: Path, version: int, seed: int | None = None, words: int = WORDS) -> Weights:
     """A published version: by default the model whose seed is the version."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = llama(version if seed is None else seed).state_dict()
+    state = llama(version if seed is None else seed, words).state_dict()
     kept = {name: tensor.clone() for name, tensor in state.items() if name != "lm_head.weight"}
     save_file(kept, folder / "model.safetensors")
     return Weights(folder, version)
 
 
 @torch.no_grad()
-def logprobs(seed_or_model: Any, ids: Any) -> np.ndarray:
+def logprobs(seed_or_model: Any, ids: Any, words: int = WORDS) -> np.ndarray:
     """What transformers says: log-probabilities [L - 1] of `ids` [L] at temperature 1."""
-    model = llama(seed_or_model) if isinstance(seed_or_model, int) else seed_or_model
+    model = llama(seed_or_model, words) if isinstance(seed_or_model, int) else seed_or_model
     row = torch.as_tensor(np.asarray(ids), dtype=torch.long)[None]
     every = torch.log_softmax(model(row).logits[0, :-1].float(), dim=-1)
     return every.gather(1, row[0, 1:, None])[:, 0].numpy()
 
 
-def explained(done: Any, seed_or_model: Any, prompt: Any = PROMPT) -> np.ndarray:
+def explained(done: Any, seed_or_model: Any, prompt: Any = PROMPT, words: int = WORDS) -> np.ndarray:
     """|engine - transformers| of each sampled token, had the whole turn been sampled by that model."""
     whole = np.concatenate([prompt, done.output_ids])
-    return np.abs(done.logprobs - logprobs(seed_or_model, whole)[len(prompt) - 1 :])
+    return np.abs(done.logprobs - logprobs(seed_or_model, whole, words)[len(prompt) - 1 :])
 
 
 def experiment(model: Path, vllm: dict[str, Any] | None = None, **rollout: Any) -> ExperimentConfig:

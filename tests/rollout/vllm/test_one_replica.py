@@ -29,6 +29,7 @@ from quintain.rollout.vllm_plugin.access import KEY_VARIABLE
 from quintain.rollout.weights.canary import Canary, check
 from quintain.trajectory import Trajectory, check_spans, to_segments
 
+from ...launch.runs import WORDS
 from ..gateway.stage import ADD, staged
 from ..test_engine_conformance import (
     test_a_cancelled_request_frees_its_slot,
@@ -56,7 +57,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-LONG = Sampling(400)  # some seconds: what is done "in flight" is done at once, its weights written before
+LONG = Sampling(400)  # a second or more: what is done "in flight" is done at once, its weights written before
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ async def test_weights_of_another_model_are_refused_by_name_and_the_old_ones_sta
         ({"model.extra.weight": norm.clone()}, "not the model's: model.extra.weight"),
         (
             {"model.norm.weight": torch.cat([norm, norm])},
-            r"model.norm.weight has shape \[1536\], the model's is \[768\]",
+            r"model.norm.weight has shape \[512\], the model's is \[256\]",
         ),
     ):
         changed = {name: tensor for name, tensor in (state | change).items() if tensor is not None}
@@ -259,7 +260,7 @@ async def test_prefixes_are_found_again_by_the_same_version_only(engine: VLLMEng
 
 async def test_a_server_that_lacks_something_is_refused_in_one_line(server: VLLMEngine, tmp_path: Path) -> None:
     url, key = processes(server)[0].url, processes(server)[0].launch.environ[KEY_VARIABLE]
-    good = Wanted(words=49152, max_length=MAX_LENGTH, keep=True, folder=True, adapters=True)
+    good = Wanted(words=WORDS, max_length=MAX_LENGTH, keep=True, folder=True, adapters=True)
     said = real.Said()
     found = await asyncio.to_thread(probe, url, good, api_key=key, report=said)
     assert (found.max_length, found.dialect, said.lines) == (MAX_LENGTH, CompletionApi.GENERATE, [])

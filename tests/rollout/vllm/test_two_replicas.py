@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from quintain.rollout.engines.vllm.start import open_vllm
 from quintain.trajectory import Finish, check_spans
 
 from . import real
-from .real import PROMPT, experiment, explained, living, logprobs, model_folder, processes, publish, serving, until
+from .real import PROMPT, experiment, living, processes, serving, until
 
 pytestmark = [
     pytest.mark.needs_vllm,
@@ -28,6 +31,11 @@ pytestmark = [
 ]
 
 LONG = Sampling(400)
+ALL_WORDS = 49_152  # so that what is done while long requests are sampled is done before they end
+llama, model_folder, publish, logprobs, explained = (
+    partial(made, words=ALL_WORDS)
+    for made in (real.llama, real.model_folder, real.publish, real.logprobs, real.explained)
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +62,21 @@ def sampled_on(engine: VLLMEngine) -> list[int]:
     return [len(member.attempts) for member in engine._fleet.members]
 
 
-async def begin(engine: VLLMEngine, tokens: int, sessions: str) -> list[asyncio.Task]:
-    """Four long requests of new sessions, two on each replica, each with some of its tokens."""
-    before = engine.stats().output_tokens
-    tasks = [asyncio.ensure_future(engine.generate(PROMPT, LONG, session=f"{sessions}{i}")) for i in range(4)]
-    await until("tokens", lambda: engine.stats().output_tokens >= before + tokens)
+async def begin(engine: VLLMEngine, tokens: int, sessions: str) -> tuple[list[asyncio.Task], list[int]]:
+    """Four long requests of new sessions, two on each replica, each with some of its tokens; how many each has."""
+    counts = [0] * 4
+
+    def counting(i: int) -> Sampling:
+        def said(ids: Sequence[int]) -> bool:
+            counts[i] = len(ids)
+            return False
+
+        return replace(LONG, said=said)
+
+    tasks = [asyncio.ensure_future(engine.generate(PROMPT, counting(i), session=f"{sessions}{i}")) for i in range(4)]
+    await until("tokens", lambda: min(counts) >= tokens)
     assert sampled_on(engine) == [2, 2]
-    return tasks
+    return tasks, counts
 
 
 async def test_progress_was_told_and_the_log_is_kept(engine: VLLMEngine, said: real.Said) -> None:
@@ -91,7 +107,7 @@ async def test_at_other_temperatures_the_logprobs_are_of_the_distribution_sample
 
         with torch.no_grad():
             whole = torch.tensor(np.concatenate([PROMPT, done.output_ids]), dtype=torch.long)[None]
-            logits = real.llama(engine.stats().version)(whole).logits[0, len(PROMPT) - 1 : -1] / scale
+            logits = llama(engine.stats().version)(whole).logits[0, len(PROMPT) - 1 : -1] / scale
         told = torch.log_softmax(logits, -1).gather(1, whole[0, len(PROMPT) :, None])[:, 0]
         np.testing.assert_allclose(done.logprobs, told.numpy(), atol=1e-4)
 
@@ -136,13 +152,13 @@ async def test_a_killed_replicas_requests_go_on_elsewhere_and_it_comes_back_with
 ) -> None:
     weights = [publish(tmp_path / str(version), version) for version in (7, 8)]
     await put_in_force(engine, weights[0])
-    tasks = await begin(engine, 4 * 20, "killed")
+    tasks, counts = await begin(engine, 20, "killed")
     group = processes(engine)[0].pid
     server = next(process for process in living(group) if process.ppid() == group)
     os.kill(server.pid, signal.SIGKILL)
     await until("the death to be noticed", lambda: len(engine._fleet.up) == 1)
-    noticed = engine.stats().output_tokens
-    await until("its requests to go on elsewhere", lambda: engine.stats().output_tokens >= noticed + 4 * 17)
+    enough = [min(count + 17, LONG.max_tokens) for count in counts]  # more than two chunks, were they on their way
+    await until("its requests to go on elsewhere", lambda: all(map(operator.ge, counts, enough)))
     # A publish while it is away: on the living one at once, on the dead one before it gets anything.
     await put_in_force(engine, weights[1])
     done = await asyncio.gather(*tasks)
@@ -172,7 +188,7 @@ async def test_a_hung_replica_is_treated_as_dead_and_started_again(
 ) -> None:
     version = 9
     await put_in_force(engine, publish(tmp_path / "9", version))  # read again by the one that is started again
-    tasks = await begin(engine, 4 * 20, "hung")
+    tasks, _ = await begin(engine, 20, "hung")
     group = processes(engine)[1].pid
     for process in living(group):
         os.kill(process.pid, signal.SIGSTOP)
