@@ -5,6 +5,8 @@ What always holds:
   takes a fraction of a second; a run that failed leaves no stamp, so the next one goes on.
 - On a machine without an NVIDIA GPU, no CUDA package is installed: what pip would fetch is looked at first,
   and when it is gigabytes of CUDA the script stops with one line that says what to do.
+- uv installs, in a third of the time, from where pip would; where it cannot be had or fails, and where pip has been
+  told what it does not know, pip does it.
 - Of processes that want the same environment at once one makes it and the others wait; one that was stopped
   before it had a pip is made anew.
 - Only the standard library is used, and any Python from 3.11 on will do. `setup_venv.sh` finds one.
@@ -14,6 +16,7 @@ What always holds:
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import json
@@ -23,13 +26,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = "math,schema,ifeval,reasoning-gym,renderers,docker,mcp,textarena,train,dev"
 TORCH = "torch==2.13.0"  # the version the tests ran with; pyproject.toml allows many more
+VERSION_OF_TORCH = "import importlib.metadata; print(importlib.metadata.version('torch'))"
 CUDA_PREFIXES = ("nvidia-", "cuda-", "triton")
 
 
@@ -65,6 +69,33 @@ def cuda_packages(report: Mapping[str, Any]) -> list[str]:
     """The CUDA packages that a pip installation report (`--report`) wants to install, by name."""
     names = (entry["metadata"]["name"].lower() for entry in report["install"])
     return sorted(name for name in names if name.startswith(CUDA_PREFIXES))
+
+
+IGNORED = ("disable-pip-version-check", "no-input", "progress-bar", "quiet", "root-user-action")
+TRANSLATED = {
+    "index-url": "--default-index",
+    "extra-index-url": "--index",
+    "find-links": "--find-links",
+    "constraint": "--constraints",
+}
+VARIABLES = {"cert": "SSL_CERT_FILE", "timeout": "UV_HTTP_TIMEOUT", "default-timeout": "UV_HTTP_TIMEOUT"}
+
+
+def uv_settings(listed: str) -> tuple[list[str], dict[str, str]] | None:
+    """uv's options and variables for what `pip config list` says; None where that is more than uv knows."""
+    settings = {}
+    for line in listed.splitlines():
+        key, _, value = line.partition("=")
+        settings[key.rpartition(".")[2]] = str(ast.literal_eval(value))
+    options, variables = ["--index-strategy", "unsafe-best-match"], {}  # as pip: the best of all indexes
+    for name, value in settings.items():
+        if name in TRANSLATED:
+            options += [part for each in value.split() for part in (TRANSLATED[name], each)]
+        elif name in VARIABLES:
+            variables[VARIABLES[name]] = value
+        elif name not in IGNORED:
+            return None
+    return options, variables
 
 
 class Venv:
@@ -119,6 +150,25 @@ class Venv:
             raise Refused(f"`pip {' '.join(arguments)}` failed with exit code {result.returncode}; see above")
         return result.stdout or ""
 
+    def install(self, *arguments: str) -> None:
+        """`pip install`, by uv where it can: that takes a third of the processor's time."""
+        if not self.uv_install(*arguments):
+            self.pip("install", *arguments)
+
+    def uv_install(self, *arguments: str) -> bool:
+        """Whether the uv of quintain's own environment could install that, from where its pip would take it."""
+        uv = VENV.path / "bin" / "uv"
+        settings = uv_settings(VENV.pip("config", "list", capture=True)) if uv.exists() else None
+        if settings is None:
+            return False
+        options, variables = settings
+        quiet = [] if sys.stdout.isatty() else ["--quiet"]
+        command = [str(uv), "pip", "install", "--python", str(self.python), *quiet, *options, *arguments]
+        done = subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, **variables})
+        if done.returncode != 0:
+            self.say("uv could not install that: asking pip")
+        return done.returncode == 0
+
     def ask(self, code: str) -> str:
         """What `code` prints in the environment's Python; empty when that does not run or the code fails."""
         try:
@@ -144,7 +194,7 @@ class Venv:
 
     def install_cpu_torch(self) -> None:
         """Installs torch's CPU build; refuses, before anything large is fetched, where only CUDA's can be had."""
-        if known := self.ask("import importlib.metadata; print(importlib.metadata.version('torch'))"):
+        if known := self.ask(VERSION_OF_TORCH):
             self.say(f"torch {known} is installed already")
             return
         index = os.environ.get("TORCH_INDEX_URL")
@@ -191,7 +241,9 @@ def main() -> int:
             if not has_nvidia_gpu():
                 VENV.install_cpu_torch()
             VENV.say(f"installing quintain[{EXTRAS}] (editable)")
-            VENV.pip("install", "--editable", f".[{EXTRAS}]")
+            with suppress(Refused):  # there is none for this machine: pip does it all
+                VENV.pip("install", "--only-binary", "uv", "uv")
+            VENV.install("--editable", f".[{EXTRAS}]")
             VENV.finish(state)
     except (Refused, OSError) as error:
         print(f"setup_venv: error: {error}", file=sys.stderr)

