@@ -4,9 +4,10 @@ SmolLM2-135M-Instruct, float32 or bfloat16 (whichever is faster on this machine,
 token ids in the same batches, AdamW at the same constant rate, no gradient checkpointing. Each side is a process of its
 own, the sides take turns; a first step warms up and is not counted. Losses and norms of gradients are compared step by
 step. GRPO and RLOO train on one group of given completions, so no sampling is in the figures, and no
-pass for old log-probabilities on TRL's side; PPO (TRL 1.12's, the last there was; 1.16 otherwise) likewise on eight.
+pass for old log-probabilities on TRL's side; PPO (TRL 1.12's, the last there was; 1.16 otherwise) likewise, and
+`ppo_single` on eight prompts with an answer each.
 
-    python benchmarks/trainers_vs_trl.py [--steps 3] [--rounds 2] [--only sft,…,grpo,rloo,ppo]
+    python benchmarks/trainers_vs_trl.py [--steps 3] [--rounds 2] [--only sft,…,rloo,ppo,ppo_single]
 
 `sft_words` has SmolLM2's shape with 8 layers and 151,936 words. The last line is JSON: ratios `<stage>_time` and
 `<stage>_memory` (quintain / TRL), the largest difference of a loss is in the detail.
@@ -42,7 +43,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft_words": {"trainer": "sft", "rows": 8, "prompt": (32, 128), "answers": (64, 384)},
     "grpo": {"trainer": "grpo", "rows": 1, "group": 8, "prompt": (256, 256), "answers": (64, 128)},
     "rloo": {"trainer": "rloo", "rows": 1, "group": 8, "prompt": (256, 256), "answers": (64, 128)},
-    "ppo": {"trainer": "ppo", "rows": 8, "group": 1, "prompt": (256, 256), "answers": (128, 128)},
+    "ppo": {"trainer": "ppo", "rows": 1, "group": 8, "prompt": (256, 256), "answers": (128, 128)},
+    "ppo_single": {"trainer": "ppo", "rows": 8, "group": 1, "prompt": (256, 256), "answers": (128, 128)},
 }
 Row = tuple[list[int], list[list[int]]]
 
@@ -212,8 +214,8 @@ def trl_ppo(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tu
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     about = STAGES[stage]
-    batch = about["rows"]
-    made = rows(stage, batch * steps)
+    batch = about["rows"] * about["group"]
+    made = [(prompt, answer) for prompt, answers in rows(stage, about["rows"] * steps) for answer in answers]
     seconds: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -222,7 +224,7 @@ def trl_ppo(stage: str, steps: int, model: Path, dtype: str, folder: Path) -> tu
 
     def sampled(policy: Any, *_: Any) -> tuple[Any, Any]:
         now = made[len(seconds) * batch : (len(seconds) + 1) * batch]
-        ids = torch.tensor([prompt + answers[0] for prompt, answers in now])
+        ids = torch.tensor([prompt + answer for prompt, answer in now])
         scores = policy(ids, use_cache=False).logits[:, len(now[0][0]) - 1 : -1].clone()
         seconds.append(-time.perf_counter())
         return ids, scores
@@ -317,7 +319,8 @@ def side(args: argparse.Namespace) -> None:
 def asked(name: str, stage: str, steps: int, model: Path, dtype: str) -> dict[str, Any]:
     """What a process of its own finds."""
     command = [sys.executable, __file__, f"--side={name}", f"--stage={stage}", f"--steps={steps}", f"--model={model}"]
-    env = {**os.environ, "PYTHONPATH": older_trl()} if (name, stage) == ("trl", "ppo") else None
+    older = name == "trl" and STAGES[stage]["trainer"] == "ppo"
+    env = {**os.environ, "PYTHONPATH": older_trl()} if older else None
     done = subprocess.run([*command, f"--dtype={dtype}"], stdout=subprocess.PIPE, text=True, check=True, env=env)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(

@@ -82,14 +82,17 @@ def trl(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> list
     (folder / "spec.json").write_text(json.dumps(spec))
     script = Path(__file__).with_name("_trl_quickstart.py")
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [python, script, "--spec", folder / "spec.json", "--output", folder / "trl"],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environ,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"step"')]
+    command = [str(python), str(script), "--spec", str(folder / "spec.json"), "--output", str(folder / "trl")]
+    rows = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(f"TRL: {line}", end="", file=sys.stderr, flush=True)
+            if line.startswith('{"step"'):
+                rows.append(json.loads(line))
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, command)
+    return rows
 
 
 def questions(count: int) -> dict[str, list[dict[str, Any]]]:
