@@ -2,7 +2,8 @@
 
 The task: of the two digits of a prompt, say the larger one. The model has random weights (a seventh of its answers
 is right by chance); it is trained by the learner that `quintain train` uses, and samples in this process. The final
-reward is the mean over the last five batches.
+reward is the mean over the last five batches. Distillation learns from a teacher that GRPO has taught, from other
+weights. SDPO is not here: it is for models that make use of what they are told, which one of this size soon unlearns.
 
     python benchmarks/learning.py [--seeds 3] [--steps N] [--only NAME ...] [--plot FILE.png]
 
@@ -33,12 +34,16 @@ DIGITS, START = 6, 6
 WORDS = START + 1
 GOOD = 0.8
 LAST = 5
+TEACHER = 1_000
+"""The seed of the model that GRPO teaches, and that distillation learns from."""
 
 PPO = {"algorithm": "ppo", "prompts_per_step": 64, "num_iterations": 2, "kl_coef": 0.001, "learning_rate": 2e-3}
 """Its groups have one member: half the episodes of the others' batches, gone over twice."""
 
 TWICE = {"algorithm": "grpo", "num_iterations": 2, "learning_rate": 2e-3}
 """Losses that differ in what they make of a ratio that is not 1: each batch is gone over twice, at half the rate."""
+
+DISTILLATION = {"algorithm": "distillation", "teacher": "", "num_generations": 8}
 
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},
@@ -62,6 +67,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "ppo": PPO,
     "ppo on one trunk": PPO | {"value_head": True},
     "entropy target": {"algorithm": "grpo", "entropy_target": 0.5},
+    "distillation": DISTILLATION,
+    "distillation, jsd": DISTILLATION | {"beta": 0.5},
 }
 
 
@@ -103,11 +110,15 @@ def sampled(model: Any, options: OnlineConfig, rng: np.random.Generator, version
 
 
 def run(name: str, seed: int, steps: int, folder: Path) -> list[float]:
-    """The mean reward of each batch of one run."""
+    """The mean reward of each batch of one run; its model stays in `folder`, by the run's name and seed."""
     model = folder / f"model-{seed}"
     if not model.exists():
         make_model(model, seed)
     trainer = {"max_steps": steps, "learning_rate": 4e-3, "prompts_per_step": 16, "threads": 1} | RUNS[name]
+    if "teacher" in trainer:
+        trainer["teacher"] = str(teacher := folder / f"grpo-{TEACHER}")
+        if not teacher.exists():
+            run("grpo", TEACHER, steps, folder)
     config = ExperimentConfig.model_validate(
         {
             "seed": seed,
@@ -125,6 +136,8 @@ def run(name: str, seed: int, steps: int, folder: Path) -> list[float]:
         rewards.append(reward)
         learner.update(groups, step=step)
     learner.close()
+    for part in (learner.model, learner.tokenizer):
+        part.save_pretrained(folder / f"{name}-{seed}")
     return rewards
 
 
