@@ -50,6 +50,7 @@ class Pip:
         self.script, self.fail = script, fail
         self.calls: list[str] = []
         monkeypatch.setattr(script.Venv, "pip", self.pip(), raising=True)
+        monkeypatch.setattr(script.Venv, "uv_install", lambda venv, *arguments: False)
         monkeypatch.setattr(script.Venv, "make", lambda venv, state: self.make(venv.path))
         monkeypatch.setattr(script.Venv, "install_cpu_torch", lambda venv: self.calls.append("torch"))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quintain.config.loss import LOSS_TYPES, LossOptions
+from quintain.config.loss import LossOptions, LossType
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.metrics import Kind, Metric, combine, metric_values
 from quintain.trainers.losses.offpolicy import entropy_threshold
@@ -38,6 +38,7 @@ from .loss_batches import (
 
 torch.set_num_threads(1)
 
+LOSS_TYPES = get_args(LossType)
 CUT_INDEPENDENT = [name for name in LOSS_TYPES if name != "bnpo"]
 
 

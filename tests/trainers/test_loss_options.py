@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import yaml
 
 from quintain.config import parse_config
-from quintain.config.loss import LOSS_TYPES, LossOptions
+from quintain.config.loss import LossOptions, LossType
 from quintain.failure import QuintainError
 from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.losses.policy import LOSSES, policy_loss
@@ -46,7 +46,7 @@ def test_names_and_defaults_are_those_of_trl() -> None:
 
 
 def test_every_loss_type_has_a_core_and_a_reduction() -> None:
-    assert set(LOSSES) == set(LOSS_TYPES)
+    assert set(LOSSES) == set(get_args(LossType))
 
 
 def test_options_can_be_checked_without_importing_torch() -> None:
