@@ -15,6 +15,7 @@ from quintain.envs.new import KINDS, class_name, write_new
 from quintain.failure import QuintainError
 
 
+@pytest.mark.slow
 def test_every_kind_passes_the_check_and_its_own_tests_and_can_be_trained_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind in KINDS:

@@ -104,6 +104,7 @@ def test_a_list_of_environments_is_played_by_one_server_each_by_its_name(tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_a_folder_is_one_models_and_one_process_at_a_time(tmp_path: Path, tiny_model: Path) -> None:
     from quintain.evaluation.episode_log import EpisodeLog
 

@@ -304,6 +304,7 @@ load_tokenizer("owner/tiny")
 """
 
 
+@pytest.mark.slow
 def test_a_hub_name_is_the_same_model_to_engine_and_trainer(tmp_path: Path, tiny_model: Path) -> None:
     """From the hub's cache, laid out as huggingface_hub documents it: no network is asked."""
     commit = "0" * 40

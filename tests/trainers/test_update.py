@@ -313,6 +313,7 @@ if other:
 """
 
 
+@pytest.mark.slow
 def test_two_gloo_ranks_have_the_gradient_of_one_with_more_pieces_than_ranks_and_with_fewer(tmp_path: Path) -> None:
     root, out = str(Path(__file__).parents[2]), tmp_path / "out.pt"
     command = [sys.executable, "-c", RANKS, str(tmp_path / "meet"), str(out), json.dumps([10_000, 40])]
