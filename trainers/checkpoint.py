@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quintain.failure import QuintainError
@@ -185,10 +186,15 @@ def _save_tensors(known: dict[str, Tensor], folder: Path, ranks: Ranks) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    if known:  # as safetensors: the pickles of torch's own format are run when they are read
-        with _plain_errors():
-            writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-            save(known, storage_writer=writer, no_dist=not ranks.several)
+    if not known:
+        return
+    # As safetensors: the pickles of torch's own format are run when they are read.
+    if not ranks.several:  # without the copies in memory that torch's writer makes
+        folder.mkdir()
+        save_file({name: value.contiguous() for name, value in known.items()}, folder / "whole.safetensors")
+        return
+    with _plain_errors():
+        save(known, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def _read_tensors(folder: Path, shapes: Mapping[str, list[int]], models: Models, ranks: Ranks) -> dict[str, Tensor]:
