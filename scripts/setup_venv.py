@@ -71,31 +71,30 @@ def cuda_packages(report: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in names if name.startswith(CUDA_PREFIXES))
 
 
-IGNORED = ("disable-pip-version-check", "no-input", "progress-bar", "quiet", "root-user-action")
-TRANSLATED = {
-    "index-url": "--default-index",
-    "extra-index-url": "--index",
-    "find-links": "--find-links",
-    "constraint": "--constraints",
+VARIABLES = {  # of uv, for a setting of pip's, and what stands between several values there
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "extra-index-url": ("UV_INDEX", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "constraint": ("UV_CONSTRAINT", " "),
+    "cert": ("SSL_CERT_FILE", " "),
+    "timeout": ("UV_HTTP_TIMEOUT", " "),
+    "default-timeout": ("UV_HTTP_TIMEOUT", " "),
 }
-VARIABLES = {"cert": "SSL_CERT_FILE", "timeout": "UV_HTTP_TIMEOUT", "default-timeout": "UV_HTTP_TIMEOUT"}
+IGNORED = ("disable-pip-version-check", "no-input", "progress-bar", "quiet", "root-user-action")
 
 
-def uv_settings(listed: str) -> tuple[list[str], dict[str, str]] | None:
-    """uv's options and variables for what `pip config list` says; None where that is more than uv knows."""
-    settings = {}
-    for line in listed.splitlines():
-        key, _, value = line.partition("=")
-        settings[key.rpartition(".")[2]] = str(ast.literal_eval(value))
-    options, variables = ["--index-strategy", "unsafe-best-match"], {}  # as pip: the best of all indexes
-    for name, value in settings.items():
-        if name in TRANSLATED:
-            options += [part for each in value.split() for part in (TRANSLATED[name], each)]
-        elif name in VARIABLES:
-            variables[VARIABLES[name]] = value
+def uv_settings(listed: str) -> dict[str, str] | None:
+    """uv's variables for what `pip config list` says; None where that is more than uv knows."""
+    found = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # as pip: the best of all indexes
+    lines = sorted(listed.splitlines(), key=lambda line: line.startswith(":env:"))  # variables have the last word
+    for key, _, value in (line.partition("=") for line in lines):
+        name = key.rpartition(".")[2]
+        if name in VARIABLES:
+            variable, between = VARIABLES[name]
+            found[variable] = between.join(str(ast.literal_eval(value)).split())
         elif name not in IGNORED:
             return None
-    return options, variables
+    return found
 
 
 class Venv:
@@ -142,7 +141,8 @@ class Venv:
 
     def pip(self, *arguments: str, capture: bool = False) -> str:
         """Runs the environment's pip; its output goes to the terminal, or is returned when `capture` is set."""
-        quiet = [] if sys.stdout.isatty() and not capture else ["-qq"]  # bars are for people, not for logs
+        loud = arguments[0] == "config" or (sys.stdout.isatty() and not capture)  # bars are for people, not for logs
+        quiet = [] if loud else ["-qq"]
         later = ["--no-compile"] if arguments[0] == "install" else []  # pip does it on one core, `finish` on all
         command = [str(self.python), "-m", "pip", "--disable-pip-version-check", *quiet, *arguments, *later]
         result = subprocess.run(command, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE if capture else None)
@@ -161,10 +161,9 @@ class Venv:
         settings = uv_settings(VENV.pip("config", "list", capture=True)) if uv.exists() else None
         if settings is None:
             return False
-        options, variables = settings
         quiet = [] if sys.stdout.isatty() else ["--quiet"]
-        command = [str(uv), "pip", "install", "--python", str(self.python), *quiet, *options, *arguments]
-        done = subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, **variables})
+        command = [str(uv), "pip", "install", "--python", str(self.python), *quiet, *arguments]
+        done = subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, **settings})
         if done.returncode != 0:
             self.say("uv could not install that: asking pip")
         return done.returncode == 0

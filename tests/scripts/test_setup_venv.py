@@ -130,18 +130,28 @@ def test_an_index_given_by_the_user_is_the_one_that_torch_comes_from(monkeypatch
     assert fresh.installations_of_torch == [("install", "--index-url", "file:///wheels", fresh.script.TORCH)]
 
 
-LISTED = """global.extra-index-url='file:///one file:///two'
-:env:.find-links='/wheels'
+LISTED = """:env:.disable-pip-version-check='1'
+:env:.find-links='/wheels /more'
 global.cert='/ca.pem'
-:env:.disable-pip-version-check='1'
+global.extra-index-url='file:///one\\nfile:///two'
+global.find-links='/another'
 """
 
 
-def test_uv_looks_where_pip_was_told_to_look() -> None:
-    options, variables = load_script().uv_settings(LISTED)
-    best = ["--index-strategy", "unsafe-best-match"]
-    assert options == [*best, "--index", "file:///one", "--index", "file:///two", "--find-links", "/wheels"]
-    assert variables == {"SSL_CERT_FILE": "/ca.pem"}
+def test_uv_looks_where_pip_was_told_to_look_by_variables_before_files() -> None:
+    assert load_script().uv_settings(LISTED) == {
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_INDEX": "file:///one file:///two",
+        "UV_FIND_LINKS": "/wheels,/more",
+        "SSL_CERT_FILE": "/ca.pem",
+    }
+
+
+def test_what_pip_was_told_is_what_the_real_pip_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
+    script = load_script()
+    settings = script.uv_settings(script.Venv(Path(sys.prefix), "test").pip("config", "list", capture=True))
+    assert settings["UV_FIND_LINKS"] == "/wheels"
 
 
 @pytest.mark.parametrize(
