@@ -70,7 +70,7 @@ def save_checkpoint(
     ranks: Ranks = ALONE,
 ) -> None:
     """Write `step-000040` under `root` and remove all but the `keep` newest. The first model is in that folder, each
-    other one in a folder within it that has its name. Every rank calls this, and rank 0 alone writes.
+    other one in a folder within it that has its name. Every rank calls this, and writes its part of the optimisers.
 
     With `prove` it is in place only once it has been loaded back and found equal. QuintainError where the disk
     refuses, where something is not finite, or where it does not load back.

@@ -177,16 +177,22 @@ def test_minibatches_are_updates_of_their_own_against_the_policy_before_them(mad
     assert made(loss_type="cispo", epsilon_high=1.0).update(groups(1), step=0)["cispo_clip_ratio"] == 0
 
 
+def saved(learner: Learner) -> Path:
+    """The checkpoint of `learner` after a step."""
+    learner.update(groups(1), step=0)
+    learner.save(DONE)
+    newest = latest_checkpoint(learner.checkpoints)
+    assert newest is not None
+    return newest
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_going_on_from_a_checkpoint_is_going_on(made: Made, lora: bool) -> None:
     learner = made(lora=lora)
-    learner.update(groups(1), step=0)
-    learner.save(DONE)
+    newest = saved(learner)
     drawn = np.random.random(), torch.rand(1)
     learner.update(groups(2), step=1)
     again = made(lora=lora)
-    newest = latest_checkpoint(learner.checkpoints)
-    assert newest is not None
     again.restore(newest)
     assert (np.random.random(), torch.rand(1)) == drawn
     again.update(groups(2), step=1)
@@ -205,10 +211,7 @@ class Trap:
 
 def test_reading_a_checkpoint_runs_nothing_of_it(made: Made, tmp_path: Path) -> None:
     learner = made()
-    learner.update(groups(1), step=0)
-    learner.save(DONE)
-    newest = latest_checkpoint(learner.checkpoints)
-    assert newest is not None
+    newest = saved(learner)
     torch.save({"optimizer": Trap(tmp_path / "run"), "rng": {}}, newest / "state.pt", pickle_module=pickle)
     with pytest.raises(QuintainError, match="cannot read the checkpoint"):
         learner.restore(newest)
@@ -218,10 +221,7 @@ def test_reading_a_checkpoint_runs_nothing_of_it(made: Made, tmp_path: Path) -> 
 @pytest.mark.parametrize("lost", ["the folder", "a rank's part"])
 def test_a_checkpoint_that_lacks_what_the_optimiser_knew_is_refused(made: Made, lost: str) -> None:
     learner = made()
-    learner.update(groups(1), step=0)
-    learner.save(DONE)
-    newest = latest_checkpoint(learner.checkpoints)
-    assert newest is not None
+    newest = saved(learner)
     (part,) = (newest / "optimizers").iterdir()
     if lost == "the folder":
         shutil.rmtree(part.parent)
