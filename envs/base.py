@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, Message, Role, ToolCall, ToolSpec, assistant
 from quintain.task import POLICY, Task, TaskSource, plain
 
@@ -156,13 +156,13 @@ class Environment(ABC):
 
 def invalid(message: str, stage: Stage = Stage.STEP) -> FailureError:
     """The error that says an environment broke its contract."""
-    return FailureError(Failure.of(FailureKind.INVALID, stage, message))
+    return FailureError.of(FailureKind.INVALID, stage, message)
 
 
 def out_of_turn(*, begun: bool) -> FailureError:
     """The error of a step before the first reset or, where it has `begun`, after the end of the episode."""
     when = "after the end of the episode" if begun else "before the first reset"
-    return FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first"))
+    return FailureError.of(FailureKind.REJECTED, Stage.STEP, f"a step {when}: reset first")
 
 
 def _plain(info: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from quintain.envs.serving.wire import (
     StepRequest,
     TaskPage,
 )
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.task import EndlessTasks, Task, TaskSource
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class EnvClient:
                 await creating.acquire()
         except TimeoutError:
             message = f"{caller.url} did not begin the episodes before this one within {policy.timeout_s:g} s"
-            raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.RESET, message)) from None
+            raise FailureError.of(FailureKind.TIMEOUT, Stage.RESET, message) from None
         if request.episode_id is not None:  # first: one that is cancelled is dismissed there too
             self._lives(request.episode_id, server)
         try:
@@ -259,7 +259,7 @@ class RemoteEnv(Environment):
         try:
             created = await self._client.create(request)
         except QuintainError as error:
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, str(error))) from None
+            raise FailureError.of(FailureKind.REJECTED, Stage.RESET, str(error)) from None
         self.task_id, self._lease_s = created.task_id, created.lease_s
         return created.observation
 
@@ -279,7 +279,7 @@ class RemoteEnv(Environment):
         Raises FailureError.
         """
         if self._episode is None:
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, "a fork before the first reset"))
+            raise FailureError.of(FailureKind.REJECTED, Stage.RESET, "a fork before the first reset")
         other = RemoteEnv(self._client)
         other._episode = uuid.uuid4().hex  # first, as in `reset`
         forked = await self._client.fork(

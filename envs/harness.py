@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final
 from quintain.cores import cores
 from quintain.envs.base import Action, Observation, invalid
 from quintain.envs.relay import LENGTH
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.frames import framed
 from quintain.messages import user
 from quintain.nearest import one_of
@@ -199,7 +199,7 @@ class AgentProgram:
             raise self._broken(f"{done.reason}; it says: {said or 'nothing'}", kind)
 
     def _broken(self, why: str, kind: FailureKind = FailureKind.INVALID) -> FailureError:
-        return FailureError(Failure.of(kind, Stage.STEP, f"the agent program: {why}", retryable=False))
+        return FailureError.of(kind, Stage.STEP, f"the agent program: {why}", retryable=False)
 
 
 def framed_answer(action: Action) -> bytes:

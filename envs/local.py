@@ -21,7 +21,7 @@ from quintain.envs.options import bind
 from quintain.envs.serving.episode import Episode, PlayTurn
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.workers.host import Host
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.task import Task, TaskSource
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class LocalEnv(Environment):
         decision = self._episode.ask(self._episode.turn + self._episode.busy, action)
         if not isinstance(decision, PlayTurn):
             reason = getattr(decision, "reason", "a turn is being played")
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.STEP, reason))
+            raise FailureError.of(FailureKind.REJECTED, Stage.STEP, reason)
         try:
             step = await self._host.step(self._id, action, time.monotonic() + self._limits.step_s)
         except FailureError as error:

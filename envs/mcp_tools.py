@@ -19,7 +19,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from quintain.envs.tools import Toolbox, ToolError, unknown_tool
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.messages import FunctionSpec, ToolSpec
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class McpTools(Toolbox):
         return self._failed(FailureKind.CRASHED, f"{type(error).__name__}: {error}".rstrip(": "))
 
     def _failed(self, kind: FailureKind, what: str) -> FailureError:
-        return FailureError(Failure.of(kind, Stage.STEP, f"the MCP server {self._name}: {what}"))
+        return FailureError.of(kind, Stage.STEP, f"the MCP server {self._name}: {what}")
 
 
 def _text(result: CallToolResult) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
 from quintain.envs.base import Action, Environment, Observation, Step
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.messages import Message, ToolSpec, system, user
 from quintain.task import EndlessTasks, Task, TaskSource
 
@@ -128,7 +128,7 @@ class OpenEnvEnvironment(Environment):
         return Observation((user(shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)),))
 
     def _failure(self, kind: FailureKind, stage: Stage, message: str) -> FailureError:
-        return FailureError(Failure.of(kind, stage, f"the OpenEnv server at {self._url}: {message}"))
+        return FailureError.of(kind, stage, f"the OpenEnv server at {self._url}: {message}")
 
 
 class _NoAction(QuintainError):

@@ -27,7 +27,7 @@ from quintain.codec import to_json
 from quintain.envs.base import Action, Environment, Observation, Step
 from quintain.envs.harness import PROGRAM, ProgramCall, framed_answer
 from quintain.envs.relay import LENGTH
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.frames import framed
 from quintain.messages import user
 from quintain.task import Task, TaskSource
@@ -168,4 +168,4 @@ def _wrong_with(command: list[str]) -> str | None:
 
 
 def _broken(why: str, stage: Stage) -> FailureError:
-    return FailureError(Failure.of(FailureKind.CRASHED, stage, f"the environment of verifiers: {why}"))
+    return FailureError.of(FailureKind.CRASHED, stage, f"the environment of verifiers: {why}")

@@ -79,6 +79,11 @@ class FailureError(Exception):
         super().__init__(str(failure))
         self.failure = failure
 
+    @classmethod
+    def of(cls, kind: FailureKind, stage: Stage, message: str, *, retryable: bool | None = None) -> FailureError:
+        """What carries the failure that `Failure.of` makes of the same."""
+        return cls(Failure.of(kind, stage, message, retryable=retryable))
+
     def __reduce__(self) -> tuple[type[FailureError], tuple[Failure]]:
         return (type(self), (self.failure,))
 

@@ -17,7 +17,7 @@ from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
 from quintain.closing import Closing
 from quintain.codec import from_json, pack, unpack
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.frames import FrameReader
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.weights.canary import Canary
@@ -206,7 +206,7 @@ class RolloutClient(Closing):
             raise FailureError(status.failure)
         if status.finished < status.groups:
             message = f"run {status.run} was {status.state} after {status.finished} of {status.groups} groups"
-            raise FailureError(Failure.of(FailureKind.CANCELLED, Stage.GENERATE, message))
+            raise FailureError.of(FailureKind.CANCELLED, Stage.GENERATE, message)
 
     def _call(self, method: str, path: str, body: bytes | None = None, *, accept: str = "*/*") -> httpx.Response:
         headers = {"accept": accept} if body is None else {"content-type": MSGPACK}

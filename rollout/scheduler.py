@@ -159,8 +159,7 @@ class Scheduler:
                 if (taken := self._take(step)) is not None:
                     return taken
             if self.version < 0:
-                message = "the engine has no weights yet: publish first"
-                raise FailureError(Failure.of(FailureKind.LOST, Stage.GENERATE, message))
+                raise FailureError.of(FailureKind.LOST, Stage.GENERATE, "the engine has no weights yet: publish first")
             try:
                 async with asyncio.timeout(deadline - clock()):
                     await changed.wait()

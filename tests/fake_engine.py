@@ -23,7 +23,7 @@ import numpy as np
 
 from quintain.arrays import Floats, Ints, as_floats, as_ints
 from quintain.config import ExperimentConfig
-from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
+from quintain.failure import FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows, spans_between
 from quintain.trajectory import Finish
@@ -85,7 +85,7 @@ def crash_on(call: int, token: int = 0, kind: FailureKind = FailureKind.CRASHED)
 
     async def fail(at_call: int, at_token: int) -> None:
         if (at_call, at_token) == (call, token):
-            raise FailureError(Failure.of(kind, Stage.GENERATE, f"call {call} was told to crash at token {token}"))
+            raise FailureError.of(kind, Stage.GENERATE, f"call {call} was told to crash at token {token}")
 
     return fail
 
@@ -191,7 +191,7 @@ class FakeEngine:
             model = FakeModel.of(weights.path, self.model.words)
         except OSError as error:
             message = f"there are no weights at {weights.path}: {error.strerror}"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.PUBLISH, message)) from error
+            raise FailureError.of(FailureKind.REJECTED, Stage.PUBLISH, message) from error
         if not self._stale:
             self.model = model
         self._version = weights.version
@@ -268,7 +268,7 @@ class FakeEngine:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise FailureError(Failure.of(FailureKind.CANCELLED, Stage.GENERATE, "the engine was closed"))
+            raise FailureError.of(FailureKind.CANCELLED, Stage.GENERATE, "the engine was closed")
 
 
 def of_run(config: ExperimentConfig) -> FakeEngine:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, TypeVar, Unpack
 from quintain.calling.caller import Caller
 from quintain.calling.retry import RetryPolicy
 from quintain.closing import Closing
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.loop_thread import LoopThread
 from quintain.verdict import Verdict
 from quintain.verifiers.service.batches import Items, batches, head_of
@@ -179,7 +179,7 @@ class AsyncVerifierClient:
                 answer = self._caller.parsed(await response.aread(), VerifyAnswer, Stage.VERIFY)
                 if len(answer.verdicts) != len(places):
                     message = f"{self.url} gave {len(answer.verdicts)} verdicts on {len(places)} items"
-                    raise FailureError(Failure.of(FailureKind.INVALID, Stage.VERIFY, message))
+                    raise FailureError.of(FailureKind.INVALID, Stage.VERIFY, message)
                 for place, verdict in enumerate(answer.verdicts):
                     settle(place, verdict)
             if batch:

@@ -24,7 +24,7 @@ from quintain.envs.builtin.harbor_images import KEPT, built
 from quintain.envs.builtin.harbor_tasks import OWN, HarborTask, archive, exports, read_task, task_folders
 from quintain.envs.shell import COPY_BYTES, MEMORY_BYTES, ShellEnv, settled
 from quintain.envs.tools import ToolError
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import Message, user
 from quintain.nearest import one_of
 from quintain.strict_json import read_json
@@ -141,9 +141,7 @@ class HarborEnv(ShellEnv):
         limits = replace(self._limits, wall_s=timeout_s, cpu_s=timeout_s * cores())
         done = settled(await session.run(Program.command("bash", "-c", script), limits=limits))
         if done.status is Status.TIMEOUT:
-            raise FailureError(
-                Failure.of(FailureKind.TIMEOUT, Stage.VERIFY, f"the tests: {done.reason}", retryable=False)
-            )
+            raise FailureError.of(FailureKind.TIMEOUT, Stage.VERIFY, f"the tests: {done.reason}", retryable=False)
         told = await self._ours(session, "sh", "-c", _TELL)
         name, _, text = told.stdout.decode("utf-8", "replace").partition("\n")
         if not name:
@@ -164,7 +162,7 @@ class HarborEnv(ShellEnv):
         limits = replace(self._limits, wall_s=OURS_S, cpu_s=OURS_S)
         done = settled(await session.run(Program.command(*argv), stdin=stdin, limits=limits))
         if done.status is Status.TIMEOUT:
-            raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.SANDBOX, f"{argv[0]}: {done.reason}"))
+            raise FailureError.of(FailureKind.TIMEOUT, Stage.SANDBOX, f"{argv[0]}: {done.reason}")
         return done
 
     async def close(self) -> None:

@@ -153,7 +153,7 @@ class Host:
         if isinstance(request, Open):
             task = request.origin or request.task
             if task is None:
-                raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RESET, "give a task or its place"))
+                raise FailureError.of(FailureKind.REJECTED, Stage.RESET, "give a task or its place")
             observation, task_id = await self.open(request.episode, task, request.seed, deadline)
             return _encoded(Opened(observation, task_id), Stage.RESET)
         if isinstance(request, Fork):
@@ -255,8 +255,7 @@ class Host:
     def _found(self, episode: str, stage: Stage) -> tuple[_Live, Environment]:
         live = self._live.get(episode)
         if live is None or live.env is None:
-            message = f"this process has no environment for episode {episode}"
-            raise FailureError(Failure.of(FailureKind.LOST, stage, message))
+            raise FailureError.of(FailureKind.LOST, stage, f"this process has no environment for episode {episode}")
         return live, live.env
 
     def _judging(self, env: Environment) -> Environment:
@@ -269,7 +268,7 @@ class Host:
         size, found = await self.page(origin.split, origin.index, 1, deadline)
         if not found:
             message = f"split {origin.split!r} has {size} tasks: there is none at index {origin.index}"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.TASKS, message))
+            raise FailureError.of(FailureKind.REJECTED, Stage.TASKS, message)
         return found[0]
 
     def _source(self, split: str) -> TaskSource:
@@ -289,16 +288,16 @@ class Host:
                 self._late.add(future)
                 future.add_done_callback(self._late.discard)
         if not future.done():
-            raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.TASKS, "reading the tasks took too long"))
+            raise FailureError.of(FailureKind.TIMEOUT, Stage.TASKS, "reading the tasks took too long")
         try:
             return future.result()
         except QuintainError as error:
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.TASKS, str(error))) from None
+            raise FailureError.of(FailureKind.REJECTED, Stage.TASKS, str(error)) from None
         except FailureError:
             raise
         except Exception as error:  # the boundary; the message might quote any task's reference
             message = f"{type(error).__name__} in {self.bound.cls.__name__}.tasks: the environment's log has the rest"
-            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.TASKS, message)) from error
+            raise FailureError.of(FailureKind.CRASHED, Stage.TASKS, message) from error
 
     def _bounded(self, stage: Stage, deadline: float, run: Callable[[], Awaitable[T]], live: _Live) -> _Bounded[T]:
         """What `run` comes to, or a FailureError: at the deadline, or a moment after, if it does not end then."""

@@ -196,7 +196,7 @@ class Caller:
             return from_json(body, kind)
         except (QuintainError, FailureError) as error:
             message = f"the answer of {self.url} is no {kind.__name__}: {error}"
-            raise FailureError(Failure.of(FailureKind.INVALID, stage, message)) from None
+            raise FailureError.of(FailureKind.INVALID, stage, message) from None
 
     def here(self) -> Connections:
         """The connections of the running event loop."""

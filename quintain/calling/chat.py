@@ -103,13 +103,13 @@ class ChatEndpoint:
             raise self._failed(FailureKind.INVALID, f"its reply is no chat completion: {_text(bytes(data))}") from None
 
     def _failed(self, kind: FailureKind, message: str) -> FailureError:
-        return FailureError(Failure.of(kind, self._stage, f"{self._who}: {message}"))
+        return FailureError.of(kind, self._stage, f"{self._who}: {message}")
 
     def _refused(self, response: httpx.Response, data: bytes) -> FailureError:
         status = response.status_code
         message = f"{self._who}: HTTP {status}: {_text(data)}"
         if status not in _AGAIN:
-            return FailureError(Failure.of(FailureKind.REJECTED, self._stage, message))
+            return FailureError.of(FailureKind.REJECTED, self._stage, message)
         kind = FailureKind.OVERLOADED if status in (429, 503, 529) else FailureKind.CRASHED
         return _Busy(Failure.of(kind, self._stage, message, retryable=True), retry_after_s(response.headers))
 

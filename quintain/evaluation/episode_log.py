@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from quintain.closing import Closing
 from quintain.codec import from_builtins, to_builtins
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.trajectory import Trajectory
 
 EVALUATION: Final = "evaluation.json"
@@ -81,7 +81,7 @@ class EpisodeLog(Closing):
             message = (
                 f"cannot write {self.path / EPISODES}: {error.strerror}; free space on its disk, then run it again"
             )
-            raise FailureError(Failure.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False)) from error
+            raise FailureError.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False) from error
         self._finished[known_by(trajectory)] = trajectory
 
     def close(self) -> None:

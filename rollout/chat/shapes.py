@@ -17,7 +17,7 @@ from itertools import product
 from typing import Any, Final
 
 from quintain.call_syntax import Call
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, FunctionSpec, Message, ToolCall, ToolSpec, system, user
 from quintain.rollout.chat.tokens import shared_start
 from quintain.tool_calls import FORMATS, split_calls
@@ -70,7 +70,7 @@ class Template:
             return self._rendered(messages, tools, generate)
         except Exception as error:  # a template is a program: whatever it raises is a failure of this episode
             message = f"the chat template refused these messages: {type(error).__name__}: {error}"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.RENDER, message)) from error
+            raise FailureError.of(FailureKind.REJECTED, Stage.RENDER, message) from error
 
     def tries(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), *, generate: bool = False) -> str:
         """The rendering, or nothing where the template refuses the messages."""

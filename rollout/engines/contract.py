@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quintain.arrays import Ints
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Sampling
 from quintain.trajectory import VersionSpan
 
@@ -91,4 +91,4 @@ def _settings_problem(sampling: Sampling) -> str | None:
 
 
 def _refused(kind: FailureKind, message: str) -> FailureError:
-    return FailureError(Failure.of(kind, Stage.GENERATE, message, retryable=False))
+    return FailureError.of(kind, Stage.GENERATE, message, retryable=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quintain.codec import from_json, to_json
 from quintain.envs.base import Action, Observation
 from quintain.envs.harness import ProgramAnswer, ProgramCall
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.messages import Message
 from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Engine
@@ -75,7 +75,7 @@ class AgentCalls:
         """Raises FailureError where the program has ended without an answer of the policy's."""
         if not self._recorded:
             message = f"the agent program has ended, and none of its calls was answered: {self._refused}"
-            raise FailureError(Failure.of(FailureKind.INVALID, Stage.STEP, message, retryable=False))
+            raise FailureError.of(FailureKind.INVALID, Stage.STEP, message, retryable=False)
 
     def turns(self, reward: float) -> list[Turn]:
         """Those that were sampled, with the episode's `reward` on the last."""

@@ -21,7 +21,7 @@ from quintain.arrays import as_floats, as_ints
 from quintain.calling.chat import ChatEndpoint, ChatReply
 from quintain.codec import to_builtins
 from quintain.envs.base import Environment, Observation
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.messages import REASONING, FunctionCall, Message, ToolCall, ToolSpec
 from quintain.rollout.episodes.episode import Attempt, EpisodeSpec, attempted
 from quintain.rollout.rules.order import derive_seed
@@ -116,4 +116,4 @@ def _call(call: Mapping[str, Any]) -> ToolCall:
 
 def _no_message(reply: ChatReply, what: str) -> FailureError:
     message = f"the endpoint's reply is no assistant message, {what}: {json.dumps(reply.message)[:200]}"
-    return FailureError(Failure.of(FailureKind.INVALID, Stage.GENERATE, message))
+    return FailureError.of(FailureKind.INVALID, Stage.GENERATE, message)

@@ -209,10 +209,10 @@ class Attempt(ABC):
         if missing is not None:
             known = ", ".join(self.rewards) or "none at all"
             message = f"environment.reward_weights: the environment gives no reward {missing!r} (it gives {known})"
-            raise FailureError(Failure.of(FailureKind.INVALID, Stage.STEP, message, retryable=False))
+            raise FailureError.of(FailureKind.INVALID, Stage.STEP, message, retryable=False)
         if self.spec.reward_weights and self._of_seats():
             message = "environment.reward_weights are for episodes of one seat, and this one has several: drop them"
-            raise FailureError(Failure.of(FailureKind.INVALID, Stage.STEP, message, retryable=False))
+            raise FailureError.of(FailureKind.INVALID, Stage.STEP, message, retryable=False)
 
     def _trajectory(self, ending: Ending, failure: Failure | None) -> Trajectory:
         spec = self.spec
@@ -314,7 +314,7 @@ class _Sampled(Attempt):
             if self.turns:
                 return None
             message = f"the prompt has {len(seat.ids)} tokens and an episode at most {self.spec.max_length}"
-            raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
+            raise FailureError.of(FailureKind.TOO_LONG, Stage.RENDER, message)
         self.stage = Stage.GENERATE
         began = self.clock()
         completion = await self._in_time(self._engine.generate(seat.ids, self._sampling(room), session=self.spec.id))
@@ -343,7 +343,7 @@ class _Sampled(Attempt):
             if not scope.expired():
                 raise
             message = f"the engine did not finish a turn within {limit:g} s (rollout.sample_timeout_s)"
-            raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.GENERATE, message)) from None
+            raise FailureError.of(FailureKind.TIMEOUT, Stage.GENERATE, message) from None
 
     def _sampling(self, room: int) -> Sampling:
         base = self.spec.sampling

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.messages import ToolCall
 from quintain.rollout.chat.base import Chat
 from quintain.rollout.engines.base import Completion, Engine, Sampling
@@ -58,7 +58,7 @@ class Calls:
         most = min(self._max_length, session.asked.max_length or self._max_length)
         if prompt_tokens >= most:
             message = f"the messages are {prompt_tokens} tokens long, and with the answer they may be {most}"
-            raise FailureError(Failure.of(FailureKind.TOO_LONG, Stage.RENDER, message))
+            raise FailureError.of(FailureKind.TOO_LONG, Stage.RENDER, message)
         limits = (self._base.max_tokens, session.asked.max_tokens, asked.max_tokens, most - prompt_tokens)
         return min(limit for limit in limits if limit is not None)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from quintain.codec import from_json, pack, to_json
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.journal import schema
 from quintain.rollout.rules.groups import Drop, MemberOutcome, OpenGroup, complete, left_out, outcome_of, wanted
 from quintain.rollout.wire import packed_group
@@ -151,7 +151,7 @@ class Journal:
             ]
         if len(payloads) < len(facts):
             message = f"the trajectories of place {place} are in Parquet only: no checkpoint is kept that needs them"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.JOURNAL, message))
+            raise FailureError.of(FailureKind.REJECTED, Stage.JOURNAL, message)
         return packed_group(facts[0].group, facts[0].index, payloads)
 
     def versions(self, place: int) -> list[tuple[int, ...]]:
@@ -255,4 +255,4 @@ def _guarded(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         message = f"cannot write the journal {path}: {error}; free space on its disk, then resume"
-        raise FailureError(Failure.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False)) from error
+        raise FailureError.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False) from error

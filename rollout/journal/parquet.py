@@ -290,7 +290,7 @@ def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         draft.replace(path)
     except OSError as error:
         message = f"cannot write {path}: {error.strerror or error}; free space on its disk, then resume"
-        raise FailureError(Failure.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False)) from error
+        raise FailureError.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False) from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Final
 
 from quintain.closing import Closing
 from quintain.codec import pack
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.frames import HEADER, FrameError, framed
 from quintain.rollout.wire import packed_group
 from quintain.trajectory import Trajectory
@@ -60,7 +60,7 @@ class FinishedSessions(Closing):
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, end)  # or what was written of it would follow a shorter one
             message = f"cannot write {self._path}: {error.strerror or error}; free space on its disk, then try again"
-            raise FailureError(Failure.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False)) from error
+            raise FailureError.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False) from error
         self._offsets.append(end + len(record))
         self._changed.set()
         self._changed = asyncio.Event()

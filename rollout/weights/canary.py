@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from quintain.arrays import Floats, Ints, as_ints
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 
 TEXTS = (
     "Water boils at one hundred degrees Celsius at sea level, and it freezes at zero.",
@@ -67,5 +67,5 @@ def check(canary: Canary, scored: Sequence[Floats], version: int) -> Mismatch:
             f" trainer's by {mismatch.mean:.3g} nats on average, {canary.tolerance:g} is allowed"
             " (rollout.canary_tolerance)"
         )
-        raise FailureError(Failure.of(FailureKind.INVALID, Stage.PUBLISH, message, retryable=True))
+        raise FailureError.of(FailureKind.INVALID, Stage.PUBLISH, message, retryable=True)
     return mismatch

@@ -34,7 +34,7 @@ from quintain.envs import (
 )
 from quintain.envs.check import CHECKS, checks_of
 from quintain.envs.registry import BUILT_IN
-from quintain.failure import Failure, FailureKind, QuintainError, Stage
+from quintain.failure import FailureKind, QuintainError, Stage
 from quintain.loading import load_module
 
 SAMPLES = Path(__file__).parent / "samples.py"
@@ -308,7 +308,7 @@ class Dying(Sound):
 class Broken(Sound):
     @classmethod
     def tasks(cls, split):
-        raise FailureError(Failure.of(FailureKind.CRASHED, Stage.TASKS, "no disk"))
+        raise FailureError.of(FailureKind.CRASHED, Stage.TASKS, "no disk")
 
 
 @pytest.mark.parametrize("cls", [Sound, Forking, MathEnv])

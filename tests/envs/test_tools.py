@@ -17,7 +17,7 @@ from quintain.envs import Action, CalculatorEnv, Task, ToolEnv, check_environmen
 from quintain.envs.builtin.calculator import calculated
 from quintain.envs.serving.limits import EnvironmentLimits
 from quintain.envs.tools import MethodTools, ToolError
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import FunctionCall, Message, ToolCall
 
 
@@ -57,7 +57,7 @@ class Desk(ToolEnv):
     def fail(self, how: str = "") -> str:
         """Fail."""
         if how == "failure":
-            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.STEP, "the kitchen burns"))
+            raise FailureError.of(FailureKind.CRASHED, Stage.STEP, "the kitchen burns")
         raise RuntimeError(f"the desk\nis {how}" if how else "")
 
     def turn_reward(self, results) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,12 @@ import httpx
 import psutil
 import pytest
 
-from quintain.envs import Action, EnvClient, EnvironmentLimits, FailureError
+from quintain.envs import Action, EnvClient, EnvironmentLimits, FailureError, Task, user
+from quintain.envs.workers.frames import Advance, Open
+from quintain.envs.workers.pool import EnvironmentWorkers
 from quintain.failure import FailureKind
+
+from .conftest import SAMPLES
 
 OVER_BOTH = pytest.mark.usefixtures("wire")
 
@@ -31,6 +36,21 @@ async def test_a_worker_that_is_killed_costs_its_episodes_and_is_replaced(serve,
         env = client.episode()
         assert (await env.reset(client.tasks("train")[0], seed=0)).info["pid"] != worker
         assert (await env.step(Action.text("end"))).reward == 1.0
+
+
+async def test_a_step_asked_for_in_the_moment_in_which_its_worker_is_buried_fails_as_one_that_ran():
+    lost = asyncio.get_running_loop().create_future()
+    workers = EnvironmentWorkers(f"{SAMPLES}:Probe", {}, 1)
+    await workers.start(lambda episodes, failure: lost.set_result((episodes, failure)))
+    try:
+        in_a_minute = time.monotonic() + 60
+        opened = await workers.call(Open("one", Task("0", (user("?"),), "x"), None, 0), in_a_minute)
+        os.kill(json.loads(opened.body)["observation"]["info"]["pid"], signal.SIGKILL)
+        episodes, failure = await lost  # from here on nobody knows the episode's worker
+        assert episodes == {"one"}
+        assert (await workers.call(Advance("one", Action.text("hello")), in_a_minute)).failure == failure
+    finally:
+        await workers.stop()
 
 
 async def test_a_client_that_vanishes_costs_nothing_after_its_lease(serve, opened, failed):

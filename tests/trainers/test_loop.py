@@ -20,7 +20,7 @@ from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, Version
 BASE = (
     "model: {path: x}\nenvironment: {name: math}\ntrainer: {max_steps: 4, save_steps: 2}\nevaluation: {eval_steps: 2}"
 )
-LOST = FailureError(Failure.of(FailureKind.LOST, Stage.GENERATE, "started again"))
+LOST = FailureError.of(FailureKind.LOST, Stage.GENERATE, "started again")
 
 
 def group(reward: float | None = 1.0) -> Group:
@@ -140,7 +140,7 @@ def test_a_rollout_server_that_started_again_gets_the_weights_and_is_asked_again
 
 
 def test_a_refused_publish_is_tried_once_more_and_then_stops_the_run() -> None:
-    refused = FailureError(Failure.of(FailureKind.INVALID, Stage.PUBLISH, "stale", retryable=True))
+    refused = FailureError.of(FailureKind.INVALID, Stage.PUBLISH, "stale", retryable=True)
     world = World(publish_1=raising(refused))
     loop(world).run()
     assert world.events.count("publish 1") == 2

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.frames import FrameError
 from quintain.verifiers.code.findings import OF_EXECUTION, CaseStatus, Finding, why
 from quintain.verifiers.code.graders import Graders
@@ -156,8 +156,7 @@ class _Relay:
         if not self._calls:
             return Finding(CaseStatus.BAD_REFERENCE, f"the tests end before they call the solution: {message}")
         if status not in (CaseStatus.TIMEOUT, CaseStatus.MEMORY_LIMIT):
-            message = f"the tests' process died: {message}"
-            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.VERIFY, message))
+            raise FailureError.of(FailureKind.CRASHED, Stage.VERIFY, f"the tests' process died: {message}")
         finding = Finding(status, f"the tests, given its values: {message}", more=ISOLATION)
         if frame is not None and int(frame[1:]) == KILLED:
             raise MaybeKilled(finding)
@@ -187,7 +186,7 @@ def _finding(body: bytes, nonce: str) -> Finding:
         return Finding(status, found["message"], passed, total, found.get("cases", ()), ISOLATION)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         message = f"the tests' process sent what it never sends: {type(error).__name__}"
-        raise FailureError(Failure.of(FailureKind.CRASHED, Stage.VERIFY, message)) from None
+        raise FailureError.of(FailureKind.CRASHED, Stage.VERIFY, message) from None
 
 
 def _of_solution(execution: Execution) -> Finding:

@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncIterator, Hashable, Mapping
 from typing import Any, Final
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.frames import FrameReader, framed
 from quintain.verifiers.code.guest.wire import MAX_FRAME_BYTES
 from quintain.verifiers.code.sandboxes import Guest
@@ -87,4 +87,4 @@ async def patience(limits: Limits) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         message = "the sandbox did not end a program at its deadline"
-        raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.SANDBOX, message)) from None
+        raise FailureError.of(FailureKind.TIMEOUT, Stage.SANDBOX, message) from None

@@ -21,7 +21,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.frames import FrameError
 from quintain.verifiers.code.findings import OF_EXECUTION, CaseStatus, Finding, why
 from quintain.verifiers.code.guest_process import GuestProcess, patience
@@ -111,7 +111,7 @@ async def _listen(
         return _ended(await process.wait(), more, begun=False)
     trouble = json.loads(checked)
     if "missing" in trouble:
-        raise FailureError(Failure.of(FailureKind.REJECTED, Stage.VERIFY, trouble["missing"]))
+        raise FailureError.of(FailureKind.REJECTED, Stage.VERIFY, trouble["missing"])
     if "bad_reference" in trouble:
         return Finding(CaseStatus.BAD_REFERENCE, trouble["bad_reference"])
     body = await process.receive()
@@ -187,8 +187,7 @@ def _ended(execution: Execution, more: Mapping[str, Any], *, begun: bool) -> Fin
     """What the end of the runner without a report means."""
     execution.unbroken()
     if not begun:
-        message = f"the runner of tests died: {why(execution)}"
-        raise FailureError(Failure.of(FailureKind.CRASHED, Stage.VERIFY, message))
+        raise FailureError.of(FailureKind.CRASHED, Stage.VERIFY, f"the runner of tests died: {why(execution)}")
     if execution.status is Status.OK:
         return Finding(CaseStatus.RUNTIME_ERROR, "it ended before its tests did, with exit code 0", more=more)
     return Finding(OF_EXECUTION[execution.status], why(execution), more=more)

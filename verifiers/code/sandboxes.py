@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from quintain.cores import cores
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.slots import Slots
 from quintain.verifiers.code import guest
 from quintain.verifiers.code.guest.wire import framed
@@ -133,7 +133,7 @@ class Sandboxes:
             if not pytest or isinstance(error, FailureError) or self._closed:
                 raise
             message = f"projects need a Python with pytest, which the option pytest_python can name: {error}"
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.VERIFY, message)) from None
+            raise FailureError.of(FailureKind.REJECTED, Stage.VERIFY, message) from None
 
     async def need(self, name: str, language: LanguageOptions) -> None:
         """Make sure that what compiles or runs `language` is in the sandbox. Raises FailureError where it is not."""
@@ -145,7 +145,7 @@ class Sandboxes:
             done = await self.main.run(probe)
             if done.unbroken().status is not Status.OK:
                 message = f"programs in {name} need {command}, which is not in the sandbox: install it"
-                raise FailureError(Failure.of(FailureKind.REJECTED, Stage.VERIFY, message))
+                raise FailureError.of(FailureKind.REJECTED, Stage.VERIFY, message)
             self._found.add(command)
 
     async def close(self) -> None:
@@ -206,7 +206,7 @@ class Sandboxes:
         if done.unbroken().status is not Status.OK:
             said = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
             message = one_line(f"the sandbox's Python does not compile our {name}: {done.reason} {said}")
-            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.SANDBOX, message))
+            raise FailureError.of(FailureKind.CRASHED, Stage.SANDBOX, message)
         return Guest(Program.python(BOOT, name=f"{name}.py", env=environment(name)), framed(done.stdout))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.verifiers.sandbox.command import Pipes, streams
 from quintain.verifiers.sandbox.container import WORK, Container, Exec
 from quintain.verifiers.sandbox.interface import Execution, Limits
@@ -58,7 +58,7 @@ class ContainerSession(OneAtATime):
         except BaseException as error:
             self._busy = False
             if isinstance(error, QuintainError):
-                raise FailureError(Failure.of(FailureKind.CRASHED, Stage.SANDBOX, str(error))) from None
+                raise FailureError.of(FailureKind.CRASHED, Stage.SANDBOX, str(error)) from None
             raise
         self._files = {}
         return started

@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from quintain.cores import cores
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage, one_line
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage, one_line
 from quintain.slots import Slots
 from quintain.verifiers.sandbox.container import WORK, Container, bounded_memory
 from quintain.verifiers.sandbox.container_session import ContainerSession
@@ -158,7 +158,7 @@ class DockerSandbox(Sandbox):
         except BaseException as error:
             self._slots.release(slot)
             if isinstance(error, QuintainError):
-                raise FailureError(Failure.of(FailureKind.CRASHED, Stage.SANDBOX, str(error))) from None
+                raise FailureError.of(FailureKind.CRASHED, Stage.SANDBOX, str(error)) from None
             raise
         session = ContainerSession(container, checked, box, lambda session: self._ended(session, slot))
         self._sessions.add(session)

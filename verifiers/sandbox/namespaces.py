@@ -18,7 +18,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 from quintain.cores import cores
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.slots import Slots
 from quintain.verifiers.sandbox import cgroups
 from quintain.verifiers.sandbox.command import Command, Pipes, encode
@@ -145,7 +145,7 @@ class NamespaceSandbox(Sandbox):
         except QuintainError as error:
             self._slots.release(keeper)
             kind = FailureKind.CANCELLED if self._starting.closed else FailureKind.CRASHED
-            raise FailureError(Failure.of(kind, Stage.SANDBOX, str(error))) from None
+            raise FailureError.of(kind, Stage.SANDBOX, str(error)) from None
         except BaseException:
             self._slots.release(keeper)
             raise
@@ -230,7 +230,7 @@ class _Session(OneAtATime):
     def _begin(self, command: bytes, limits: Limits, pipes: Pipes) -> Command:
         if self._lost:
             pipes.close()
-            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.SANDBOX, self._lost))
+            raise FailureError.of(FailureKind.CRASHED, Stage.SANDBOX, self._lost)
         self._files = {}
         self._command = self._sandbox._begin(self._keeper, command, limits, pipes, once=False)
         return self._command

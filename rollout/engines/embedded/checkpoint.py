@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.embedded.network import Layout
 
 FILE = "model.safetensors"
@@ -53,4 +53,4 @@ def _check(found: dict[str, tuple[int, ...]], layout: Layout, path: Path) -> Non
 
 
 def _failed(kind: FailureKind, message: str) -> FailureError:
-    return FailureError(Failure.of(kind, Stage.PUBLISH, message, retryable=False))
+    return FailureError.of(kind, Stage.PUBLISH, message, retryable=False)

@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from quintain.arrays import Floats, Ints, as_floats, as_ints
-from quintain.failure import Failure, FailureError, FailureKind, Stage, failure_from
+from quintain.failure import FailureError, FailureKind, Stage, failure_from
 from quintain.rollout.engines.base import Completion, EngineStats, Sampling, Weights
 from quintain.rollout.engines.contract import check_request, check_rows
 from quintain.rollout.engines.vllm.answer import PartialCompletion
@@ -176,7 +176,7 @@ class VLLMEngine:
                 failed = 0 if len(answer.ids) > before else failed + 1
                 if failed >= MOVES:
                     message = f"{failed} replicas in a row failed this request, the last one: {error}"
-                    raise FailureError(Failure.of(FailureKind.CRASHED, Stage.GENERATE, message)) from None
+                    raise FailureError.of(FailureKind.CRASHED, Stage.GENERATE, message) from None
             finally:
                 self._fleet.leave(attempt)
         return answer.completion()
@@ -213,7 +213,7 @@ class VLLMEngine:
                 f"vLLM ended an answer ({finish}) after {len(answer.ids)} of {answer.limit} tokens without a stop id:"
                 " is its --max-model-len smaller than rollout.max_length?"
             )
-            raise FailureError(Failure.of(FailureKind.INVALID, Stage.GENERATE, message, retryable=False))
+            raise FailureError.of(FailureKind.INVALID, Stage.GENERATE, message, retryable=False)
 
     async def _score(self, rows: Sequence[Ints], *, at_once: int) -> list[Floats]:
         """What `score` says. With adapters on, vLLM 0.32's CPU engine dies of log-probabilities of a prompt beside any
@@ -251,7 +251,7 @@ class VLLMEngine:
                 f"the replicas do not sample with the same weights: their log-probabilities differ by {gap:.3g} nats on"
                 f" average, {self._agreement:g} is allowed"
             )
-            raise FailureError(Failure.of(FailureKind.INVALID, Stage.PUBLISH, message, retryable=True))
+            raise FailureError.of(FailureKind.INVALID, Stage.PUBLISH, message, retryable=True)
 
     def _begin(self) -> None:
         self._refuse_if_closed()
@@ -259,4 +259,4 @@ class VLLMEngine:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise FailureError(Failure.of(FailureKind.CANCELLED, Stage.GENERATE, "the engine was closed"))
+            raise FailureError.of(FailureKind.CANCELLED, Stage.GENERATE, "the engine was closed")

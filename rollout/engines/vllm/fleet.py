@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.failure import FailureError, FailureKind, QuintainError, Stage
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm.dialect import Load
 from quintain.rollout.engines.vllm.process import Process
@@ -282,8 +282,7 @@ class Fleet:
         if len(failures) == len(members):
             if isinstance(failures[0], FailureError):
                 raise failures[0]
-            message = f"no replica took the weights: {failures[0]}"
-            raise FailureError(Failure.of(FailureKind.CRASHED, Stage.PUBLISH, message))
+            raise FailureError.of(FailureKind.CRASHED, Stage.PUBLISH, f"no replica took the weights: {failures[0]}")
         await self.on_all([member for member in members if member.up], lambda member: new.tidy(member.replica))
 
     async def _freeze(self, member: Member) -> None:
@@ -387,7 +386,7 @@ class Fleet:
     def _refuse_if_lost(self) -> None:
         if self.lost is not None:
             message = f"no vLLM replica is left: {self.lost}"
-            raise FailureError(Failure.of(FailureKind.UNREACHABLE, Stage.GENERATE, message, retryable=False))
+            raise FailureError.of(FailureKind.UNREACHABLE, Stage.GENERATE, message, retryable=False)
 
     def _notify(self) -> None:
         self._changed.set()

@@ -15,7 +15,7 @@ import httpx
 
 from quintain.arrays import Floats, Ints
 from quintain.calling.connections import async_http_client
-from quintain.failure import Failure, FailureError, FailureKind, Stage, one_line
+from quintain.failure import FailureError, FailureKind, Stage, one_line
 from quintain.rollout.engines.base import Sampling
 from quintain.rollout.engines.vllm.dialect import (
     BrokenOff,
@@ -167,7 +167,7 @@ class Replica:
             # vLLM leaves paths out of what it says, and wraps what its worker said
             why = error.failure.message.partition("Worker failed with error ")[2] or error.failure.message
             told = why.partition(", please check the stack trace")[0].strip("'\"").replace("<path>", path)
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.PUBLISH, told, retryable=False)) from None
+            raise FailureError.of(FailureKind.REJECTED, Stage.PUBLISH, told, retryable=False) from None
 
     async def _get(self, path: str) -> Mapping[str, Any]:
         try:
@@ -210,7 +210,7 @@ def _refuse(answer: httpx.Response, stage: Stage) -> None:
     if (stage is not Stage.PUBLISH and answer.status_code >= 500) or _is_dead(answer, said):
         raise ReplicaDown(f"{answer.url.path} answered {answer.status_code}: {said}")
     message = f"vLLM refuses {answer.url.path} ({answer.status_code}): {said}"
-    raise FailureError(Failure.of(FailureKind.REJECTED, stage, message, retryable=False))
+    raise FailureError.of(FailureKind.REJECTED, stage, message, retryable=False)
 
 
 def _is_dead(answer: httpx.Response, said: str) -> bool:
@@ -219,4 +219,4 @@ def _is_dead(answer: httpx.Response, said: str) -> bool:
 
 
 def _invalid(message: str) -> FailureError:
-    return FailureError(Failure.of(FailureKind.INVALID, Stage.GENERATE, message, retryable=True))
+    return FailureError.of(FailureKind.INVALID, Stage.GENERATE, message, retryable=True)

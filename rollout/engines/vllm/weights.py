@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm.gpu import POLL_S, direct_label
 from quintain.rollout.engines.vllm.replica import Replica, ReplicaDown
@@ -69,7 +69,7 @@ class Holdings:
                 f"{weights.path} is an adapter and the servers take none: set rollout.vllm.max_lora_rank (servers at"
                 " 'urls' need --enable-lora)"
             )
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.PUBLISH, message))
+            raise FailureError.of(FailureKind.REJECTED, Stage.PUBLISH, message)
 
     async def bring(self, replica: Replica, weights: Weights) -> None:
         """Load `weights`, the newest of these holdings, into a replica that has those before."""

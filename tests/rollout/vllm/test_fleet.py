@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 from quintain.rollout.engines.base import Weights
 from quintain.rollout.engines.vllm import fleet
 from quintain.rollout.engines.vllm.dialect import Load
@@ -53,11 +53,11 @@ class Server:
 
     def _check(self, path: str) -> None:
         if self.refuses:
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.PUBLISH, f"not mine: {path}"))
+            raise FailureError.of(FailureKind.REJECTED, Stage.PUBLISH, f"not mine: {path}")
 
     def _load(self, path: str, label: str) -> None:
         if self.refuses_to_load:
-            raise FailureError(Failure.of(FailureKind.REJECTED, Stage.PUBLISH, f"there is no {path}"))
+            raise FailureError.of(FailureKind.REJECTED, Stage.PUBLISH, f"there is no {path}")
         if self.fails:
             self.dead = True
             raise ReplicaDown("it died while loading")

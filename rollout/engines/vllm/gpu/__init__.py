@@ -20,7 +20,7 @@ from typing import Any, Literal
 import httpx
 
 from quintain.calling.connections import http_client
-from quintain.failure import Failure, FailureError, FailureKind, Stage
+from quintain.failure import FailureError, FailureKind, Stage
 
 PAUSED_S = 120.0
 POLL_S = 0.02
@@ -67,7 +67,7 @@ class DirectTransfer:
         while not all(server.get("/is_paused").json()["is_paused"] for server in self._servers):
             if time.monotonic() > deadline:
                 message = f"the vLLM servers were not paused within {PAUSED_S:.0f} s: nothing was sent"
-                raise FailureError(Failure.of(FailureKind.TIMEOUT, Stage.PUBLISH, message))
+                raise FailureError.of(FailureKind.TIMEOUT, Stage.PUBLISH, message)
             time.sleep(POLL_S)
         self._engine.send_weights()
         for server in self._servers:
