@@ -3,7 +3,8 @@
 The task: of the two digits of a prompt, say the larger one. The model has random weights (a seventh of its answers
 is right by chance); it is trained by the learner that `quintain train` uses, and samples in this process. The final
 reward is the mean over the last five batches. Distillation learns from a teacher that GRPO has taught, from other
-weights. SDPO is not here: it is for models that make use of what they are told, which one of this size soon unlearns.
+weights. SDPO is for models that make use of what they are told: its own is taught before to repeat a solution, and
+nothing else.
 
     python benchmarks/learning.py [--seeds 3] [--steps N] [--only NAME ...] [--plot FILE.png]
 
@@ -25,13 +26,18 @@ import torch
 from _side import report
 
 from quintain.config import ExperimentConfig, OnlineConfig
-from quintain.messages import assistant
+from quintain.messages import assistant, user
 from quintain.trainers.algorithms import algorithm_of
+from quintain.trainers.algorithms.sdpo import SOLUTION, TOLD
 from quintain.trainers.learner import Learner
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
 DIGITS, START = 6, 6
-WORDS = START + 1
+UNKNOWN = START + 1
+"""The word that stands for all others, of a model that listens."""
+TOLD_STEPS = 400
+"""In which it is taught to."""
+TEMPLATE = f"{{% for m in messages %}}{{{{ '{START} ' if m.role == 'user' }}}}{{{{ m.content }}}} {{% endfor %}}"
 GOOD = 0.8
 LAST = 5
 TEACHER = 1_000
@@ -42,6 +48,10 @@ PPO = {"algorithm": "ppo", "prompts_per_step": 64, "num_iterations": 2, "kl_coef
 
 TWICE = {"algorithm": "grpo", "num_iterations": 2, "learning_rate": 2e-3}
 """Losses that differ in what they make of a ratio that is not 1: each batch is gone over twice, at half the rate."""
+
+SDPO = {"algorithm": "sdpo", "teacher_update_rate": 0.01, "learning_rate": 1e-3}
+SDPO |= {"prompts_per_step": 32, "num_generations": 32}
+"""A prompt of which no attempt succeeds teaches nothing, so it wants larger groups."""
 
 DISTILLATION = {"algorithm": "distillation", "teacher": "", "num_generations": 8}
 
@@ -69,20 +79,51 @@ RUNS: dict[str, dict[str, Any]] = {
     "entropy target": {"algorithm": "grpo", "entropy_target": 0.5},
     "distillation": DISTILLATION,
     "distillation, jsd": DISTILLATION | {"beta": 0.5},
+    "sdpo": SDPO,
 }
 
 
-def make_model(folder: Path, seed: int) -> None:
-    """Save a Llama of two small layers with random weights, and a tokenizer for form's sake."""
+def make_model(folder: Path, seed: int, *, listens: bool) -> None:
+    """Save a Llama of two small layers with random weights, which `listens` where it is to be told solutions, and a
+    tokenizer of its words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
+    words = {str(word): word for word in range(START + 1)} | ({"?": UNKNOWN} if listens else {})
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, max_position_embeddings=16, **sizes)).save_pretrained(folder)
-    words = Tokenizer(WordLevel({str(word): word for word in range(WORDS)}))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=64, **sizes))
+    split = Tokenizer(WordLevel(words, unk_token="?"))
+    split.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=split, unk_token="?" if listens else None)
+    tokenizer.chat_template = TEMPLATE
+    if listens:
+        teach_to_listen(model, tokenizer, np.random.default_rng(seed))
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+
+
+def teach_to_listen(model: Any, tokenizer: Any, rng: np.random.Generator) -> None:
+    """Have `model` say what it is told in the words of SDPO, whatever that is, and anything where nothing is told."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(TOLD_STEPS):
+        loss = torch.zeros(())
+        for told in (True, False):
+            asked, said = rng.integers(0, DIGITS, (64, 2)), rng.integers(0, DIGITS, 64)
+            texts = [f"{a} {b}" for a, b in asked]
+            if told:
+                texts = [TOLD.format(text, SOLUTION.format(s), "") for text, s in zip(texts, said, strict=True)]
+            chats = [[{"role": "user", "content": text}] for text in texts]
+            ids = tokenizer.apply_chat_template(chats, tokenize=True, return_dict=False)
+            loss = loss + torch.nn.functional.cross_entropy(
+                model(torch.tensor(ids)).logits[:, -1], torch.from_numpy(said)
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
 
 
 def sampled(model: Any, options: OnlineConfig, rng: np.random.Generator, version: int) -> tuple[list[Group], float]:
@@ -95,7 +136,8 @@ def sampled(model: Any, options: OnlineConfig, rng: np.random.Generator, version
     groups, rewards = [], []
     for g, (prompt, score) in enumerate(zip(prompts, scores, strict=True)):
         chance = np.exp(score.astype(np.float64))
-        answers = rng.choice(WORDS, options.num_generations, p=chance / chance.sum())
+        answers = rng.choice(len(chance), options.num_generations, p=chance / chance.sum())
+        asked = (user(" ".join(map(str, prompt[1:].tolist()))),)
         members = []
         for member, answer in enumerate(answers.tolist()):
             reward = float(answer == prompt[1:].max())
@@ -104,16 +146,18 @@ def sampled(model: Any, options: OnlineConfig, rng: np.random.Generator, version
             turn = Turn(
                 prompt.tolist(), [answer], [score[answer]], Finish.STOP, spans, assistant(str(answer)), reward=reward
             )
-            members.append(Trajectory(f"{g}/{member}", str(g), "max", g, member, 0, (turn,), Ending.TERMINATED, reward))
+            who = (f"{g}/{member}", str(g), "max", g, member, 0)
+            members.append(Trajectory(*who, (turn,), Ending.TERMINATED, reward, prompt=asked))
         groups.append(Group(str(g), g, tuple(members)))
     return groups, statistics.mean(rewards)
 
 
 def run(name: str, seed: int, steps: int, folder: Path) -> list[float]:
     """The mean reward of each batch of one run; its model stays in `folder`, by the run's name and seed."""
-    model = folder / f"model-{seed}"
+    listens = RUNS[name]["algorithm"] == "sdpo"
+    model = folder / f"model-{seed}-{listens}"
     if not model.exists():
-        make_model(model, seed)
+        make_model(model, seed, listens=listens)
     trainer = {"max_steps": steps, "learning_rate": 4e-3, "prompts_per_step": 16, "threads": 1} | RUNS[name]
     if "teacher" in trainer:
         trainer["teacher"] = str(teacher := folder / f"grpo-{TEACHER}")
@@ -124,7 +168,7 @@ def run(name: str, seed: int, steps: int, folder: Path) -> list[float]:
             "seed": seed,
             "model": {"path": str(model), "compute_dtype": "float32"},
             "environment": {"name": "math"},
-            "rollout": {"max_completion_length": 1},
+            "rollout": {"max_completion_length": 1, "stop_ids": [UNKNOWN]},
             "trainer": trainer,
         }
     )

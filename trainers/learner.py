@@ -25,8 +25,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from quintain.config import DistillationConfig, ExperimentConfig, PPOConfig
-from quintain.config.offline import ReferenceConfig
+from quintain.config import DistillationConfig, ExperimentConfig, PPOConfig, SDPOConfig
 from quintain.config.ppo import CRITIC
 from quintain.failure import QuintainError
 from quintain.rollout.chat.load import quiet_transformers
@@ -103,8 +102,9 @@ class Learner(Generic[Data]):
         self.model, notes = load_policy(config.model, seed=config.seed, head=trainer.head)
         _check_length(config, self.model)
         fresh = config.model.lora is not None and config.model.lora.path is None
-        self.reference = ReferenceModel(self.model, fresh=fresh) if Pass.REF in algorithm.passes else None
-        self._following = trainer if isinstance(trainer, ReferenceConfig) and trainer.sync_ref_model else None
+        refers = Pass.REF in algorithm.passes or (isinstance(trainer, SDPOConfig) and trainer.needs_reference)
+        apart = not fresh or trainer.reference_follows
+        self.reference = ReferenceModel(self.model, apart=apart) if refers else None
         self.notes: list[str] = [*notes, *trainer.warnings()]
         if config.offline is None and routes(plain_model(self.model)):
             self.notes.append(
@@ -174,10 +174,8 @@ class Learner(Generic[Data]):
             if skipped is not None:
                 figures["skipped_steps"] = 1.0
                 break
-        if self._following is not None and self.reference is not None:
-            share = self._following.follows(step + 1)
-            if share:
-                self.reference.follow(share)
+        if self.reference is not None and trainer.reference_follows and (share := trainer.follows(step + 1)):
+            self.reference.follow(share)
         self._count_skips(skipped.rows if skipped is not None else (), norm, step)
         figures = {**rows.metrics, **figures}
         self.algorithm.remember(figures)
@@ -356,8 +354,9 @@ class Learner(Generic[Data]):
 
     def _saved(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
         models = {name: (self.trained[name].model, self.trained[name].optimizer) for name in self.algorithm.trains}
-        if self._following is not None and self.reference is not None and self.reference.frozen is not None:
+        if self.config.trainer.reference_follows and self.reference is not None:
             frozen = self.reference.frozen
+            assert frozen is not None
             models["reference"] = (frozen, torch.optim.SGD(frozen.parameters(), lr=0.0))  # it has no state
         return models
 

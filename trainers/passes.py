@@ -14,6 +14,7 @@ from torch import Tensor
 from quintain.config.ppo import CRITIC
 from quintain.trainers.algorithms.base import NEXT_VALUE, Pass
 from quintain.trainers.batches.batch import MicroBatch
+from quintain.trainers.model.forward import TokenLogprobs
 from quintain.trainers.model.policy import ReferenceModel
 from quintain.trainers.model.teacher import RemoteTeacher
 from quintain.trainers.model.value import followed
@@ -24,8 +25,8 @@ from quintain.trainers.update import Trained, by_row, score
 
 class Passes:
     """Those that are `wanted`, by the models that are `trained`, the reference and its forward pass, and the teacher
-    (or its forward pass; None: the policy itself, of rows that have a segment for it). `pieces` cuts rows into what
-    runs at once."""
+    (or its forward pass; None: the reference, or the policy itself, of rows that have a segment for it). `pieces` cuts
+    rows into what runs at once."""
 
     def __init__(
         self,
@@ -67,7 +68,8 @@ class Passes:
         if self._teacher is None:
             told = [i for i, row in enumerate(rows) if row.teacher is not None]
             pieces = self._pieces([replace(row, segment=row.teacher) for row in rows if row.teacher is not None])
-            scored = score(alone(self._trained["policy"].forward), pieces, self._ranks)
+            policy = alone(self._trained["policy"].forward)
+            scored = score(policy, pieces, self._ranks) if self._reference is None else self._referred(pieces)
             found = by_row(pieces, {index: tokens.logp for index, tokens in scored.items()})
             return {told[at]: column for at, column in found.items()}
         scored = score(self._teacher, pieces, self._ranks)
@@ -84,16 +86,20 @@ class Passes:
             NEXT_VALUE: {at: value[1:] for at, value in values.items()},
         }
 
+    def _referred(self, pieces: Sequence[MicroBatch]) -> dict[int, TokenLogprobs]:
+        """What the reference says of the pieces' tokens, by the index of the piece."""
+        assert self._reference is not None
+        model, forward = self._reference
+        with model.in_place():
+            return score(forward, pieces, self._ranks)
+
     def _scores(self, pieces: Sequence[MicroBatch]) -> dict[Pass, dict[int, Tensor]]:
         """What the reference and the policy say of the tokens [T] of the pieces, by the index of the piece."""
         found: dict[Pass, dict[int, Tensor]] = {}
         for trained in self._trained.values():
             trained.model.eval()
-        if self._reference is not None:
-            model, forward = self._reference
-            with model.in_place():
-                scored = score(forward, pieces, self._ranks)
-            found[Pass.REF] = {index: tokens.logp for index, tokens in scored.items()}
+        if Pass.REF in self._wanted:
+            found[Pass.REF] = {index: tokens.logp for index, tokens in self._referred(pieces).items()}
         if self._wanted & {Pass.OLD, Pass.ENTROPY}:
             scored = score(alone(self._trained["policy"].forward), pieces, self._ranks)
             found[Pass.OLD] = {index: tokens.logp for index, tokens in scored.items()}

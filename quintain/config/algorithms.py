@@ -161,6 +161,27 @@ class SDPOConfig(GroupConfig):
     """Upper bound of the ratio to the policy that sampled."""
     max_reprompt_len: Positive = 10240
     """Most tokens of the teacher's prompt; an episode whose would be longer teaches nothing."""
+    teacher_model_kind: Literal["ema", "base", "live"] = "ema"
+    """Who is told: a copy that follows the policy, the policy before training, or the policy before the step. The last
+    costs no memory, and learns to no longer listen."""
+    teacher_update_rate: Fraction = 0.05
+    """With ema: the policy's share of the new teacher."""
+    teacher_sync_steps: Positive = 1
+    """With ema: after how many steps the teacher follows."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the teacher is another than the policy before the step."""
+        return self.teacher_model_kind != "live"
+
+    @property
+    def reference_follows(self) -> bool:
+        """Whether the teacher follows the policy."""
+        return self.teacher_model_kind == "ema"
+
+    def follows(self, step: int) -> float:
+        """The policy's share of the teacher after `step` steps."""
+        return self.teacher_update_rate if step % self.teacher_sync_steps == 0 else 0.0
 
 
 AlgorithmConfig: TypeAlias = (

@@ -58,10 +58,14 @@ class ReferenceConfig(OfflineConfig):
     ref_model_sync_steps: Positive = 512
     """With sync_ref_model: how often."""
 
+    @property
+    def reference_follows(self) -> bool:
+        """Whether the reference model follows the policy."""
+        return self.sync_ref_model
+
     def follows(self, step: int) -> float:
-        """The policy's share of the reference after `step` steps; 0: it stays what it is."""
-        due = self.sync_ref_model and step % self.ref_model_sync_steps == 0
-        return self.ref_model_mixup_alpha if due else 0.0
+        """The policy's share of the reference after `step` steps."""
+        return self.ref_model_mixup_alpha if step % self.ref_model_sync_steps == 0 else 0.0
 
     @property
     def needs_reference(self) -> bool:

@@ -380,10 +380,6 @@ class ExperimentConfig(Section):
             raise ValueError(f"environment: {algorithm} trains on a dataset and plays nothing: drop it")
         if evaluation is not None and evaluation.dataset is None and evaluation.num_tasks is None:
             raise ValueError("evaluation: say with num_tasks how many rows to hold back, or give a dataset of its own")
-        if self.model.lora is not None and getattr(self.trainer, "sync_ref_model", False):
-            raise ValueError(
-                "trainer.sync_ref_model: with model.lora the reference is the model without adapter: drop it"
-            )
         if self.model.lora is not None and self.trainer.head != "lm":
             raise ValueError(f"model.lora: {algorithm} trains the whole model so far: drop it")
         self._check_dataset(self.dataset)
@@ -448,7 +444,8 @@ class ExperimentConfig(Section):
         lora = self.model.lora
         if self.trainer.needs_reference and lora is not None and lora.dropout > 0:
             raise ValueError(
-                "trainer.beta > 0 (a reference model) with model.lora.dropout > 0 makes a noisy KL: set dropout to 0"
+                "a reference model (trainer.beta > 0, or a teacher) with model.lora.dropout > 0 makes a noisy KL: set"
+                " dropout to 0"
             )
         if self.model.dtype == "bfloat16" and self.model.compute_dtype == "float32":
             raise ValueError(

@@ -118,6 +118,15 @@ class TrainerConfig(Section):
         return False
 
     @property
+    def reference_follows(self) -> bool:
+        """Whether the reference model follows the policy."""
+        return False
+
+    def follows(self, step: int) -> float:
+        """The policy's share of a reference that follows, after `step` steps; 0: it stays what it is."""
+        return 0.0
+
+    @property
     def balances_experts(self) -> bool:
         """Whether the loss on how a model's experts are used may be added."""
         return self.head == "lm"

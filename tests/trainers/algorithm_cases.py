@@ -139,11 +139,16 @@ class Case:
 
 
 def config_of(case: Case, model: Path, **more: Any) -> ExperimentConfig:
-    """The experiment of `case` with the model of that folder, and `more` options of the trainer."""
+    """The experiment of `case` with the model of that folder, and `more` options of the trainer.
+
+    With Adam's own epsilon the rounding of a gradient that is nearly zero would become as large as the rate.
+    """
     source = "environment: {name: math}\n" if case.data in ONLINE else ""
     source += "dataset: rows.jsonl" if case.data not in ONLINE or case.data is beside else ""
     text = f"model: {{path: {model}, compute_dtype: float32}}\n{source}\n"
-    options = {"algorithm": case.algorithm, "learning_rate": 0.01, "threads": 1} | case.options | more
+    options = (
+        {"algorithm": case.algorithm, "learning_rate": 0.01, "adam_epsilon": 1e-4, "threads": 1} | case.options | more
+    )
     if case.algorithm == "distillation" and "teacher_url" not in options:
         options = {"teacher": str(teacher_beside(model))} | options
     settings = [f"trainer.{name}={json.dumps(value)}" for name, value in options.items()]
@@ -191,6 +196,9 @@ CASES: dict[str, Case] = {
     "dpo with a reference that follows": Case(
         "dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}, data=pairs
     ),
+    "dpo with an adapter and a reference that follows": Case(
+        "dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}, pairs, lora={"r": 2}
+    ),
     "cpo": Case("cpo", data=pairs),
     "simpo": Case("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0}, data=pairs),
     "orpo": Case("orpo", data=pairs),
@@ -222,7 +230,7 @@ CASES: dict[str, Case] = {
     "distillation": Case("distillation", {"gamma": 0.5, "num_iterations": 2, "num_mini_batches": 2}),
     "distillation of whole distributions": Case("distillation", {"beta": 0.5}),
     "distillation with data beside": Case("distillation", {"beta": 0.5, "lmbda": 0.5}, beside),
-    "ppo": Case("ppo"),
+    "ppo": Case("ppo", {"critic_learning_rate": 0.001}),
     "ppo on one trunk": Case("ppo", {"value_head": True, "num_mini_batches": 2}),
     "ppo on one trunk with an adapter and muon": Case(
         "ppo", {"value_head": True, "kl_coef": 0.0, "optim": "muon"}, lora={"r": 2}
@@ -235,7 +243,7 @@ CASES: dict[str, Case] = {
             "kl_estimator": "k3",
             "kl_target": 0.1,
             "kl_horizon": 10,
-            "critic_learning_rate": 0.02,
+            "critic_learning_rate": 0.002,
             "num_mini_batches": 2,
         },
     ),
@@ -250,6 +258,11 @@ CASES: dict[str, Case] = {
     "nash-md": Case("nash_md"),
     "nash-md against the mixture": Case("nash_md", {"mixture_coef": 0.5}),
     "sdpo": Case("sdpo", {"success_reward_threshold": 0.0, "num_iterations": 2}, told),
+    "sdpo with an adapter": Case("sdpo", {"success_reward_threshold": 0.0}, told, lora={"r": 2}),
+    "sdpo by the policy before training": Case(
+        "sdpo", {"success_reward_threshold": 0.0, "teacher_model_kind": "base"}, told, lora={"r": 2}
+    ),
+    "sdpo by the policy as it is": Case("sdpo", {"success_reward_threshold": 0.0, "teacher_model_kind": "live"}, told),
     "clip-cov": Case("grpo", {"covariance": "clip", "covariance_ratio": 0.2, "covariance_bounds": [0.1, 9.0]}),
     "kl-cov": Case("grpo", {"covariance": "kl", "covariance_ratio": 0.2, "num_mini_batches": 2}),
 }

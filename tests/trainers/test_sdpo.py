@@ -27,6 +27,12 @@ from quintain.trainers.losses.inputs import LossInputs
 from quintain.trainers.rows import Rows, Totals
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
+from .algorithm_cases import CASES
+from .test_algorithms import Made
+from .test_algorithms import made as made
+from .test_learner import model as model
+from .test_learner import weights
+
 torch.set_num_threads(1)
 MODEL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
 PROMPT = (system("Be brief."), user("What is 2 + 2?"))
@@ -83,7 +89,8 @@ def test_the_words_are_those_of_trl() -> None:
     assert sdpo.TOLD.format(prompt, "s", "f") == theirs["reprompt_template"].format(
         prompt=prompt, solution="s", feedback="f"
     )
-    for name in ("success_reward_threshold", "distillation_is_clip", "max_reprompt_len"):
+    options = ("success_reward_threshold", "distillation_is_clip", "max_reprompt_len")
+    for name in (*options, "teacher_model_kind", "teacher_update_rate", "teacher_sync_steps"):
         assert SDPOConfig.model_fields[name].default == theirs[name]
 
 
@@ -155,3 +162,22 @@ def test_value_and_gradient_are_those_of_trl_for_any_cut() -> None:
         torch.testing.assert_close(loss, expected)
         (a,), (b,) = (torch.autograd.grad(x, logits, retain_graph=True) for x in (loss, expected))
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("live", 1.0), ("base", 0.0)])
+def test_a_teacher_that_follows_whole_is_the_policy_and_one_that_never_does_is_that_before_training(
+    made: Made, kind: str, rate: float
+) -> None:
+    """And one that follows by a part is neither."""
+    case = CASES["sdpo"]
+    learners = [
+        made(case, teacher_model_kind=kind),
+        made(case, teacher_update_rate=rate),
+        made(case, teacher_update_rate=0.5),
+    ]
+    for step in range(2):
+        for learner in learners:
+            learner.update(case.data(step), step=step)
+    same, follows, other = map(weights, learners)
+    assert torch.equal(same, follows)
+    assert not torch.equal(same, other)

@@ -1,8 +1,8 @@
 """SDPO (arXiv 2601.20802): the policy learns from what it would have said, had it been told how its attempt went.
 
-The teacher is the policy before the step, whose prompt says besides what the environment answered at the end, and an
-attempt of the group that succeeded. What is learned is the reverse KL at the tokens that were sampled. An episode about
-which there is nothing to tell teaches nothing.
+The teacher is a copy that follows the policy, or the policy itself; its prompt says besides what the environment
+answered at the end, and an attempt of the group that succeeded. What is learned is the reverse KL at the tokens that
+were sampled. An episode about which there is nothing to tell teaches nothing.
 """
 
 from __future__ import annotations

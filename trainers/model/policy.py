@@ -186,13 +186,13 @@ def add_value_head(model: Any) -> None:
 
 
 class ReferenceModel:
-    """The policy before training: the model with its adapter off, where that is as it was made (`fresh`), or else a
-    frozen copy, which shares what is not trained."""
+    """The policy before training: the model with its adapter off, or, where there is none or it is to stand `apart`
+    (it follows, or the adapter was trained before), a frozen copy, which shares what is not trained."""
 
-    def __init__(self, model: nn.Module, *, fresh: bool) -> None:
+    def __init__(self, model: nn.Module, *, apart: bool) -> None:
         self._model = model
         self.frozen: nn.Module | None = None
-        if not (is_adapted(model) and fresh):
+        if apart or not is_adapted(model):
             shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
             self.frozen = copy.deepcopy(model, shared).eval().requires_grad_(False)
 
