@@ -24,7 +24,7 @@ class Item:
     """One answer to judge. `answer` is the model's text; what `reference` must be is up to the verifier."""
 
     answer: str
-    reference: Any
+    reference: Any = None
 
 
 class Cost(IntEnum):

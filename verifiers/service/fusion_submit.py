@@ -24,6 +24,7 @@ from quintain.failure import FailureKind, Stage
 from quintain.nearest import one_of
 from quintain.serving.refusals import Refused, refused
 from quintain.verdict import Verdict
+from quintain.verifiers.base import Item
 from quintain.verifiers.service.fusion_wire import (
     CommandStatus,
     RunStatus,
@@ -31,7 +32,7 @@ from quintain.verifiers.service.fusion_wire import (
     command_result,
     run_result,
 )
-from quintain.verifiers.service.wire import VerifyItem, VerifyRequest
+from quintain.verifiers.service.wire import VerifyRequest
 
 FUSION_LANGUAGES: Final[Mapping[str, str]] = {"nodejs": "javascript"}
 """SandboxFusion's names of languages that have another name here."""
@@ -66,7 +67,7 @@ def verify_request(asked: SubmitRequest) -> VerifyRequest:
         if seconds is not None
     }
     partial = {"partial_credit": True} if config.extra.get("run_all_cases") else {}
-    return VerifyRequest("code", (VerifyItem(asked.completion, reference),), {**limits, **partial})
+    return VerifyRequest("code", (Item(asked.completion, reference),), {**limits, **partial})
 
 
 def result_of(asked: SubmitRequest, verdict: Verdict) -> dict[str, Any]:

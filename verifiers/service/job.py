@@ -63,7 +63,7 @@ class Job:
     ) -> None:
         self._jobs = jobs
         self._name = asked.verifier
-        self._items = [Item(item.answer, item.reference) for item in asked.items]
+        self._items = asked.items
         self._deadline_s = asked.deadline_s
         self._timeout_s = asked.timeout_s or jobs.limits.timeout_s
         self._verifier, self._slots, self._batching = verifier, slots, batching

@@ -10,18 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from quintain.verdict import Verdict
+from quintain.verifiers.base import Item
 
 MAX_ITEMS: Final = 4096
 """Items in one verify request at most."""
 NDJSON: Final = "application/x-ndjson"
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyItem:
-    """One finished answer and the reference to hold it against."""
-
-    answer: str
-    reference: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +28,7 @@ class VerifyRequest:
     """
 
     verifier: str
-    items: tuple[VerifyItem, ...]
+    items: tuple[Item, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     deadline_s: float | None = None
     timeout_s: float | None = None

@@ -140,6 +140,22 @@ async def test_a_stuck_keeper_is_given_up(make: Make, monkeypatch: pytest.Monkey
         assert not keeper.is_running()
 
 
+async def test_a_program_does_nothing_before_it_is_known_to_have_begun(make: Make) -> None:
+    """Not even where its keeper, on the same core, has to wait for a turn."""
+    async with make(slots=1) as sandbox, await sandbox.open() as session:
+        core = min(os.sched_getaffinity(0))
+        (keeper,) = keepers(sandbox)
+        os.sched_setaffinity(keeper.pid, {core})
+        os.sched_setscheduler(keeper.pid, os.SCHED_IDLE, os.sched_param(0))
+        for _ in range(20):
+            talk = await session.start(Program.python("print('up', flush=True); input()"))
+            assert await talk.stdout.readline() == b"up\n"
+            await asyncio.sleep(0)  # a turn for what came before
+            assert session._keeper.begun is not None  # type: ignore[attr-defined]
+            talk.stdin.write(b"\n")
+            assert (await talk.wait()).status is Status.OK
+
+
 @pytest.mark.parametrize(("ends", "status"), [(False, Status.TIMEOUT), (True, Status.INFRA_ERROR)])
 async def test_where_no_report_comes_a_program_that_lives_on_has_run_into_its_time(
     make: Make, monkeypatch: pytest.MonkeyPatch, ends: bool, status: Status

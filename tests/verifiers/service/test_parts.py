@@ -21,7 +21,7 @@ from quintain.verifiers.service.job import Batching
 from quintain.verifiers.service.jobs import Jobs
 from quintain.verifiers.service.limits import ServiceLimits
 from quintain.verifiers.service.policy import OPERATOR_OPTIONS, AccessPolicy, option_names
-from quintain.verifiers.service.wire import VerifyItem, VerifyRequest
+from quintain.verifiers.service.wire import VerifyRequest
 from quintain.verifiers.shared import Verifiers
 
 LIMITS = ServiceLimits()
@@ -189,7 +189,7 @@ async def test_a_verifier_that_was_got_is_kept_until_all_are_closed(probe):
 
 
 async def judge(jobs: Jobs, holder: str, *answers: str, **more: Any) -> list[Outcome]:
-    items = tuple(VerifyItem(answer) for answer in answers)
+    items = tuple(Item(answer) for answer in answers)
     async with jobs.job(VerifyRequest("probe", items, **more), holder) as job:
         return [encoded.outcome for encoded in await job.all()]
 
@@ -232,7 +232,7 @@ async def test_a_reference_that_is_nested_too_deeply_is_no_accident(probe):
     for _ in range(100_000):
         deep = [deep]
     jobs = Jobs(AccessPolicy(), LIMITS, Metrics("x_"))
-    asked = VerifyRequest("probe", (VerifyItem("right", deep), VerifyItem("right")))
+    asked = VerifyRequest("probe", (Item("right", deep), Item("right")))
     async with jobs.job(asked, "ann") as job:
         assert [encoded.outcome for encoded in await job.all()] == [Outcome.BAD_REFERENCE, Outcome.CORRECT]
     await jobs.close()

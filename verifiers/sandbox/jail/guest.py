@@ -31,6 +31,7 @@ MOST_INODES = 1 << 48
 """What a tmpfs takes for a bound."""
 FIRST_TO_GO = "1000"
 """Where memory is used up, the kernel takes a program before all else: never its keeper."""
+READY = b"\0"
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes where the command cannot be run, as a shell gives them."""
 
@@ -48,8 +49,8 @@ def become(
 ) -> None:
     """Turn this process into the program of a command; never returns.
 
-    `fds` are the command itself, and the program's stdin, stdout and stderr. Trouble on our side goes to
-    `begins`, which closes when the program begins. `fresh` says that the session has no file system yet; `data_bytes`
+    `fds` are the command itself, and the program's stdin, stdout and stderr. On `begins`, a socket, it says READY, and
+    begins when it is told to; or what trouble there is on our side. `fresh` says that the session has no file system yet; `data_bytes`
     bounds what one process may map for itself, `memory_bytes` its files where no control group does. `filters` are
     the filter of a program and of one with a loopback, `prepared` the programs that the sandbox was made with.
     """
@@ -71,6 +72,9 @@ def become(
         main = blobs[command["files"].index(argv[0])] if command["python"] else None
         main = prepared[argv[0]] if command["prepared"] else main
         blobs.clear()
+        os.write(begins, READY)
+        if not os.read(begins, 1):
+            return  # its keeper is gone
         os.close(begins)
         if main is not None:
             script.run(main, argv, env)

@@ -151,17 +151,21 @@ class Keeper:
         self._last = False
         if fresh:
             self._open()
-        begun, begins = os.pipe()
+        guests, begins = (end.detach() for end in socket.socketpair())
         pid = os.fork()
         if pid == 0:
             os.setpriority(os.PRIO_PROCESS, 0, LEAST if self._few else self._nice)
             most = (bounds.data_bytes, bounds.memory_bytes)
             guest.become(fds, begins, fresh, *most, self._users, self._uid, self._filters, self._prepared)
         os.close(begins)
-        trouble = os.read(begun, 4096)  # its end comes when the program begins
-        os.close(begun)
+        trouble = os.read(guests, 4096)
         started = time.monotonic()
         os.write(self._control, BEGUN)
+        if trouble == guest.READY:  # the program does nothing before the service can know that it is there
+            trouble = b""
+            with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+                os.write(guests, guest.READY)
+        os.close(guests)
         why, used_s, peak_bytes = self._watch(pid, started + bounds.wall_s, bounds)
         if why != ENDED:
             os.kill(pid, signal.SIGKILL)
