@@ -50,9 +50,10 @@ def become(
     """Turn this process into the program of a command; never returns.
 
     `fds` are the command itself, and the program's stdin, stdout and stderr. On `begins`, a socket, it says READY, and
-    begins when it is told to; or what trouble there is on our side. `fresh` says that the session has no file system yet; `data_bytes`
-    bounds what one process may map for itself, `memory_bytes` its files where no control group does. `filters` are
-    the filter of a program and of one with a loopback, `prepared` the programs that the sandbox was made with.
+    begins when it is told to; or what trouble there is on our side. `fresh` says that the session has no file system
+    yet; `data_bytes` bounds what one process may map for itself, `memory_bytes` its files where no control group does.
+    `filters` are the filter of a program and of one with a loopback, `prepared` the programs that the sandbox was made
+    with.
     """
     try:
         command, blobs = read_command(fds[0])
