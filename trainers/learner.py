@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from quintain.config import DistillationConfig, ExperimentConfig, PPOConfig, SDPOConfig
 from quintain.config.ppo import CRITIC
 from quintain.failure import QuintainError
+from quintain.files import write_whole
 from quintain.rollout.chat.load import quiet_transformers
 from quintain.rollout.engines.contract import steady_length
 from quintain.rollout.engines.dtypes import torch_dtype
@@ -272,9 +273,8 @@ class Learner(Generic[Data]):
         self._skipped = self._skipped + 1 if rows else 0
         if not rows or not self.ranks.leads:
             return
-        self.logs.mkdir(parents=True, exist_ok=True)
         kept = self.logs / f"skipped-{step + 1:06d}.jsonl"
-        kept.write_text("".join(json.dumps(_described(row)) + "\n" for row in rows), encoding="utf-8")
+        write_whole(kept, "".join(json.dumps(_described(row)) + "\n" for row in rows))
         if self._skipped >= SKIPS_IN_A_ROW:
             raise QuintainError(
                 f"the gradient of {self._skipped} batches in a row was not finite (norm {norm}), so nothing is learnt"

@@ -5,7 +5,6 @@ Each problem names the field's path, what was expected, what came, and the neare
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -18,6 +17,7 @@ from quintain.config.algorithms import AlgorithmConfig
 from quintain.config.schema import ExperimentConfig
 from quintain.config.section import Section
 from quintain.failure import QuintainError
+from quintain.files import write_whole
 from quintain.nearest import one_of
 
 
@@ -82,10 +82,8 @@ def plain_config(section: Section, *, exclude_defaults: bool = False) -> dict[st
 
 
 def write_config(config: ExperimentConfig, path: Path) -> None:
-    """Write the resolved experiment to `path`, for its owner alone: options may hold keys. Raises OSError."""
-    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), 0o600)  # also where it was there
-        file.write(dump_config(config))
+    """Write the resolved experiment to `path`, for its owner alone: options may hold keys. Raises QuintainError."""
+    write_whole(path, dump_config(config), mode=0o600)
 
 
 def _read(text: str, origin: str) -> dict[str, Any]:

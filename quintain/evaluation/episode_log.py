@@ -23,11 +23,11 @@ from typing import Any, Final
 from quintain.closing import Closing
 from quintain.codec import from_builtins, to_builtins
 from quintain.failure import FailureError, FailureKind, QuintainError, Stage
+from quintain.files import is_draft, write_whole
 from quintain.trajectory import Trajectory
 
 EVALUATION: Final = "evaluation.json"
 EPISODES: Final = "episodes.jsonl"
-_DRAFT: Final = "evaluation.tmp"
 
 Place = tuple[int, int]
 """A task's index in its split, and the member: which of the task's samples."""
@@ -112,9 +112,7 @@ class EpisodeLog(Closing):
                     f" {json.dumps(now, ensure_ascii=False)}; give --output another folder"
                 )
         if not file.exists() or not self._identity.keys() <= before.keys():
-            draft = file.with_name(_DRAFT)
-            draft.write_text(json.dumps(before | self._identity, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            draft.replace(file)
+            write_whole(file, json.dumps(before | self._identity, indent=1, ensure_ascii=False) + "\n")
 
     def _read(self) -> dict[tuple[str, Place], Trajectory]:
         episodes, whole = read_episodes(self.path)
@@ -146,8 +144,7 @@ def read_episodes(folder: Path) -> tuple[list[Trajectory], int]:
 
 def _holds_something(folder: Path) -> bool:
     """Whether `folder` has anything but what an evaluation leaves that was killed while it began."""
-    begun = {_DRAFT, EPISODES}
-    return any(path.name not in begun or (path.name == EPISODES and path.stat().st_size) for path in folder.iterdir())
+    return any(path.stat().st_size if path.name == EPISODES else not is_draft(path) for path in folder.iterdir())
 
 
 def known_by(trajectory: Trajectory) -> tuple[str, Place]:

@@ -32,6 +32,7 @@ from quintain.evaluation.episode_log import EVALUATION, EpisodeLog, Place
 from quintain.evaluation.figures import Figures, figures_json, figures_of, figures_table
 from quintain.evaluation.players import Endpoint, Episodes, check_endpoint, play_at_endpoint, play_on_server
 from quintain.failure import QuintainError, one_line
+from quintain.files import write_whole
 from quintain.launch.checks import check_model, heldout_size
 from quintain.launch.display import Display, pick
 from quintain.launch.run_folder import RunFolder, new_run, settle_dtypes, with_choices_of
@@ -253,11 +254,8 @@ class _Session:
 
     def _server_folder(self) -> RunFolder:
         """A new folder for this session's servers."""
-        try:
-            write_config(self.config, self.log.path / "config.yaml")
-            shutil.rmtree(self.log.path / "server", ignore_errors=True)
-        except OSError as error:
-            raise QuintainError(f"cannot write into {self.log.path}: {error.strerror}") from None
+        write_config(self.config, self.log.path / "config.yaml")
+        shutil.rmtree(self.log.path / "server", ignore_errors=True)
         return new_run(self.config, self.log.path / "server")
 
     def _report(self, parts: Sequence[_Part], *, as_json: bool) -> None:
@@ -268,7 +266,7 @@ class _Session:
         each = {label: figures_json(found) for label, found in figures.items()}
         told = {**(each[parts[0].label] if len(parts) == 1 else {"environments": each}), **about}
         told["elapsed_s"] = round(elapsed_s, 2)
-        _write_figures(self.log.path, told)
+        write_whole(self.log.path / "figures.json", json.dumps(told, indent=1) + "\n")
         for label, found in rows.items():
             if not figures[label].verified:
                 of, why = f" of {label}" if len(parts) > 1 else "", min(str(row.failure) for row in found)
@@ -346,10 +344,3 @@ def _about(config: ExperimentConfig, asked: Asked) -> Mapping[str, Any]:
         "temperature": evaluation.temperature,
         "seed": config.seed,
     }
-
-
-def _write_figures(folder: Path, told: Mapping[str, Any]) -> None:
-    try:
-        (folder / "figures.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise QuintainError(f"cannot write {folder / 'figures.json'}: {error.strerror}") from None

@@ -18,6 +18,7 @@ import yaml
 from quintain.config import ExperimentConfig
 from quintain.config.load import plain_config
 from quintain.failure import QuintainError, one_line
+from quintain.files import write_whole
 from quintain.launch.report import read_metrics
 from quintain.launch.run_folder import RunFolder
 
@@ -40,9 +41,7 @@ def write_card(config: ExperimentConfig, run: RunFolder, summary: Mapping[str, A
     rows = [row for row in read_metrics(run.metrics) if row["kind"] == "eval"]
     if run.curve.exists():
         shutil.copy(run.curve, folder)
-    draft = folder / "README.tmp"
-    draft.write_text(model_card(config, summary, rows, curve=run.curve.exists()), encoding="utf-8")
-    draft.replace(folder / "README.md")
+    write_whole(folder / "README.md", model_card(config, summary, rows, curve=run.curve.exists()))
     return folder
 
 

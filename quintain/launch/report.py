@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quintain.failure import QuintainError
+from quintain.files import write_whole
 from quintain.trainers.heldout import Evaluation
 
 
@@ -30,7 +31,7 @@ class MetricsLog:
             if from_step
             else []
         )
-        _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line. QuintainError where the disk refuses."""
@@ -68,13 +69,7 @@ def first_evaluation(path: Path) -> Evaluation | None:
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`, whole or not at all."""
-    _replace(path, json.dumps(dict(summary), indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, json.dumps(dict(summary), indent=2) + "\n")
 
 
 def draw_curve(metrics: Path, picture: Path, *, title: str) -> None:

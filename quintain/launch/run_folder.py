@@ -14,6 +14,7 @@ from typing import Any, Final
 from quintain.config import ExperimentConfig, load_config, write_config
 from quintain.config.section import Section, forbidden_changes
 from quintain.failure import QuintainError
+from quintain.files import is_draft
 
 Say = Callable[[str], None]
 
@@ -32,7 +33,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is something to go on with: until then it holds a config and logs only."""
-        return bool({path.name for path in self.path.iterdir()} - {"config.yaml", "logs"})
+        return any(path.name not in ("config.yaml", "logs") and not is_draft(path) for path in self.path.iterdir())
 
     @property
     def trained(self) -> Path | None:
@@ -44,7 +45,7 @@ class RunFolder:
         return next((path for path in found if kept is not None and path.name == f"step-{kept:06d}"), found[-1])
 
     def keep(self, config: ExperimentConfig) -> None:
-        """Write the resolved config. OSError where it cannot be written."""
+        """Write the resolved config. QuintainError where it cannot be written."""
         write_config(config, self.config)
 
 

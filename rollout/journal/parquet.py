@@ -13,16 +13,14 @@ a table: `versions` per turn, `output_tokens`, and the failure's parts. A messag
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
+from quintain.files import write_whole
 from quintain.messages import FunctionCall, Message, TextPart, ToolCall
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
 
@@ -72,7 +70,10 @@ def write_stored(path: Path, rows: Iterable[Stored]) -> None:
             for some in _few(rows):
                 writer.write_table(pa.Table.from_pylist(some, schema=schema()))
 
-    _write_whole(path, write)
+    try:
+        write_whole(path, write)
+    except QuintainError as error:
+        raise FailureError.of(FailureKind.RESOURCE, Stage.JOURNAL, f"{error}, then resume", retryable=False) from None
 
 
 def _few(rows: Iterable[Stored]) -> Iterator[list[dict[str, Any]]]:
@@ -274,40 +275,3 @@ def _check_format(file: Path, found: pyarrow.Schema) -> None:
     if form != FORMAT or found.names != schema().names:
         was = f"of format {form}" if form else "no trajectories of ours"
         raise QuintainError(f"{file} is {was}: expected trajectories of format {FORMAT}, as this quintain writes them")
-
-
-def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Have `path` written by `write`, whole or not at all. Raises FailureError."""
-    # a name of its own for each writer: a client that asks for its batch twice has it written twice, side by side
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep_drafts(path)
-        with draft.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror or error}; free space on its disk, then resume"
-        raise FailureError.of(FailureKind.RESOURCE, Stage.JOURNAL, message, retryable=False) from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-
-
-def _sweep_drafts(path: Path) -> None:
-    """Remove the drafts of writers that were killed."""
-    for draft in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = draft.name.removeprefix(f".{path.name}.").partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            draft.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    """Whether process `pid` runs; one that has ended and was not waited for does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in ("Z", "X")

@@ -84,7 +84,7 @@ def test_an_identity_may_grow_and_never_change(tmp_path: Path) -> None:
 
 def test_what_a_kill_at_the_very_beginning_leaves_is_gone_on_with_and_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / EPISODES).touch()
-    (tmp_path / "evaluation.tmp").write_text('{"se')
+    (tmp_path / ".evaluation.json.0-ab.tmp").write_text('{"se')
     with EpisodeLog(tmp_path, {"seed": 1}) as log:
         log.add(episode(0))
     (tmp_path / "evaluation.json").unlink()
