@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from pathlib import Path
 
 from quintain.envs import EndlessTasks, ShellEnv, SingleTurnEnv, Task, TaskSource, WorkFolder, user
 
@@ -12,9 +14,9 @@ class Letters(SingleTurnEnv):
 
     splits = ("train", "heldout")
 
-    def __init__(self, mode: str = "ok") -> None:
+    def __init__(self, mode: str = "ok", marker: str = "") -> None:
         super().__init__()
-        self.mode = mode
+        self.mode, self.marker = mode, Path(marker)
 
     @classmethod
     def tasks(cls, split: str, words: int = 1) -> TaskSource:
@@ -23,13 +25,16 @@ class Letters(SingleTurnEnv):
 
         return [make(index) for index in range(6)] if split == "heldout" else EndlessTasks(make)
 
-    def score(self, answer: str, reference: int) -> float:
+    async def score(self, answer: str, reference: int) -> float:
         if self.mode == "raises" or (self.mode == "raises_sometimes" and len(answer) % 3 == 0):
             raise RuntimeError("the environment is broken")
-        if self.mode == "hangs_sometimes" and len(answer) % 7 == 0:
-            time.sleep(3600)
+        if self.mode == "hangs_sometimes" and len(answer) % 3 == 0:
+            await asyncio.sleep(3600)
+        if self.mode == "blocks_once" and not self.marker.exists():
+            self.marker.touch()
+            time.sleep(3600)  # noqa: ASYNC251
         if self.mode == "slow":
-            time.sleep(0.5)
+            time.sleep(0.5)  # noqa: ASYNC251
         if self.mode == "nan":
             return float("nan")
         if self.mode == "equal":

@@ -96,13 +96,22 @@ def test_an_environment_that_sometimes_fails_costs_those_trajectories_only(run: 
 
 
 def test_an_environment_that_sometimes_hangs_costs_those_trajectories_only(run: Run) -> None:
-    with_all_words(run.samples())  # of which none says the first of a step what hangs, and takes the others with it
-    run.set("environment.args", {"mode": "hangs_sometimes"}).set("environment.step_timeout_s", 3.0).train()
+    run.set("environment.args", {"mode": "hangs_sometimes"}).set("environment.step_timeout_s", 1.0).train()
     kinds = [
         row.trajectory.failure.kind for row in read_trajectories(run.path / "trajectories") if row.trajectory.failure
     ]
     assert FailureKind.TIMEOUT in kinds
     assert sum(row["failures"] for row in run.metrics()) == len(kinds)
+    run.assert_books_balance(3)
+
+
+def test_an_environment_that_blocks_its_process_costs_the_episodes_in_it_an_attempt(run: Run, tmp_path: Path) -> None:
+    run.set("environment.args", {"mode": "blocks_once", "marker": str(tmp_path / "blocked")})
+    run.set("environment.step_timeout_s", 1.0).train()
+    assert (tmp_path / "blocked").exists()
+    attempts = [row.trajectory.attempts for row in read_trajectories(run.path / "trajectories")]
+    assert max(attempts) == 2
+    assert sum(row["failures"] for row in run.metrics()) == 0
     run.assert_books_balance(3)
 
 
