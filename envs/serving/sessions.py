@@ -282,6 +282,7 @@ class Sessions:
         if not ticket.done():
             record.failure = self._busy(f"no slot came free within {self.limits.queue_s:g} s")
             del self._records[record.id]  # as if it had never been: the client may ask again
+            self._held[record.holder] -= 1
             self._let_go(record)
             return
         if record.episode.state is EpisodeState.CLOSED:
@@ -381,7 +382,8 @@ class Sessions:
         record.kept_bytes = 0
 
     def _end(self, record: _Record, how: str, turns: int) -> None:
-        """Count the end of a live episode, give its slot back, and keep its answers for a while."""
+        """Count the end of a live episode, give its slot back once it is closed, and keep its answers for a while."""
+        self._held[record.holder] -= 1
         self._metrics.add("episodes_total", how=how)
         failure = record.failure and f"{record.failure.failure.kind} in {record.failure.failure.stage}"
         elapsed_s = round(self._clock() - record.began, 6)
@@ -408,7 +410,6 @@ class Sessions:
     def _let_go(self, record: _Record) -> None:
         ticket, record.ticket = record.ticket, None
         if ticket is not None:
-            self._held[record.holder] -= 1
             self._slots.give_back(ticket)
 
     async def _timed(self, request: Request, within_s: float) -> Reply:

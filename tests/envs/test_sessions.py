@@ -383,13 +383,11 @@ def test_a_token_has_at_most_its_episodes_open_and_the_others_go_on(events, most
             if how == 0 and mine[holder]:
                 name = mine[holder].pop(0)
                 await table.step(name, 0, "end")
-                await table.until(lambda: table.metric("episodes_live") == sum(map(len, mine.values())))
             elif how == 1 and mine[holder]:
                 table.sessions.close(mine[holder].pop())
-                await table.until(lambda: table.metric("episodes_live") == sum(map(len, mine.values())))
             else:
                 request = CreateEpisode("train", 0, episode_id=f"e{number}")
-                if len(mine[holder]) < most and table.metric("episodes_live") < 4:
+                if len(mine[holder]) < most and sum(map(len, mine.values())) < 4:  # at once: one may still be closing
                     await table.sessions.create(request, holder)
                     mine[holder].append(f"e{number}")
                 elif len(mine[holder]) == most:
