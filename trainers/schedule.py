@@ -86,10 +86,6 @@ def _muon(config: TrainerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Muon for the matrices but those of words, AdamW for the rest."""
     if not hasattr(torch.optim, "Muon"):
         raise QuintainError(f"trainer.optim: muon needs a newer torch than {torch.__version__}: use adamw")
-    if config.parallel == "fsdp" and config.processes > 1:
-        raise QuintainError(
-            "trainer.optim: muon needs whole matrices, and fsdp shards them: use parallel: ddp, or adamw"
-        )
     base = plain_model(model)
     words = [base.get_output_embeddings(), getattr(base, "score", None), getattr(base, VALUE_HEAD, None)]
     words += [module for module in base.modules() if isinstance(module, nn.Embedding)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -29,6 +30,10 @@ def check(file: Path, overrides: tuple[str, ...], resolved: bool, as_json: bool)
         click.echo(dump_config(config), nl=False)
     else:
         click.echo(f"{file}: ok")
+        for line in config.trainer.warnings():
+            click.echo(f"note: trainer.{line}")
+        if config.trainer.processes > (there := os.cpu_count() or 1):
+            click.echo(f"note: trainer.processes: {config.trainer.processes} are refused here, on {there} cores")
 
 
 @command.command("schema")

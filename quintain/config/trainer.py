@@ -90,6 +90,12 @@ class TrainerConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _can_be_sharded(self) -> TrainerConfig:
+        if self.parallel == "fsdp" and self.optim not in ("adamw", "sgd"):
+            raise ValueError(f"optim: {self.optim} needs whole matrices, and fsdp shards them: use adamw, or ddp")
+        return self
+
+    @model_validator(mode="after")
     def _goes_where_it_is_called(self) -> TrainerConfig:
         if self.hub_model_id is not None and not self.push_to_hub:
             raise ValueError(

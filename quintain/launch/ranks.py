@@ -36,8 +36,6 @@ def check_ranks(config: ExperimentConfig, environ: Mapping[str, str]) -> None:
     cores = os.cpu_count() or 1
     if wanted > cores:
         raise QuintainError(f"trainer.processes: {wanted} asked for, this machine has {cores} cores: lower it")
-    if config.trainer.parallel == "fsdp" and config.trainer.optim not in ("adamw", "sgd"):
-        raise QuintainError(f"trainer.optim: {config.trainer.optim} cannot be sharded (fsdp): use adamw or sgd, or ddp")
     if config.trainer.parallel == "fsdp" and max(wanted, launched) == 1:
         raise QuintainError("trainer.parallel: fsdp shards a model over processes: set trainer.processes, at least 2")
 
