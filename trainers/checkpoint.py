@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from quintain.failure import QuintainError
 from quintain.trainers.model.policy import check_saved, restore_policy, save_policy, to_save
-from quintain.trainers.ranks import ALONE, Ranks, mine
+from quintain.trainers.ranks import ALONE, Ranks, is_loss, mine
 
 _STATE = "trainer.json"
 _RANDOM = "state.pt"
@@ -73,7 +73,7 @@ def save_checkpoint(
     other one in a folder within it that has its name. Every rank calls this, and writes its part of the optimisers.
 
     With `prove` it is in place only once it has been loaded back and found equal. QuintainError where the disk
-    refuses, where something is not finite, or where it does not load back.
+    refuses, where something is not finite, or where it does not load back; what `is_loss` knows where a rank is gone.
     """
     final = root / f"step-{progress.step:06d}"
     draft = root / f".draft-{progress.step:06d}"
@@ -99,6 +99,8 @@ def save_checkpoint(
         _sync_folder(root)
     except Exception as error:  # the boundary: safetensors and tokenizers say 'disk full' with types of their own
         shutil.rmtree(draft, ignore_errors=True)
+        if is_loss(error):
+            raise
         newest = latest_checkpoint(root)
         kept = f"the newest complete checkpoint is {newest.name}" if newest else "there is no earlier checkpoint"
         detail = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -143,6 +145,8 @@ def restore(checkpoint: Path, models: Models, ranks: Ranks = ALONE) -> Progress:
         for rng in state["rng"][ranks.rank : ranks.rank + 1]:
             _set_rng_state(rng)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        if is_loss(error):
+            raise
         raise QuintainError(f"cannot read the checkpoint {checkpoint}: {str(error).splitlines()[0]}") from None
     return progress
 

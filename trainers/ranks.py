@@ -103,10 +103,11 @@ def alone(forward: Any) -> Any:
     return getattr(forward, "module", forward)
 
 
-def is_loss(error: RuntimeError) -> bool:
+def is_loss(error: Exception) -> bool:
     """Whether `error` is what a collective call says where another rank has ended."""
     text = str(error)
-    return isinstance(error, dist.DistError) or "Connection closed by peer" in text or "Connection reset" in text
+    told = isinstance(error, RuntimeError) and ("Connection closed by peer" in text or "Connection reset" in text)
+    return isinstance(error, dist.DistError) or told
 
 
 def shard(forward: nn.Module, blocks: Collection[str]) -> None:

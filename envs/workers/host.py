@@ -328,8 +328,8 @@ class Host:
             try:
                 outcome.set_result(task.result())
             except (Exception, asyncio.CancelledError) as error:  # the boundary
-                failure = _located(_failure_of(error, stage), error, self.bound.cls)
-                failed = FailureError(_discreet(failure, error, live.task))
+                failure = _discreet(_failure_of(error, stage), error, live.task)
+                failed = FailureError(_located(failure, error, self.bound.cls))  # a line's number is no reference
                 failed.__cause__ = error
                 outcome.set_exception(failed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 
 import httpx
@@ -214,6 +215,14 @@ def test_an_environment_that_misbehaves_fails_its_own_episode_only(http, server,
     assert failure(http.post(f"{url}/step", json=say("hello", 1)))[:2] == (409, kind)
     if says != "exit":
         assert http.post(f"/v1/episodes/{bystander}/step", json=say("hello")).status_code == 200
+
+
+@pytest.mark.parametrize("reference", range(10))
+def test_what_an_environment_says_is_hidden_for_its_reference_and_never_for_the_line_it_was_said_in(http, reference):
+    task = {"id": "mine", "prompt": [{"role": "user", "content": "?"}], "reference": reference}
+    url = f"/v1/episodes/{http.post('/v1/episodes', json={'task': task}).json()['episode_id']}"
+    said = failure(http.post(f"{url}/step", json=say(f"complain about {reference + 1}")))[2]
+    assert re.fullmatch(rf"ValueError: cannot about {reference + 1} \(samples\.py:\d+\)", said)
 
 
 def test_an_environment_that_raises_at_reset_fails_its_episode(http):

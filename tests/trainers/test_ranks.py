@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from quintain.trainers.checkpoint import Progress, save_checkpoint
+from quintain.trainers.ranks import Ranks, is_loss
+
 from .ranks_at_work import PAIRS, trained
 from .test_learner import model  # noqa: F401
 
@@ -62,3 +65,27 @@ def test_two_ranks_make_of_a_model_what_one_makes(
     for key, weight in mine["weights"].items():
         atol = 5e-4 if "muon" in name else 1e-5  # Muon rounds to bfloat16
         assert torch.allclose(theirs["weights"][key].float(), weight.float(), atol=atol), key
+
+
+_JOINS = """
+import sys; from pathlib import Path; from quintain.trainers.ranks import Ranks
+Ranks.joined(1, 2, Path(sys.argv[1]))
+"""
+
+
+def test_a_rank_that_is_gone_while_a_checkpoint_is_written_is_no_fault_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    root, layer = tmp_path / "checkpoints", torch.nn.Linear(2, 2)
+    models = {"policy": (layer, torch.optim.SGD(layer.parameters(), lr=0.1))}
+    other = subprocess.Popen([sys.executable, "-c", _JOINS, tmp_path / "store"])
+    ranks = Ranks.joined(0, 2, tmp_path / "store")
+    assert other.wait(120) == 0
+    try:
+        with pytest.raises(RuntimeError) as error:
+            save_checkpoint(root, Progress(1, 1, 1, 1.0), models, None, keep=1, ranks=ranks)
+    finally:
+        ranks.leave()
+    assert is_loss(error.value), error.value
+    assert list(root.iterdir()) == []
