@@ -25,7 +25,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from quintain.config import DistillationConfig, ExperimentConfig, PPOConfig, SDPOConfig
+from quintain.config import DistillationConfig, ExperimentConfig, PPOConfig
 from quintain.config.ppo import CRITIC
 from quintain.failure import QuintainError
 from quintain.files import write_whole
@@ -103,7 +103,7 @@ class Learner(Generic[Data]):
         self.model, notes = load_policy(config.model, seed=config.seed, head=trainer.head)
         _check_length(config, self.model)
         fresh = config.model.lora is not None and config.model.lora.path is None
-        refers = Pass.REF in algorithm.passes or (isinstance(trainer, SDPOConfig) and trainer.needs_reference)
+        refers = trainer.needs_reference and not algorithm.passes.isdisjoint({Pass.REF, Pass.TEACHER})
         apart = not fresh or trainer.reference_follows
         self.reference = ReferenceModel(self.model, apart=apart) if refers else None
         self.notes: list[str] = [*notes, *trainer.warnings()]

@@ -167,7 +167,7 @@ class EnvironmentWorkers:
             if isinstance(request, (Close, Fork)):
                 return Reply(0)
             if isinstance(request, Advance):  # it was asked for in the moment in which its process died
-                return _failed(request, _DIED.kind, _DIED.message)
+                return Reply(0, failure=_DIED)
             return _failed(request, FailureKind.UNREACHABLE, "no worker process is ready: try again later")
         if isinstance(request, (Open, Fork)):
             self._home[request.episode] = worker

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from quintain.failure import QuintainError
+
 
 @click.group("config")
 def command() -> None:
@@ -22,6 +24,7 @@ def command() -> None:
 def check(file: Path, overrides: tuple[str, ...], resolved: bool, as_json: bool) -> None:
     """Find every mistake in FILE without loading anything heavy."""
     from quintain.config import dump_config, load_config
+    from quintain.launch.ranks import check_ranks
 
     config = load_config(file, overrides)
     if as_json:
@@ -32,8 +35,10 @@ def check(file: Path, overrides: tuple[str, ...], resolved: bool, as_json: bool)
         click.echo(f"{file}: ok")
         for line in config.trainer.warnings():
             click.echo(f"note: trainer.{line}")
-        if config.trainer.processes > (there := os.cpu_count() or 1):
-            click.echo(f"note: trainer.processes: {config.trainer.processes} are refused here, on {there} cores")
+        try:
+            check_ranks(config, os.environ)
+        except QuintainError as error:  # no mistake: the run may be meant for another machine, or for a launcher
+            click.echo(f"note: {error}")
 
 
 @command.command("schema")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,8 @@ from quintain.evaluation.evaluate import fingerprint
 from quintain.failure import Failure, FailureError, FailureKind, QuintainError, Stage
 from quintain.messages import assistant
 from quintain.trajectory import Ending, Finish, Trajectory, Turn, VersionSpan
+
+from ..full_disk import full_disk
 
 
 def episode(index: int, member: int = 0, *, failed: bool = False) -> Trajectory:
@@ -96,15 +96,11 @@ def test_a_full_disk_is_a_failure_that_spoils_no_line(tmp_path: Path) -> None:
     with EpisodeLog(tmp_path, {}) as log:
         log.add(episode(0))
         size = (tmp_path / EPISODES).stat().st_size
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size + size // 2, before[1]))  # room for half an episode
-            with pytest.raises(FailureError, match="free space on its disk") as caught:
-                log.add(episode(1))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-            signal.signal(signal.SIGXFSZ, handler)
+        with (
+            full_disk(size + size // 2),  # room for half an episode
+            pytest.raises(FailureError, match="free space on its disk") as caught,
+        ):
+            log.add(episode(1))
         assert caught.value.failure.kind is FailureKind.RESOURCE
         log.add(episode(2))
     with EpisodeLog(tmp_path, {}) as log:

@@ -43,7 +43,7 @@ def test_what_is_rarely_meant_and_what_this_machine_refuses_is_said_when_a_file_
     ok, rarely, refused = result.output.splitlines()
     assert ok == f"{file}: ok"
     assert rarely.startswith("note: trainer.epsilon_high: for cispo this is the absolute upper bound")
-    assert refused == f"note: trainer.processes: 4096 are refused here, on {os.cpu_count()} cores"
+    assert refused == f"note: trainer.processes: 4096 asked for, this machine has {os.cpu_count()} cores: lower it"
     fsdp = ["--set", "trainer.parallel=fsdp", "--set", "trainer.optim=muon"]
     with pytest.raises(QuintainError, match="optim: muon needs whole matrices, and fsdp shards them"):
         CliRunner().invoke(cli, ["config", "check", str(file), *fsdp], catch_exceptions=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
 import threading
 from pathlib import Path
@@ -16,6 +15,8 @@ from quintain.config import parse_config
 from quintain.failure import QuintainError
 from quintain.files import is_draft, write_whole
 from quintain.launch.run_folder import new_run
+
+from ..full_disk import full_disk
 
 
 def test_a_file_is_replaced_with_its_rights_and_its_folder_is_made(tmp_path: Path) -> None:
@@ -81,14 +82,9 @@ def test_of_writers_side_by_side_each_writes_the_whole(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_costs_a_run_nothing_of_its_config(tmp_path: Path) -> None:
     config = parse_config("model: {path: m}\nenvironment: {name: math}\n")
     run = new_run(config, tmp_path / "run")
-    before, limit = run.config.read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
-        with pytest.raises(QuintainError, match=r"cannot write .*config\.yaml: File too large; free space on its disk"):
-            run.keep(config)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
+    before = run.config.read_text()
+    said = r"cannot write .*config\.yaml: File too large; free space on its disk"
+    with full_disk(len(before) // 2), pytest.raises(QuintainError, match=said):
+        run.keep(config)
     assert run.config.read_text() == before
     assert not run.begun

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +19,8 @@ from quintain.failure import Failure, FailureError, FailureKind, QuintainError, 
 from quintain.messages import FunctionCall, Message, TextPart, ToolCall, assistant, user
 from quintain.rollout.journal.parquet import Stored, read_trajectories, write_stored, write_trajectories
 from quintain.trajectory import Ending, Finish, Group, Trajectory, Turn, VersionSpan
+
+from ..full_disk import full_disk
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 REAL = st.floats(allow_nan=False, allow_infinity=False)
@@ -162,8 +162,6 @@ def test_writing_a_step_again_replaces_it_and_sweeps_what_a_killed_writer_left(t
 
 def test_a_full_disk_is_a_failure_and_leaves_the_old_file_whole(tmp_path: Path) -> None:
     write_trajectories(tmp_path, 0, [Group("g", 7, (made(0),))])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     rng = np.random.default_rng(0)
     row = made(0, tokens=4096)
     noise = as_ints(rng.integers(0, 2**31, 4096))
@@ -172,13 +170,9 @@ def test_a_full_disk_is_a_failure_and_leaves_the_old_file_whole(tmp_path: Path) 
         (Turn(noise, noise, as_floats(rng.random(4096)), Finish.STOP, (VersionSpan(0, 0, 4096),), assistant("a")),),
         row.ending, 1.0,
     )  # fmt: skip
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))  # the kernel refuses what is longer
-        with pytest.raises(FailureError, match=r"cannot write .*step-000000.parquet: .*free space") as caught:
-            write_trajectories(tmp_path, 0, [Group("g", 7, (big,))])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    said = r"cannot write .*step-000000.parquet: .*free space"
+    with full_disk(8192), pytest.raises(FailureError, match=said) as caught:
+        write_trajectories(tmp_path, 0, [Group("g", 7, (big,))])
     failure = caught.value.failure
     assert (failure.kind, failure.stage, failure.retryable) == (FailureKind.RESOURCE, Stage.JOURNAL, False)
     (kept,) = read_trajectories(tmp_path)
